@@ -1,0 +1,31 @@
+"""l2p: a latent text-to-image teacher goes in, a pixel-space student that paints in one step comes out.
+
+    import l2p
+    student = l2p.load("runs/quickstart/student")
+    student.generate("a red house by a lake at dusk", seeds=7)[0].save("house.png")
+
+Importing this package loads no heavy library; each is loaded where it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from l2p.errors import UserError
+
+if TYPE_CHECKING:
+    from l2p.students.pipeline import StudentPipeline
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "load"]
+
+
+def load(path: str, device: str = "auto", dtype: str = "auto") -> StudentPipeline:
+    """The student saved in the folder `path`, ready to draw.
+
+    device: "auto", "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto", "bf16", "fp16" or "fp32".
+    Raises UserError when the folder holds no student or its weights do not fit.
+    """
+    from l2p.students.pipeline import load as load_pipeline
+
+    return load_pipeline(path, device=device, dtype=dtype)

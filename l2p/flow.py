@@ -1,0 +1,78 @@
+"""Time, noise and velocity: the conventions of the whole project, in one place.
+
+t in [0, 1]; t = 0 is the clean picture, t = 1 is pure noise; x_t = (1 - t) x_0 + t eps; velocity u = eps - x_0.
+B batch, C channels, H W rows and columns. Where a `t` is taken, it is a number or a tensor [B].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tensor:
+    """White noise float32 [B, C, H, W] on the CPU; row i depends on seeds[i] (>= 0) alone, on every machine alike.
+
+    Drawn in fp64 and rounded: the fp32 generator takes other instructions on other CPUs and its last bits differ.
+    """
+    drawn = torch.empty(len(seeds), channels, height, width)
+    for row, seed in zip(drawn, seeds, strict=True):
+        row.copy_(
+            torch.randn(row.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(int(seed)))
+        )
+    return drawn
+
+
+def time_like(t: Tensor | float, x: Tensor) -> Tensor:
+    """`t` shaped to broadcast over x [B, ...]: [B] -> [B, 1, ...], in fp32 or finer, on the device of x."""
+    t = torch.as_tensor(t, device=x.device)
+    if t.dtype not in (torch.float32, torch.float64):
+        t = t.to(torch.float32)
+    return t.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def shift_time(t: Tensor | float, shift: float) -> Tensor | float:
+    """t' = s t / (1 + (s - 1) t): more time in the noise for s > 1; keeps 0 and 1; shift 1 / s undoes shift s."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def add_noise(x_0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
+    """x_t = (1 - t) x_0 + t eps."""
+    t = time_like(t, x_0)
+    return ((1 - t) * x_0 + t * eps).to(x_0.dtype)
+
+
+def velocity(x_0: Tensor, eps: Tensor) -> Tensor:
+    """u = eps - x_0, the direction of growing noise."""
+    return eps - x_0
+
+
+def x_0_from_velocity(x_t: Tensor, u: Tensor, t: Tensor | float) -> Tensor:
+    """x_0 = x_t - t u."""
+    return (x_t - time_like(t, x_t) * u).to(x_t.dtype)
+
+
+def velocity_from_x_0(x_t: Tensor, x_0: Tensor, t: Tensor | float, t_min: float = 0.05) -> Tensor:
+    """u = (x_t - x_0) / max(t, t_min); t_min only keeps the division finite near the clean end."""
+    return ((x_t - x_0) / time_like(t, x_t).clamp(min=t_min)).to(x_t.dtype)
+
+
+def euler(
+    velocity_fn: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    times: Tensor,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Follows dx/dt = velocity_fn(x, t [B]) along the descending `times` [n + 1], and returns x at the last of them.
+
+    `progress` is called with the number of finished steps, 1 to n.
+    """
+    times = times.to(x.device)
+    for step in range(len(times) - 1):
+        u = velocity_fn(x, times[step].expand(len(x)))
+        x = (x + (times[step + 1] - times[step]) * u).to(x.dtype)
+        if progress is not None:
+            progress(step + 1)
+    return x

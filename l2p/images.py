@@ -1,0 +1,95 @@
+"""Pictures outside the network: 8-bit arrays, PNG files, grids. N pictures, H W pixels; arrays are [N, H, W, 3]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from l2p.files import PathLike, atomic_path
+
+Pictures = NDArray[np.uint8]
+PAPER, INK = 255, 40  # grey levels of a grid's background and text
+
+
+def to_uint8(images: Tensor) -> Pictures:
+    """[N, 3, H, W] in [-1, 1] (clamped) -> uint8 [N, H, W, 3]. NaN raises ValueError: it has no colour."""
+    levels = (images.detach().float().clamp(-1, 1) + 1) * 127.5
+    if levels.isnan().any():
+        raise ValueError("a picture holds NaN")
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def from_uint8(pictures: Pictures) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [-1, 1]; `to_uint8` gives back the very same bytes."""
+    return torch.tensor(pictures).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+
+
+def save_png(picture: Pictures, path: PathLike) -> None:
+    """Writes uint8 [H, W, 3] as PNG, whole or not at all."""
+    from PIL import Image
+
+    with atomic_path(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
+
+
+def make_grid(pictures: Pictures | Sequence[Pictures], columns: int, pad: int = 2) -> Pictures:
+    """Pictures of one size, row by row with `pad` pixels between -> one uint8 [H', W', 3].
+
+    pictures: one array [N, H, W, 3], or a sequence whose parts are [H, W, 3] or [N, H, W, 3].
+    """
+    if not isinstance(pictures, np.ndarray):
+        pictures = np.concatenate([part.reshape(-1, *part.shape[-3:]) for part in pictures])
+    count, height, width, _ = pictures.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    grid = np.full((rows * (height + pad) - pad, columns * (width + pad) - pad, 3), PAPER, np.uint8)
+    for index, picture in enumerate(pictures):
+        y, x = index // columns * (height + pad), index % columns * (width + pad)
+        grid[y : y + height, x : x + width] = picture
+    return grid
+
+
+def labelled_grid(rows: dict[str, Pictures], captions: Sequence[str] | None = None) -> Pictures:
+    """One row of pictures a label, the label on its left, captions above the columns -> uint8 [H', W', 3].
+
+    rows: label -> uint8 [N, H, W, 3], all of one H and W; captions: one a column, wrapped, cut after four lines.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = next(iter(rows.values())).shape[1:3]
+    columns = max(len(pictures) for pictures in rows.values())
+    font = ImageFont.load_default(size=max(10, min(28, height // 12)))
+    line = sum(font.getmetrics()) + 2
+    left = 8 + int(max(font.getlength(text) for label in rows for text in label.split("\n")))
+    lines = [_wrap(caption, font, width)[:4] for caption in captions or []]
+    top = 4 + line * max((len(wrapped) for wrapped in lines), default=0)
+
+    sheet = np.full((top + len(rows) * (height + 2), left + columns * (width + 2), 3), PAPER, np.uint8)
+    for row, pictures in enumerate(rows.values()):
+        for column, picture in enumerate(pictures):
+            y, x = top + row * (height + 2), left + column * (width + 2)
+            sheet[y : y + height, x : x + width] = picture
+    image = Image.fromarray(sheet)
+    draw = ImageDraw.Draw(image)
+    for row, label in enumerate(rows):
+        middle = top + row * (height + 2) + (height - line * (label.count("\n") + 1)) // 2
+        draw.multiline_text((4, middle), label, fill=(INK,) * 3, font=font, spacing=2)
+    for column, wrapped in enumerate(lines):
+        draw.multiline_text(
+            (left + column * (width + 2), 2), "\n".join(wrapped), fill=(INK,) * 3, font=font, spacing=2
+        )
+    return np.array(image)
+
+
+def _wrap(text: str, font, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width - 4:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,80 @@
+"""Where and how a process computes: threads, device, number format. Set once at the start of a verb, nowhere else."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from l2p.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def setup(threads: int | None = None, seed: int | None = None) -> int:
+    """Sets torch's threads (None: OMP_NUM_THREADS, else the usable cores) and every global seed; returns the threads."""
+    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or usable_cores()
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+    return threads
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, and a container's quota, beyond which threads only wait for each other."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    quota, period = (quota_file.read_text().split() if quota_file.is_file() else ("max", "1"))[:2]
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps. UserError when it is not here."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UserError(f"device is {name!r}, expected auto, cpu, cuda, cuda:N or mps")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device is mps, but this machine has none that torch can use: use device auto or cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices: use device auto or cpu"
+        )
+    return torch.device(name)
+
+
+def has_fast_bf16(device: torch.device | str) -> bool:
+    """Whether bf16 matrix products run in hardware: on a CPU avx512_bf16, amx_bf16 or Arm's bf16, on a GPU Ampere or later."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu_info = Path("/proc/cpuinfo")
+    if kind != "cpu" or not cpu_info.is_file():
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_info.read_text().split())
+
+
+def pick_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """auto, bf16, fp16 or fp32 -> torch.dtype; auto is bf16 where the device computes it in hardware, else fp32."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"dtype is {name!r}, expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextManager:
+    """Context in which matrix products run in `dtype`; fp32 changes nothing."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)

@@ -1,0 +1,84 @@
+"""Latent teachers: one protocol, one file a family, and the bundled ``landscapes`` pipeline.
+
+A new family is a file with a :class:`~l2p.teachers.protocol.Teacher` and a line in ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from l2p.errors import UserError
+from l2p.files import read_json
+from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
+from l2p.teachers.text import TextEncoder
+from l2p.teachers.z_image import ZImageTeacher
+
+FAMILIES: dict[str, type] = {ZImageTeacher.pipeline_class: ZImageTeacher}
+BUNDLED = Path(__file__).parent / "bundled"
+
+__all__ = ["BUNDLED", "FAMILIES", "Conditioning", "LatentGeometry", "Teacher", "TextEncoder", "load_teacher", "resolve"]
+
+
+def resolve(path: str | Path, revision: str | None = None) -> Path:
+    """Folder of a teacher: a bundled name, a local folder, or a Hub name (downloaded into the Hub's cache)."""
+    if (BUNDLED / str(path) / "model_index.json").is_file():
+        return BUNDLED / str(path)
+    if Path(path).is_dir():
+        return Path(path)
+    name = str(path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        bundled = sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
+        raise UserError(f"no teacher at {name!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except GatedRepoError:
+        raise UserError(f"{name} is gated: accept its licence on the Hub, then run `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{name} is not on the Hub, or is private: check the name, or run `hf auth login`") from None
+    except LocalEntryNotFoundError:
+        raise UserError(f"{name} is not in the Hub cache and the Hub cannot be reached: check the network") from None
+    except HfHubHTTPError as error:
+        raise UserError(f"the Hub refused {name}: {str(error).splitlines()[0]}") from None
+
+
+def load_teacher(
+    path: str | Path, revision: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Teacher:
+    """Load a diffusers pipeline folder (safetensors only, no remote code) as a teacher.
+
+    Raises:
+        UserError: not a pipeline folder, a family not supported, or broken weights.
+    """
+    import diffusers
+
+    folder = resolve(path, revision)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{folder} is no diffusers pipeline: model_index.json is missing")
+    class_name = read_json(folder / "model_index.json").get("_class_name")
+    if class_name not in FAMILIES:
+        raise UserError(f"{folder} holds a {class_name}; supported teachers: {', '.join(sorted(FAMILIES))}")
+    try:
+        pipeline = getattr(diffusers, class_name).from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds for a broken folder
+        raise UserError(f"cannot load the teacher in {folder}: {str(error).splitlines()[0]}") from error
+    pipeline.to(device)
+    return FAMILIES[class_name](pipeline, name=str(path), revision=revision, license=_license(folder))
+
+
+def _license(folder: Path) -> str:
+    card = folder / "README.md"
+    if card.is_file():
+        for line in card.read_text().splitlines():
+            if line.startswith("license:"):
+                return line.partition(":")[2].strip()
+    return "unknown"

@@ -1,0 +1,132 @@
+"""The Z-Image transformer on a whole batch at once, where diffusers walks lists of samples.
+
+The modules, their weights and their forwards are diffusers' own; only the bookkeeping around them (padding, positions,
+masks) is vectorised. The layout is diffusers':
+
+- captions are padded to a multiple of 32 with ``cap_pad_token``, at positions (1 + i, 0, 0);
+- image tokens sit at (caption length + 1, y, x), padded to a multiple of 32 with ``x_pad_token`` at (0, 0, 0);
+- the main layers read [image, caption]; a key mask exists only when padded caption lengths differ.
+
+Legend: B batch, h w token grid, D values of a token, C caption width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from l2p.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import ZImageTransformer2DModel
+
+    from l2p.teachers.protocol import Conditioning
+
+MULTIPLE = 32  # diffusers' SEQ_MULTI_OF
+
+
+def batched_forward(
+    transformer: ZImageTransformer2DModel, tokens: Tensor, t_model: Tensor, conditioning: Conditioning
+) -> tuple[Tensor, Tensor]:
+    """Everything of the transformer before its final layer.
+
+    Args:
+        tokens: packed tokens [B, h, w, D], of the embedder's dtype.
+        t_model: diffusers' time [B], that is ``1 - t``.
+        conditioning: captions of any lengths.
+
+    Returns:
+        Features [B, h, w, dim] of the image tokens, and the time embedding c [B, min(dim, 256)] that modulates.
+
+    Raises:
+        UserError: a grid or caption beyond the positions the transformer has.
+    """
+    batch, height, width, _ = tokens.shape
+    count = height * width
+    lengths = conditioning.lengths.tolist()
+    padded = [_round_up(length) for length in lengths]
+    longest, mixed = max(padded), min(padded) != max(padded)
+    image_rope, caption_rope = _rope(transformer, height, width, padded if mixed else padded[:1], tokens.device)
+
+    c = transformer.t_embedder(t_model * transformer.t_scale).type_as(tokens)
+    x = _embedder(transformer, tokens.shape[-1])(tokens.flatten(1, 2))
+    x = x.to(transformer.x_pad_token.dtype)
+    if count % MULTIPLE:
+        pads = transformer.x_pad_token.expand(batch, _round_up(count) - count, -1)
+        x = torch.cat([x, pads], dim=1)
+    for layer in transformer.noise_refiner:
+        x = _run(transformer, layer, x, None, image_rope, c)
+
+    index = torch.arange(longest, device=tokens.device)
+    embeds = conditioning.embeds[:, :longest]
+    embeds = F.pad(embeds, (0, 0, 0, longest - embeds.shape[1]))
+    caption = transformer.cap_embedder(embeds)
+    is_pad = index >= conditioning.lengths.to(index.device)[:, None]
+    caption = torch.where(is_pad[..., None], transformer.cap_pad_token, caption)
+    keys = index < torch.tensor(padded, device=index.device)[:, None] if mixed else None
+    for layer in transformer.context_refiner:
+        caption = _run(transformer, layer, caption, keys, caption_rope)
+
+    rope = torch.cat([image_rope, caption_rope.expand(len(image_rope), -1, -1)], dim=1)
+    if mixed:
+        keys = F.pad(keys, (x.shape[1], 0), value=True)
+    x = torch.cat([x, caption], dim=1)
+    for layer in transformer.layers:
+        x = _run(transformer, layer, x, keys, rope, c)
+    return x[:, :count].unflatten(1, (height, width)), c
+
+
+def _run(transformer: nn.Module, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
+    if transformer.gradient_checkpointing and torch.is_grad_enabled():
+        return checkpoint(layer, *arguments, use_reentrant=False)
+    return layer(*arguments)
+
+
+def _round_up(count: int) -> int:
+    return count + -count % MULTIPLE
+
+
+def _embedder(transformer: nn.Module, token_dim: int) -> nn.Module:
+    for embedder in transformer.all_x_embedder.values():
+        if embedder.in_features == token_dim:
+            return embedder
+    sizes = [embedder.in_features for embedder in transformer.all_x_embedder.values()]
+    raise ValueError(f"tokens of {token_dim} values for a transformer that embeds {sizes}")
+
+
+def _rope(
+    transformer: nn.Module, height: int, width: int, captions: list[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Complex rotations of the image tokens [1 or B, n, head_dim / 2] and of the longest caption [1, L, head_dim / 2]."""
+    config = transformer.config
+    lens = config.axes_lens
+    if height > lens[1] or width > lens[2]:
+        raise UserError(f"a grid of {height} x {width} tokens exceeds the {lens[1]} x {lens[2]} of this model: draw smaller")
+    if max(captions) + 1 >= lens[0]:
+        raise UserError(f"a caption of {max(captions)} tokens exceeds the {lens[0] - 2} of this model: shorten the prompt")
+    family = (config.rope_theta, tuple(config.axes_dims), tuple(lens))
+    tables = {length: _rope_tables(*family, height, width, length, device) for length in set(captions)}
+    image = torch.stack([tables[length][0] for length in captions])
+    return image, tables[max(captions)][1][None]
+
+
+@lru_cache(maxsize=64)
+def _rope_tables(
+    theta: float, dims: tuple[int, ...], lens: tuple[int, ...], height: int, width: int, caption: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    from diffusers.models.transformers.transformer_z_image import RopeEmbedder
+
+    # A table first made under inference mode could not be trained with later.
+    with torch.inference_mode(False), torch.device("cpu"):
+        image = torch.zeros(_round_up(height * width), 3, dtype=torch.int32)
+        image[: height * width, 0] = caption + 1
+        image[: height * width, 1:] = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+        words = torch.zeros(caption, 3, dtype=torch.int32)
+        words[:, 0] = torch.arange(1, caption + 1)
+        embedder = RopeEmbedder(theta=theta, axes_dims=list(dims), axes_lens=list(lens))
+        return embedder(image).to(device), embedder(words).to(device)

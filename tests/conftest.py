@@ -1,0 +1,32 @@
+"""Fixtures shared by the suite: tiny pipelines of the real classes, with random weights."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory) -> str:
+    """Folder of a random ``ZImagePipeline``: f8, 16 channels, 2 x 2 packing, dim 64; every output is non-trivial."""
+    from l2p.landscapes import Scene, caption
+    from l2p.teachers import build
+
+    torch.manual_seed(0)
+    texts = [caption(Scene.from_seed(seed)) for seed in range(200)]
+    tokenizer = build.build_tokenizer(texts, 400)
+    text_encoder = build.build_text_encoder(build.TextSizes(32, 2, 2, 64), len(tokenizer))
+    vae = build.build_vae(build.VAESizes([8, 8, 16, 16]), sample_size=64)
+    vae.register_to_config(scaling_factor=2.0, shift_factor=0.1)
+    sizes = build.TransformerSizes(
+        dim=64, n_layers=3, n_refiner_layers=1, n_heads=2, axes_dims=[8, 12, 12], axes_lens=[128, 32, 32]
+    )
+    transformer = build.build_transformer(sizes, latent_channels=16, text_width=32)
+    pipeline = build.build_pipeline(vae, transformer, text_encoder, tokenizer)
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return str(folder)
