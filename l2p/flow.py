@@ -6,6 +6,7 @@ B batch, C channels, H W rows and columns. Where a `t` is taken, it is a number 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,14 +16,19 @@ from torch import Tensor
 def noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tensor:
     """White noise float32 [B, C, H, W] on the CPU; row i depends on seeds[i] (>= 0) alone, on every machine alike.
 
-    Drawn in fp64 and rounded: the fp32 generator takes other instructions on other CPUs and its last bits differ.
+    Uniform numbers of a seeded generator through Box-Muller, in fp64 and then rounded: `torch.randn` in fp32 takes
+    other instructions on other CPUs, which changes its last bits.
     """
-    drawn = torch.empty(len(seeds), channels, height, width)
+    size = channels * height * width
+    drawn = torch.empty(len(seeds), size)
     for row, seed in zip(drawn, seeds, strict=True):
-        row.copy_(
-            torch.randn(row.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(int(seed)))
-        )
-    return drawn
+        generator = torch.Generator().manual_seed(int(seed))
+        half = -(-size // 2)
+        radius = torch.rand(half, dtype=torch.float64, generator=generator).neg_().log1p_().mul_(-2).sqrt_()
+        angle = torch.rand(half, dtype=torch.float64, generator=generator).mul_(2 * math.pi)
+        row[:half] = angle.cos().mul_(radius)
+        row[half:] = angle.sin_().mul_(radius)[: size - half]
+    return drawn.reshape(len(seeds), channels, height, width)
 
 
 def time_like(t: Tensor | float, x: Tensor) -> Tensor:

@@ -18,7 +18,16 @@ from l2p.teachers.z_image import ZImageTeacher
 FAMILIES: dict[str, type] = {ZImageTeacher.pipeline_class: ZImageTeacher}
 BUNDLED = Path(__file__).parent / "bundled"
 
-__all__ = ["BUNDLED", "FAMILIES", "Conditioning", "LatentGeometry", "Teacher", "TextEncoder", "load_teacher", "resolve"]
+__all__ = [
+    "BUNDLED",
+    "FAMILIES",
+    "Conditioning",
+    "LatentGeometry",
+    "Teacher",
+    "TextEncoder",
+    "load_teacher",
+    "resolve",
+]
 
 
 def resolve(path: str | Path, revision: str | None = None) -> Path:
@@ -30,13 +39,20 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
     name = str(path)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         bundled = sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
-        raise UserError(f"no teacher at {name!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}")
+        raise UserError(
+            f"no teacher at {name!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
+        )
     return _download(name, revision)
 
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
     try:
@@ -44,15 +60,22 @@ def _download(name: str, revision: str | None) -> Path:
     except GatedRepoError:
         raise UserError(f"{name} is gated: accept its licence on the Hub, then run `hf auth login`") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{name} is not on the Hub, or is private: check the name, or run `hf auth login`") from None
+        raise UserError(
+            f"{name} is not on the Hub, or is private: check the name, or run `hf auth login`"
+        ) from None
     except LocalEntryNotFoundError:
-        raise UserError(f"{name} is not in the Hub cache and the Hub cannot be reached: check the network") from None
+        raise UserError(
+            f"{name} is not in the Hub cache and the Hub cannot be reached: check the network"
+        ) from None
     except HfHubHTTPError as error:
         raise UserError(f"the Hub refused {name}: {str(error).splitlines()[0]}") from None
 
 
 def load_teacher(
-    path: str | Path, revision: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Teacher:
     """Load a diffusers pipeline folder (safetensors only, no remote code) as a teacher.
 
@@ -69,7 +92,9 @@ def load_teacher(
         raise UserError(f"{folder} holds a {class_name}; supported teachers: {', '.join(sorted(FAMILIES))}")
     try:
         pipeline = getattr(diffusers, class_name).from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds for a broken folder
+    except (
+        Exception
+    ) as error:  # diffusers, transformers and safetensors each raise their own kinds for a broken folder
         raise UserError(f"cannot load the teacher in {folder}: {str(error).splitlines()[0]}") from error
     pipeline.to(device)
     return FAMILIES[class_name](pipeline, name=str(path), revision=revision, license=_license(folder))

@@ -68,7 +68,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int):
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|pad|>", padding_side="right", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|pad|>",
+        padding_side="right",
+        model_max_length=512,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -141,7 +145,9 @@ def build_pipeline(vae, transformer, text_encoder, tokenizer, shift: float = 3.0
     """The ``ZImagePipeline`` of these parts, with a flow-matching Euler scheduler of a fixed shift."""
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift, use_dynamic_shifting=False)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=1000, shift=shift, use_dynamic_shifting=False
+    )
     return ZImagePipeline(
         scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
     )

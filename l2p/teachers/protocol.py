@@ -75,7 +75,9 @@ class LatentGeometry:
             ValueError: if a side is no positive multiple of ``token_pixels``.
         """
         if height <= 0 or width <= 0 or height % self.token_pixels or width % self.token_pixels:
-            raise ValueError(f"height and width must be multiples of {self.token_pixels}, got {height} x {width}")
+            raise ValueError(
+                f"height and width must be multiples of {self.token_pixels}, got {height} x {width}"
+            )
         return self.channels, height // self.compression, width // self.compression
 
 
@@ -103,7 +105,9 @@ class Teacher(ABC):
         """Times [n + 1] of the sampler for a picture of this size in pixels, descending and ending in 0."""
 
     @abstractmethod
-    def velocity(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, guidance_scale: float = 0.0) -> Tensor:
+    def velocity(
+        self, z_t: Tensor, t: Tensor, conditioning: Conditioning, guidance_scale: float = 0.0
+    ) -> Tensor:
         """Velocity ``eps - z_0`` at latents ``z_t`` [B, c, H, W] and times ``t`` [B].
 
         ``guidance_scale`` w steers away from the empty prompt: ``u + w (u - u_empty)``; 0 is no guidance.

@@ -43,7 +43,12 @@ class TextEncoder:
             for prompt in prompts
         ]
         tokens = self.tokenizer(
-            texts, padding=True, max_length=MAX_TOKENS, truncation=True, padding_side="right", return_tensors="pt"
+            texts,
+            padding=True,
+            max_length=MAX_TOKENS,
+            truncation=True,
+            padding_side="right",
+            return_tensors="pt",
         )
         return tokens.input_ids, tokens.attention_mask.bool()
 
@@ -51,7 +56,10 @@ class TextEncoder:
         """Caption features [B, L, C] of token ids; differentiable, so that a teacher's training can use it."""
         device = self.model.device
         output = self.model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            output_hidden_states=True,
+            use_cache=False,
         )
         return output.hidden_states[-2]
 
@@ -63,7 +71,9 @@ class TextEncoder:
             chunk = missing[start : start + 256]
             ids, mask = self.tokenize(chunk)
             features = self.features(ids, mask)
-            fresh.update({prompt: f[m] for prompt, f, m in zip(chunk, features, mask.to(features.device), strict=True)})
+            fresh.update(
+                {prompt: f[m] for prompt, f, m in zip(chunk, features, mask.to(features.device), strict=True)}
+            )
         rows = [fresh[p] if p in fresh else self._cache[p] for p in prompts]
         if self.cache_size:
             self._cache.update(fresh)
@@ -95,7 +105,11 @@ class TextEncoder:
         folder = Path(folder)
         for part in ("text_encoder", "tokenizer"):
             if not (folder / part).is_dir():
-                raise UserError(f"{folder} has no {part}/ folder: it needs a text encoder and a tokenizer to read prompts")
+                raise UserError(
+                    f"{folder} has no {part}/ folder: it needs a text encoder and a tokenizer to read prompts"
+                )
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        model = AutoModel.from_pretrained(folder / "text_encoder", dtype=dtype or torch.float32, use_safetensors=True)
+        model = AutoModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype or torch.float32, use_safetensors=True
+        )
         return cls(tokenizer, model.to(device))

@@ -47,10 +47,14 @@ class ZImageTeacher(Teacher):
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.15),
         )
-        self.scheduler.set_timesteps(sigmas=np.array(get_default_z_image_sigmas(num_inference_steps)).tolist(), mu=mu)
+        self.scheduler.set_timesteps(
+            sigmas=np.array(get_default_z_image_sigmas(num_inference_steps)).tolist(), mu=mu
+        )
         return self.scheduler.sigmas.clone().float()
 
-    def velocity(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, guidance_scale: float = 0.0) -> Tensor:
+    def velocity(
+        self, z_t: Tensor, t: Tensor, conditioning: Conditioning, guidance_scale: float = 0.0
+    ) -> Tensor:
         if guidance_scale:
             if self._empty is None:
                 self._empty = self.encode_prompts([""])
@@ -62,7 +66,9 @@ class ZImageTeacher(Teacher):
     def _velocity(self, z_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         dtype = self.transformer.dtype
         tokens = self.pack(z_t.to(dtype))
-        features, c = batched_forward(self.transformer, tokens, (1 - t).to(z_t.device), conditioning.to(dtype=dtype))
+        features, c = batched_forward(
+            self.transformer, tokens, (1 - t).to(z_t.device), conditioning.to(dtype=dtype)
+        )
         final = next(iter(self.transformer.all_final_layer.values()))
         grid = features.shape[1:3]
         return -self.unpack(final(features.flatten(1, 2), c=c).unflatten(1, grid)).to(z_t.dtype)

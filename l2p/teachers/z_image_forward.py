@@ -1,10 +1,10 @@
 """The Z-Image transformer on a whole batch at once, where diffusers walks lists of samples.
 
-The modules, their weights and their forwards are diffusers' own; only the bookkeeping around them (padding, positions,
-masks) is vectorised. The layout is diffusers':
+The modules, their weights and their forwards are diffusers' own; only the bookkeeping around them (padding,
+positions, masks) is vectorised. The layout is diffusers':
 
 - captions are padded to a multiple of 32 with ``cap_pad_token``, at positions (1 + i, 0, 0);
-- image tokens sit at (caption length + 1, y, x), padded to a multiple of 32 with ``x_pad_token`` at (0, 0, 0);
+- image tokens sit at (caption length + 1, y, x), padded to a multiple of 32 by ``x_pad_token`` at (0, 0, 0);
 - the main layers read [image, caption]; a key mask exists only when padded caption lengths differ.
 
 Legend: B batch, h w token grid, D values of a token, C caption width.
@@ -41,7 +41,7 @@ def batched_forward(
         conditioning: captions of any lengths.
 
     Returns:
-        Features [B, h, w, dim] of the image tokens, and the time embedding c [B, min(dim, 256)] that modulates.
+        Features [B, h, w, dim] of the image tokens, and the time embedding c [B, min(dim, 256)].
 
     Raises:
         UserError: a grid or caption beyond the positions the transformer has.
@@ -51,7 +51,9 @@ def batched_forward(
     lengths = conditioning.lengths.tolist()
     padded = [_round_up(length) for length in lengths]
     longest, mixed = max(padded), min(padded) != max(padded)
-    image_rope, caption_rope = _rope(transformer, height, width, padded if mixed else padded[:1], tokens.device)
+    image_rope, caption_rope = _rope(
+        transformer, height, width, padded if mixed else padded[:1], tokens.device
+    )
 
     c = transformer.t_embedder(t_model * transformer.t_scale).type_as(tokens)
     x = _embedder(transformer, tokens.shape[-1])(tokens.flatten(1, 2))
@@ -102,13 +104,17 @@ def _embedder(transformer: nn.Module, token_dim: int) -> nn.Module:
 def _rope(
     transformer: nn.Module, height: int, width: int, captions: list[int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Complex rotations of the image tokens [1 or B, n, head_dim / 2] and of the longest caption [1, L, head_dim / 2]."""
+    """Complex rotations [1 or B, n, m] of the image and [1, L, m] of the longest caption; m = head_dim / 2."""
     config = transformer.config
     lens = config.axes_lens
     if height > lens[1] or width > lens[2]:
-        raise UserError(f"a grid of {height} x {width} tokens exceeds the {lens[1]} x {lens[2]} of this model: draw smaller")
+        raise UserError(
+            f"{height} x {width} tokens exceed the {lens[1]} x {lens[2]} of this model: draw smaller"
+        )
     if max(captions) + 1 >= lens[0]:
-        raise UserError(f"a caption of {max(captions)} tokens exceeds the {lens[0] - 2} of this model: shorten the prompt")
+        raise UserError(
+            f"a caption of {max(captions)} tokens exceeds the {lens[0] - 2} of this model: shorten the prompt"
+        )
     family = (config.rope_theta, tuple(config.axes_dims), tuple(lens))
     tables = {length: _rope_tables(*family, height, width, length, device) for length in set(captions)}
     image = torch.stack([tables[length][0] for length in captions])
@@ -117,7 +123,13 @@ def _rope(
 
 @lru_cache(maxsize=64)
 def _rope_tables(
-    theta: float, dims: tuple[int, ...], lens: tuple[int, ...], height: int, width: int, caption: int, device: torch.device
+    theta: float,
+    dims: tuple[int, ...],
+    lens: tuple[int, ...],
+    height: int,
+    width: int,
+    caption: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     from diffusers.models.transformers.transformer_z_image import RopeEmbedder
 

@@ -1,0 +1,57 @@
+# One environment (.venv), made once, and the few things done with it. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed$(if $(TORCH),-torch-$(TORCH))
+
+.PHONY: help install quickstart test slow teacher judge lint clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "  TORCH=2.9.1 takes another torch, PYTHON=python3.12 another Python, VENV=path another place."
+
+install: $(STAMP)  ## make the environment (about 6 GB, once)
+
+$(STAMP): pyproject.toml requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+		|| { echo "l2p needs Python 3.10 or later as '$(PYTHON)': install it, or name it with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+		|| { echo "Python's venv is missing: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "making $(VENV): some 6 GB are downloaded, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(if $(TORCH),echo "torch==$(TORCH)",cat requirements/constraints.txt) > $(VENV)/constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/.installed*
+	@touch $@
+
+quickstart: $(STAMP)  ## distil the bundled teacher into a one-step pixel student, and judge it
+	@$(BIN)/l2p distill recipes/quickstart.yaml
+
+# The tests are many small tensors: more threads than two only wait for each other.
+test slow: export OMP_NUM_THREADS ?= 2
+
+test: $(STAMP)  ## the whole suite but the slow tests
+	@$(BIN)/python -m pytest
+
+slow: $(STAMP)  ## the slow tests
+	@$(BIN)/python -m pytest -m slow
+
+teacher: $(STAMP)  ## train the bundled teacher anew (hours)
+	@$(BIN)/l2p train-teacher recipes/teacher-landscapes.yaml
+
+judge: $(STAMP)  ## train the bundled judge anew (minutes)
+	@$(BIN)/l2p train-judge recipes/judge-landscapes.yaml
+
+lint: $(STAMP)  ## ruff: mistakes and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:  ## remove the environment and all caches; runs/ stays
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,9 @@
+"""Operators for pixel transformers: local attention on a 2-D grid and its companions.
+
+Each operator is a folder: `api.py` checks and dispatches, `reference.py` is the specification in plain
+torch, the other files are fast paths. `impl=` picks a path and never changes the result.
+"""
+
+from .patch_attention import patch_attention
+
+__all__ = ["patch_attention"]

@@ -1,0 +1,153 @@
+"""`patch_attention`: checks what it was given, picks a path, says once which."""
+
+import functools
+import importlib.util
+import logging
+
+import torch
+from torch import Tensor
+
+from .op import patch_attention_triton, patch_attention_windowed
+from .reference import patch_attention_reference
+
+logger = logging.getLogger("l2p_kernels")
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+IMPLS = ("auto", "reference", "windowed", "triton", "flex")
+
+
+def patch_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tile: int = 8,
+    halo: int = 4,
+    global_k: Tensor | None = None,
+    global_v: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    rope: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Local attention on a 2-D grid, with global tokens in the same softmax.
+
+    A query in tile (i, j) attends to the grid keys whose row lies in `[i*tile - halo, (i+1)*tile + halo)` and whose
+    column likewise, clipped at the grid's edge, and to every global token. Softmax and accumulation are fp32.
+    Differentiable in q, k, v, global_k, global_v, q_norm and k_norm. Strided inputs are supported.
+
+    Args:
+        q, k, v: `[B, H, W, heads, head_dim]`, one dtype (fp32, fp16, bf16; fp64 for checks), head_dim 16 to 256.
+            Under autocast they may differ and are brought to the autocast dtype.
+        tile: side of a tile, in tokens, at least 1. H and W need not be multiples of it.
+        halo: how far a tile sees beyond its border, in tokens, at least 0.
+        global_k, global_v: `[B, G, heads, head_dim]`, used as they are (no norm, no RoPE).
+        q_norm, k_norm: RMSNorm weights `[head_dim]` for the grid's q and k, eps 1e-6.
+        rope: angles in radians, `(rows [H, head_dim / 4], columns [W, head_dim / 4])`, without gradient. Channels
+            `[0, head_dim / 2)` turn with the row, the rest with the column; inside each half, channel `i` is paired
+            with channel `i + head_dim / 4`: `(a, b) -> (a cos - b sin, a sin + b cos)`.
+        scale: factor of the scores, `head_dim ** -0.5` if None.
+        impl: `reference` (dense, the specification), `windowed` (tiles through SDPA: the CPU path), `triton` (GPU, or
+            its interpreter), `flex` (FlexAttention; no gradient on a CPU) or `auto`: triton on a GPU, windowed
+            elsewhere. It never changes the result.
+
+    Returns:
+        `[B, H, W, heads, head_dim]` in q's dtype, contiguous.
+
+    Raises:
+        ValueError: a shape, dtype, device or option that does not fit; the message names what was got and wanted.
+        RuntimeError: `impl="triton"` with neither a GPU nor the interpreter.
+    """
+    dtype_out = q.dtype
+    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v, global_k, global_v = (
+            None if x is None else x.to(dtype) for x in (q, k, v, global_k, global_v)
+        )
+    rows, columns = (None, None) if rope is None else rope
+    _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns, impl)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if impl == "auto":
+        impl = (
+            "triton" if q.device.type == "cuda" and q.dtype != torch.float64 and _has_triton() else "windowed"
+        )
+        if not torch.compiler.is_compiling():
+            _say_once(q.device.type, impl)
+    inputs = (q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale)
+    if impl == "windowed":
+        out, _ = patch_attention_windowed(*inputs)
+    elif impl == "triton":
+        if not torch.compiler.is_compiling():
+            _check_triton(q)
+        out, _ = patch_attention_triton(*inputs)
+    elif impl == "flex":
+        from .flex import patch_attention_flex
+
+        out = patch_attention_flex(*inputs)
+    else:
+        out = patch_attention_reference(*inputs)
+    return out.to(dtype_out)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _check_triton(q: Tensor) -> None:
+    if not _has_triton():
+        raise RuntimeError("impl='triton' needs the package triton, which is not installed")
+    from .triton import check_can_run
+
+    check_can_run(q)
+
+
+@functools.cache
+def _say_once(device: str, impl: str) -> None:
+    logger.info("patch_attention on %s runs through impl=%r", device, impl)
+
+
+def _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns, impl) -> None:
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLS)}; got {impl!r}")
+    if q.ndim != 5 or 0 in q.shape:
+        raise ValueError(f"q must be [B, H, W, heads, head_dim] with no empty dimension; got {list(q.shape)}")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"q must be fp32, fp16, bf16 or fp64; got {q.dtype}")
+    batch, height, width, heads, head_dim = q.shape
+    if not 16 <= head_dim <= 256:
+        raise ValueError(f"head_dim must lie in 16..256; got {head_dim} (q is {list(q.shape)})")
+    if tile < 1 or halo < 0:
+        raise ValueError(f"tile must be at least 1 and halo at least 0; got {tile=} {halo=}")
+    if (global_k is None) != (global_v is None):
+        raise ValueError("global_k and global_v must be given together; got only one of them")
+
+    wanted = {"k": (k, q.shape), "v": (v, q.shape)}
+    if global_k is not None:
+        count = global_k.shape[1] if global_k.ndim == 4 else "G"
+        shape = (batch, count, heads, head_dim)
+        wanted |= {"global_k": (global_k, shape), "global_v": (global_v, shape)}
+    for name, (x, shape) in wanted.items():
+        _check_tensor(name, x, shape, q)
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name} must have q's dtype {q.dtype}; got {x.dtype}")
+    for name, x in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if x is not None:
+            _check_tensor(name, x, (head_dim,), q)
+    if rows is not None:
+        if head_dim % 4:
+            raise ValueError(f"rope needs a head_dim that is a multiple of 4; got {head_dim}")
+        for name, x, count in (("rope rows", rows, height), ("rope columns", columns, width)):
+            _check_tensor(name, x, (count, head_dim // 4), q)
+            if x.requires_grad:
+                raise ValueError(f"{name} must not require a gradient (angles get none); detach them")
+
+
+def _check_tensor(name: str, x: Tensor, shape, q: Tensor) -> None:
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {list(shape)} to go with q {list(q.shape)}; got {list(x.shape)}")
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on q's device {q.device}; got {x.device}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be floating point; got {x.dtype}")

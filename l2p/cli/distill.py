@@ -1,0 +1,95 @@
+"""Distil a latent teacher into a pixel student, as a recipe says.
+
+Stages: lift, corpus, transfer, one_step, match, student, evaluation. Each is kept when it is done, so the same
+command goes on where an earlier one stopped."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from l2p.recipe import Recipe, load_recipe
+
+EXAMPLES = """\
+examples:
+  l2p distill recipes/quickstart.yaml
+  l2p distill recipes/quickstart.yaml --dry-run
+  l2p distill recipes/quickstart.yaml name=longer one_step.steps=2000 one_step.objectives.pairs.latent=1
+  l2p distill recipes/quickstart.yaml --resume never
+"""
+WHEN_STOPPED = "; what is done is kept: run the same command again to go on from here"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file; recipes/ has some, every knob explained")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="changes to the recipe, such as seed=3"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|never|PATH",
+        default="auto",
+        help="auto: go on where the run's folder stands; never: start anew; PATH: go on from that checkpoint",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        return _print_plan(recipe)
+    from l2p.training import distill
+
+    _print_result(distill.run(recipe, resume=args.resume))
+
+
+def _print_plan(recipe: Recipe) -> None:
+    from dataclasses import asdict
+
+    from omegaconf import OmegaConf
+    from rich.console import Console
+    from rich.table import Table
+
+    from l2p.training import distill
+
+    rows = distill.plan(recipe)
+    console = Console(highlight=False)
+    console.print(OmegaConf.to_yaml(OmegaConf.create(asdict(recipe))), markup=False, soft_wrap=True)
+    table = Table(
+        "stage", "state", "work", title=f"{recipe.name} -> {recipe.output_dir}", title_justify="left"
+    )
+    for row in rows:
+        table.add_row(row["stage"], row["state"], "" if row["state"] == "off" else row["work"])
+    console.print(table)
+    console.print(f"parameters: {_parameters(recipe)}", markup=False)
+
+
+def _parameters(recipe: Recipe) -> str:
+    """Parameters of the teacher's transformer, which becomes the student's core; read without its weights."""
+    from pathlib import Path
+
+    from l2p.teachers import BUNDLED
+
+    folders = [BUNDLED / recipe.teacher.path, Path(recipe.teacher.path)]
+    folder = next((f for f in folders if (f / "model_index.json").is_file()), None)
+    if folder is None:
+        return f"not known before {recipe.teacher.path} is here"
+    from l2p.cli.info import count_parameters
+
+    return f"{count_parameters(folder / 'transformer') / 1e6:,.1f} M in the teacher's transformer"
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    places = {name: result[name] for name in ("report", "student")}
+    places["metrics"] = str(Path(result["output_dir"]) / "metrics.json")
+    console.print(f"\ndone in {result['seconds'] / 60:.1f} minutes", markup=False)
+    for name, place in places.items():
+        console.print(f"  {name:<8} {place}", markup=False)
+    console.print(
+        f'  draw     l2p generate {result["student"]} "a red house by a lake at dusk"', markup=False
+    )

@@ -1,0 +1,102 @@
+"""What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from l2p.errors import UserError
+
+EXAMPLES = """\
+examples:
+  l2p info runs/quickstart/student
+  l2p info runs/quickstart/student --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("student", metavar="STUDENT", help="folder that `l2p distill` wrote")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    facts = gather(Path(args.student))
+    if args.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        _print(facts)
+
+
+def gather(folder: Path) -> dict[str, Any]:
+    """Everything a student's folder and the run around it say. Raises UserError when it is no student."""
+    from l2p.students.io import read_config
+
+    config = read_config(folder)
+    facts = {"path": str(folder), "parameters": count_parameters(folder)}
+    facts["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    facts["config"] = {key: value for key, value in config.items() if key != "recipe"}
+    facts["recipe"] = config.get("recipe")
+    metrics = folder.resolve().parent / "metrics.json"
+    facts["metrics"] = _read_metrics(metrics) if metrics.is_file() else None
+    return facts
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in a folder's safetensors files, from their headers. Raises UserError when there are none or one is broken."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} has no weights (*.safetensors): the folder is incomplete")
+    total = 0
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+        except SafetensorError as error:
+            raise UserError(f"{file} is broken or cut short ({error})") from None
+    return total
+
+
+def _read_metrics(path: Path) -> dict[str, Any] | None:
+    from l2p.files import read_json
+
+    metrics = read_json(path)
+    return metrics if isinstance(metrics, dict) else None
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    config, recipe = facts["config"], facts["recipe"] or {}
+    core, head, teacher = config.get("core", {}), config.get("head", {}), config.get("teacher", {})
+    depth = f"{core.get('n_layers')} layers of width {core.get('dim')}" if core else "unknown"
+    rows = {
+        "parameters": f"{facts['parameters'] / 1e6:,.2f} M, {facts['bytes'] / 1e6:,.1f} MB in all",
+        "picture": f"{config.get('width')} x {config.get('height')} as trained, patches of {config.get('patch_size')} px",
+        "steps": str(config.get("num_steps")),
+        "core": depth,
+        "head": ", ".join(f"{key} {value}" for key, value in head.items()),
+        "teacher": ", ".join(f"{key} {value}" for key, value in teacher.items() if value is not None),
+        "recipe": f"{recipe.get('name')} (seed {recipe.get('seed')})" if recipe else "not recorded",
+        "last stage": str(config.get("stage") or "none"),
+    }
+    table = Table(title=facts["path"], title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    console.print(table)
+    painters = facts["metrics"] or {}
+    figures = ("attribute_accuracy", "frechet", "psnr_to_teacher", "latency_ms")
+    if "student" in painters:
+        table = Table("painter", *(name.replace("_", " ") for name in figures))
+        for name in ("teacher", "teacher_one_step", "lift", "student"):
+            found = [painters.get(name, {}).get(figure) for figure in figures]
+            table.add_row(
+                name.replace("_", " "), *("-" if value is None else f"{value:,.3f}" for value in found)
+            )
+        console.print(table)

@@ -1,0 +1,141 @@
+"""`l2p VERB ...`: finds the verb, and turns every foreseeable failure into one line on stderr.
+
+Exit codes: 0 done, 1 `doctor` found something broken, 2 a mistake of the user or of the machine, 130 Ctrl-C.
+A failure that is none of these is a bug, and shows its traceback; L2P_DEBUG=1 shows the traceback of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import NoReturn
+
+from l2p.errors import UserError
+
+VERBS = {
+    "distill": "a teacher goes in, a one-step pixel student and its report come out",
+    "generate": "draw pictures from prompts",
+    "info": "what a student is",
+    "evaluate": "measure a student beside its teacher",
+    "doctor": "what is installed, what will be slow, and the fix",
+    "train-teacher": "train the bundled latent teacher",
+    "train-judge": "train the judge that the evaluation asks",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what it did not understand."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    verb: ModuleType | None = None
+    debug = os.environ.get("L2P_DEBUG", "") not in ("", "0")
+    if not debug:  # libraries talk to their developers; a user can act on none of it
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+    try:
+        name, rest = _split(list(sys.argv[1:] if argv is None else argv))
+        verb = import_module(f"l2p.cli.{name.replace('-', '_')}")
+        parser = Parser(
+            prog=f"l2p {name}",
+            description=verb.__doc__,
+            epilog=verb.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.configure(parser)
+        code = verb.run(parser.parse_intermixed_args(rest)) or 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return _fail("stopped" + getattr(verb, "WHEN_STOPPED", ""), 130)
+    except (
+        BrokenPipeError
+    ):  # the reader of our output, such as `head`, has gone: there is no one left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except Exception as error:
+        line = explain(error)
+        if debug or line is None:
+            raise
+        return _fail(line, 2)
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error that user or machine caused; None for a bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device{_named(error)}: free some and run the same command again"
+    if isinstance(error, PermissionError):
+        return f"permission denied{_named(error)}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror.lower()}{_named(error)}"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in (
+        "l2p",
+        "l2p_kernels",
+    ):
+        return (
+            f"the package {error.name} is not installed: `l2p doctor` says what is missing and how to get it"
+        )
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+    ):
+        return "out of memory: take a smaller picture, a smaller batch_size or another device"
+    return None
+
+
+def _named(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"l2p: {line}", file=sys.stderr)
+    return code
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """The verb and its arguments; prints the help or the version and exits where that was asked for."""
+    verbs = "\n".join(f"  {name:<15}{line}" for name, line in VERBS.items())
+    parser = Parser(
+        prog="l2p",
+        description="Distil a latent text-to-image model into a pixel-space student that paints in one step.",
+        epilog=f"verbs:\n{verbs}\n\nl2p VERB --help says more, with examples; L2P_DEBUG=1 shows the traceback of an error.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="l2p [-h] [--version] VERB ...",
+    )
+    if argv and argv[0] in VERBS:
+        return argv[0], argv[1:]
+    if argv and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], VERBS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
+        raise UserError(f"no verb {argv[0]!r}: {hint}")
+    parser.add_argument("--version", action="version", version=_version())
+    parser.parse_args(argv or ["--help"])
+    raise UserError("name a verb (see l2p --help)")
+
+
+def _version() -> str:
+    from l2p import __version__
+
+    return f"l2p {__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

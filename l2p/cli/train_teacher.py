@@ -1,0 +1,29 @@
+"""Train the bundled latent teacher, a real diffusers ZImagePipeline, on the procedural landscapes."""
+
+from __future__ import annotations
+
+import argparse
+
+from l2p.recipe import load_recipe
+
+EXAMPLES = """\
+examples:
+  l2p train-teacher recipes/teacher-landscapes.yaml
+  l2p train-teacher recipes/teacher-landscapes.yaml output_dir=runs/my-teacher seed=1 --resume
+"""
+WHEN_STOPPED = "; run the same command again with --resume to go on from the last checkpoint"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file such as recipes/teacher-landscapes.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes to the recipe")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint, instead of anew"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from l2p.training import teacher
+
+    recipe = load_recipe(args.recipe, args.overrides, schema=teacher.TeacherRecipe)
+    print(f"the teacher is in {teacher.run(recipe, resume=args.resume)}")

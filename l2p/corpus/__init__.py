@@ -1,0 +1,12 @@
+"""What the teacher drew, kept on disk: pairs of pixel noise (by its seed) and picture, with prompt and latent.
+
+Prompts are in :mod:`~l2p.corpus.prompts`, the files in :mod:`~l2p.corpus.shards`, the reader in
+:mod:`~l2p.corpus.dataset`, and the drawing itself in :mod:`~l2p.corpus.synthesis`.
+"""
+
+from l2p.corpus.dataset import CorpusDataset
+from l2p.corpus.prompts import prompts_for
+from l2p.corpus.shards import ShardWriter, read_manifest
+from l2p.corpus.synthesis import synthesize
+
+__all__ = ["CorpusDataset", "ShardWriter", "prompts_for", "read_manifest", "synthesize"]

@@ -1,0 +1,81 @@
+"""The figures of one set of pictures, gathered batch by batch; memory does not grow with their number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2p.evaluation.attributes import AttributeScore
+from l2p.evaluation.fidelity import psnr
+from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, gaussian_distance
+from l2p.evaluation.judge import Judge
+from l2p.evaluation.seams import seam_index
+
+
+class Figures:
+    """What is measured on one set of pictures.
+
+    Args:
+        judge: None where the world is not landscapes: then only what needs no judge is measured.
+        periods: pixel distances of the borders on which seams are sought, the student's patch first.
+    """
+
+    def __init__(self, judge: Judge | None, periods: tuple[int, ...]) -> None:
+        self.judge, self.periods = judge, periods
+        self.features, self.score = FeatureStatistics(), AttributeScore()
+        self.seams: dict[int, list[Tensor]] = {period: [] for period in periods}
+        self.psnr: list[Tensor] = []
+
+    def update(self, images: Tensor, labels: Tensor | None = None, reference: Tensor | None = None) -> None:
+        """Add pictures.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], as delivered (8-bit levels).
+            labels: int64 [B, attributes], what the prompts name, -1 elsewhere.
+            reference: pictures that these should repeat, for the PSNR.
+        """
+        if self.judge is not None:
+            features, predictions = self.judge.judge(images)
+            self.features.update(features)
+            if labels is not None:
+                self.score.update(predictions.cpu(), labels)
+        for period in self.periods:
+            self.seams[period].append(seam_index(images, period).cpu())
+        if reference is not None:
+            self.psnr.append(psnr(images, reference).cpu())
+
+    @property
+    def frechet_to_real(self) -> float | None:
+        """Distance to the judge's reference of real renders."""
+        if self.judge is None:
+            return None
+        mean, covariance = self.judge.reference_mean, self.judge.reference_covariance
+        mean, covariance = mean.double().cpu(), covariance.double().cpu()
+        return gaussian_distance(self.features.mean, self.features.covariance, mean, covariance)
+
+    def frechet_to(self, other: Figures) -> float | None:
+        return None if self.judge is None else frechet_distance(self.features, other.features)
+
+    def seam(self, period: int) -> float:
+        """Mean seam index at one period."""
+        return float(torch.cat(self.seams[period]).mean())
+
+    def report(self, clean: Figures) -> dict:
+        """JSON values; ``clean`` is the set of clean pictures that the seams are compared with."""
+        first = self.periods[0]
+        values: dict = {
+            "attribute_accuracy": self.score.accuracy if self.judge is not None else None,
+            "frechet": self.frechet_to_real,
+            "seam_index": self.seam(first),
+            "seam_ratio": self.seam(first) / clean.seam(first),
+            "seam_ratio_by_period": {
+                str(period): self.seam(period) / clean.seam(period) for period in self.periods
+            },
+        }
+        if self.judge is not None:
+            values["attribute_accuracy_by_attribute"] = self.score.by_attribute
+        return values
+
+    @property
+    def mean_psnr(self) -> float:
+        return float(torch.cat(self.psnr).mean())

@@ -1,0 +1,99 @@
+"""What a student is compared with: the teacher's pictures of the same noise, kept on disk since they cost the most.
+
+One file a batch, named by everything that decides its content (weights, lift, steps, guidance, size, number format,
+prompts, seeds), so a rerun or another checkpoint of the student finds them and a changed setting does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2p import flow
+from l2p.files import atomic_path
+from l2p.images import Pictures, to_uint8
+from l2p.patches import patchify
+from l2p.runtime import autocast
+
+if TYPE_CHECKING:
+    from l2p.recipe import TeacherConfig
+    from l2p.teachers import Teacher
+
+_SAMPLED = 64  # values of each weight tensor in the fingerprint: reading all of 6 B parameters would take longer than it saves
+
+
+class TeacherPictures:
+    """The teacher's pictures with many steps and with one, from pixel noise seen through the lift's basis.
+
+    Args:
+        basis: A [D, d]; the teacher starts at ``A^T eps``.
+        dtype: of the arithmetic.
+        folder: where the pictures are kept.
+    """
+
+    def __init__(
+        self, teacher: Teacher, basis: Tensor, config: TeacherConfig, dtype: torch.dtype, folder: Path
+    ) -> None:
+        self.teacher, self.basis, self.config, self.dtype, self.folder = teacher, basis, config, dtype, folder
+        self.key = {
+            "teacher": fingerprint([*teacher.transformer.state_dict().values()]),
+            "basis": fingerprint([basis]),
+            "steps": config.num_inference_steps,
+            "guidance": config.guidance_scale,
+            "size": [config.height, config.width],
+            "dtype": str(dtype),
+            "device": teacher.device.type,
+        }
+
+    def get(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Pictures, Pictures]:
+        """uint8 [B, H, W, 3] of many steps and of one, from the disk or drawn now."""
+        key = json.dumps({**self.key, "prompts": list(prompts), "seeds": list(seeds)}, sort_keys=True)
+        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    return file["many"], file["one"]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                path.unlink()  # damaged from outside: draw it again
+        noise = flow.noise(seeds, 3, self.config.height, self.config.width)
+        many = self.draw(prompts, noise, self.config.num_inference_steps)
+        one = self.draw(prompts, noise, 1)
+        with atomic_path(path) as partial:
+            np.savez_compressed(partial, many=many, one=one)
+        return many, one
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], noise: Tensor, num_steps: int) -> Pictures:
+        """Pictures of pixel noise [B, 3, H, W], prompt to 8-bit."""
+        teacher = self.teacher
+        tokens = patchify(noise.to(teacher.device), teacher.geometry.token_pixels)
+        eps = teacher.unpack(tokens @ self.basis.to(tokens))
+        conditioning = teacher.encode_prompts(prompts)
+        with autocast(teacher.device, self.dtype):
+            z = teacher.sample(eps, conditioning, num_steps, self.config.guidance_scale)
+            return to_uint8(teacher.decode(z))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Pictures:
+        """Images [B, 3, H, W] in [-1, 1] through the teacher's encoder and decoder."""
+        with autocast(self.teacher.device, self.dtype):
+            return to_uint8(self.teacher.decode(self.teacher.encode(images.to(self.teacher.device))))
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> str:
+    """Short hash of shapes and of evenly spaced values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().flatten()
+        step = max(1, flat.numel() // _SAMPLED)
+        digest.update(repr(tuple(tensor.shape)).encode())
+        digest.update(flat[::step].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

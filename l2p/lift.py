@@ -1,0 +1,211 @@
+"""Latents and pixels tied by one orthonormal map: a latent flow model is already a low-rank pixel flow model.
+
+Notable:
+- ``x ~ s A z + b`` for a pixel patch ``x`` [D] and the latent ``z`` [d] of the same token; ``A^T A = I``.
+- White pixel noise maps to white latent noise (``A^T eps``), so pairs across the two spaces are exact.
+- Along the pixel path ``x_t = (1 - t) x_0 + t eps`` the projection is the latent path at its own time::
+
+      A^T (x_t - (1 - t) b) = k [(1 - t') z_0 + t' eps_z],   k = (1 - t) s + t,   t' = t / k
+
+  ``t`` is ``t'`` shifted by ``s`` (``t = s t' / (1 + (s - 1) t')``).
+- From the teacher's latent velocity ``u_z`` at ``(z, t')`` the pixel model it already is predicts
+  ``x_0 = s A (z - t' u_z) + b``. Its velocity ``(x_t - x_0) / t`` is, inside the span of ``A``,
+  ``(1 - s) z + (s / k) u_z - A^T b`` and, outside, ``(I - A A^T)(x_t - b) / t``. The change of time is
+  projective, so one Euler step in pixels is exactly one Euler step in latents, at any step size.
+
+After Asymmetric Flow Models (arXiv 2605.12964, section 5 and appendix A), with an offset added.
+
+Legend: N tokens, D = 3 p^2 values of a pixel patch, d values of a packed latent, P = A A^T.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from l2p.errors import UserError
+from l2p.files import atomic_path
+from l2p.flow import shift_time, time_like
+
+CHUNK = 65_536  # tokens turned to fp64 at a time: a million of them would not fit in memory at once
+
+
+@dataclass(frozen=True)
+class Lift:
+    """The fitted map ``x ~ scale * basis z + offset`` and how much of the pixels it explains.
+
+    Attributes:
+        basis: A [D, d], orthonormal columns, float64.
+        scale: s > 0.
+        offset: b [D], float64.
+        r2: share of the pixel variance explained by this map; not above ``r2_lstsq``.
+        r2_lstsq: the same for the best affine map of latents to pixels.
+        r2_pca: the same for the best d-dimensional subspace of pixels, whatever the latents: the ceiling.
+    """
+
+    basis: Tensor
+    scale: float
+    offset: Tensor
+    r2: float
+    r2_lstsq: float
+    r2_pca: float
+
+    def to(self, device: torch.device | str) -> Lift:
+        values = {**vars(self), "basis": self.basis.to(device), "offset": self.offset.to(device)}
+        return Lift(**values)
+
+    def k(self, t: Tensor | float) -> Tensor | float:
+        """Factor between projected pixels and latents at pixel time ``t``: ``scale`` at 0, 1 at 1."""
+        return (1 - t) * self.scale + t
+
+    def latent_time(self, t: Tensor | float) -> Tensor | float:
+        """Latent time ``t'`` of pixel time ``t``, both in [0, 1]."""
+        return t / self.k(t)
+
+    def pixel_time(self, t_latent: Tensor | float) -> Tensor | float:
+        """Pixel time of a latent time: the inverse of :meth:`latent_time`."""
+        return shift_time(t_latent, self.scale)
+
+    def to_latent(self, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """Noisy latents [B, ..., d] at ``latent_time(t)`` of noisy tokens [B, ..., D] at ``t`` ([B] or a
+        number).
+
+        At ``t = 0`` this is the latent of a picture as far as the lift knows it.
+        """
+        t = time_like(t, x_t)
+        centred = x_t - (1 - t) * self.offset.to(x_t)
+        return centred @ self.basis.to(centred) / self.k(t)
+
+    def to_pixels(self, z: Tensor) -> Tensor:
+        """Pixel tokens [..., D] of clean latent tokens [..., d]."""
+        return self.scale * z @ self.basis.to(z).T + self.offset.to(z)
+
+    def noise_to_latent(self, eps: Tensor) -> Tensor:
+        """Latent noise tokens [..., d] of pixel noise tokens [..., D]; white in, white out."""
+        return eps @ self.basis.to(eps)
+
+    def x_0(self, x_t: Tensor, u_z: Tensor, t: Tensor) -> Tensor:
+        """Clean pixel tokens predicted by the latent velocity ``u_z`` at ``to_latent(x_t, t)``."""
+        return self.to_pixels(self.to_latent(x_t, t) - time_like(self.latent_time(t), u_z) * u_z)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        from safetensors.torch import save_file
+
+        numbers = {name: getattr(self, name) for name in ("scale", "r2", "r2_lstsq", "r2_pca")}
+        with atomic_path(path) as partial:
+            save_file(
+                {"basis": self.basis.contiguous(), "offset": self.offset.contiguous()},
+                partial,
+                metadata={"l2p_lift": json.dumps(numbers)},
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Lift:
+        """Raises: UserError if the file is missing, broken, or no lift."""
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise UserError(f"no lift at {path}: run the lift stage first")
+        try:
+            with safe_open(path, framework="pt") as file:
+                numbers = json.loads((file.metadata() or {})["l2p_lift"])
+                return cls(basis=file.get_tensor("basis"), offset=file.get_tensor("offset"), **numbers)
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{path} is no lift or is cut short ({error}): delete it and run the lift stage again"
+            ) from error
+
+
+def _moments(pixels: Tensor, latents: Tensor) -> tuple[Tensor, ...]:
+    """Means, then centred second moments ``X^T X`` [D, D], ``X^T Z`` [D, d], ``Z^T Z`` [d, d], all fp64."""
+    chunks = [slice(i, i + CHUNK) for i in range(0, len(pixels), CHUNK)]
+    mean_x = sum(pixels[c].double().sum(0) for c in chunks) / len(pixels)
+    mean_z = sum(latents[c].double().sum(0) for c in chunks) / len(latents)
+    xx, xz, zz = 0.0, 0.0, 0.0
+    for c in chunks:
+        x, z = pixels[c].double() - mean_x, latents[c].double() - mean_z
+        xx, xz, zz = xx + x.T @ x, xz + x.T @ z, zz + z.T @ z
+    return mean_x, mean_z, xx, xz, zz
+
+
+def fit_lift(pixels: Tensor, latents: Tensor, scale: Literal["procrustes", "energy"] = "procrustes") -> Lift:
+    """Fit the lift on matching tokens.
+
+    Args:
+        pixels: [N, D] pixel patches of clean pictures in [-1, 1].
+        latents: [N, d] packed latents of the same tokens, d <= D.
+        scale: "procrustes" (least squares, ``tr(Sigma) / |Z|^2``) or "energy" (matches variances inside the
+            span, ``|X A| / |Z|``; larger, as it does not shrink what the latents fail to explain).
+
+    Raises:
+        ValueError: shapes that do not match, too few tokens, values that are not finite, or constant data.
+    """
+    if (
+        pixels.ndim != 2
+        or latents.ndim != 2
+        or len(pixels) != len(latents)
+        or latents.shape[1] > pixels.shape[1]
+    ):
+        raise ValueError(
+            f"expected [N, D] and [N, d <= D], got {list(pixels.shape)} and {list(latents.shape)}"
+        )
+    if len(pixels) <= latents.shape[1]:
+        raise ValueError(
+            f"{len(pixels)} tokens cannot fix a map of {latents.shape[1]} latent values: use more pictures"
+        )
+    if scale not in ("procrustes", "energy"):
+        raise ValueError(f"{scale=} must be 'procrustes' or 'energy'")
+    mean_x, mean_z, xx, xz, zz = _moments(pixels, latents)
+    energy_x, energy_z = xx.trace(), zz.trace()
+    if not (torch.isfinite(energy_x) and torch.isfinite(energy_z)):
+        raise ValueError("pixels or latents hold NaN or infinity")
+    if energy_x <= 0 or energy_z <= 0:
+        raise ValueError("pixels or latents are constant: there is nothing to fit")
+
+    left, sigma, right = torch.linalg.svd(xz, full_matrices=False)
+    basis = left @ right
+    inside = torch.einsum("ij,ik,kj->", basis, xx, basis)  # |X A|^2
+    s = sigma.sum() / energy_z if scale == "procrustes" else (inside / energy_z).sqrt()
+    residual = energy_x - 2 * s * sigma.sum() + s**2 * energy_z
+    explained = (torch.linalg.pinv(zz, hermitian=True) @ xz.T @ xz).trace()
+    top = torch.linalg.eigvalsh(xx)[-latents.shape[1] :].sum()
+    return Lift(
+        basis=basis,
+        scale=s.item(),
+        offset=mean_x - s * (basis @ mean_z),
+        r2=(1 - residual / energy_x).item(),
+        r2_lstsq=(explained / energy_x).item(),
+        r2_pca=(top / energy_x).item(),
+    )
+
+
+def asymmetric_velocity(x_t: Tensor, x_0: Tensor, t: Tensor, basis: Tensor, t_min: float = 0.05) -> Tensor:
+    """``u_A = P eps - x_0`` of tokens [B, ..., D] for a predicted ``x_0`` at ``t`` [B]; t_min as in flow."""
+    t = time_like(t, x_t)
+    eps = (x_t - (1 - t) * x_0) / t.clamp(min=t_min)
+    return _project(eps, basis) - x_0
+
+
+def velocity_from_asymmetric(
+    x_t: Tensor, u_a: Tensor, t: Tensor, basis: Tensor, t_min: float = 0.05
+) -> Tensor:
+    """``u = P u_A + (I - P)(x_t + u_A) / t`` of tokens [B, ..., D]; ``t_min`` guards the division."""
+    outside = x_t + u_a
+    outside = (outside - _project(outside, basis)) / time_like(t, x_t).clamp(min=t_min)
+    return _project(u_a, basis) + outside
+
+
+def x_0_from_asymmetric(x_t: Tensor, u_a: Tensor, t: Tensor, basis: Tensor) -> Tensor:
+    """``x_0 = P (x_t - t u_A) - (I - P) u_A``: no division, so exact at every ``t`` in [0, 1]."""
+    return _project(x_t + (1 - time_like(t, x_t)) * u_a, basis) - u_a
+
+
+def _project(tokens: Tensor, basis: Tensor) -> Tensor:
+    basis = basis.to(tokens)
+    return (tokens @ basis) @ basis.T

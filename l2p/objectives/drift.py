@@ -1,0 +1,138 @@
+"""``drift``: distribution matching with one network and one loss (Generative Modeling via Drifting, arXiv 2602.04770).
+
+Notable:
+- Features of the student's pictures are drawn to those of the teacher's pictures and pushed from each other, by
+  weights that a kernel ``exp(-|x - y| / tau)`` gives, normalised over both its rows and its columns.
+- The field is antisymmetric: with the two sides swapped it changes its sign. So where both distributions are the same
+  its mean is zero, and nothing pulls the student away. The self-pair is masked on the student's side only.
+- The loss is ``|f(x) - stopgrad(f(x) + V)|^2``: its value says little (every force is scaled to unit size), its
+  gradient is the field.
+- Features: cells of the teacher's encoder maps, pooled to grids of several sizes; every cell is a space of its own.
+- Positives are the batch's teacher pictures and no queue: a queue is state, and a step must be a function of its number.
+
+Legend: L feature spaces, B batch, N positives, M negatives, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2p.errors import UserError
+from l2p.objectives.base import Objective, StepContext
+from l2p.objectives.features import EncoderFeatures, shrink, shrink_factor
+
+if TYPE_CHECKING:
+    from l2p.lift import Lift
+    from l2p.teachers import Teacher
+
+_TINY = 1e-8
+
+
+class DriftObjective(Objective):
+    """Drifting in the features of the teacher's VAE encoder.
+
+    Args:
+        temperatures: kernel widths, as shares of the mean distance; small ones pair neighbours, large ones move the crowd.
+        grids: each encoder map is averaged to these grids (1: the whole picture); mean and deviation of each cell count.
+        feature_blocks, feature_scale: as in ``pairs``.
+    """
+
+    name = "drift"
+
+    def __init__(
+        self,
+        *,
+        teacher: Teacher,
+        lift: Lift,
+        weight: float = 1.0,
+        temperatures: list[float] = (0.02, 0.05, 0.2),
+        grids: list[int] = (1, 2, 4),
+        feature_blocks: int = 0,
+        feature_scale: float = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        if min(temperatures) <= 0 or min(grids) < 1:
+            raise UserError(
+                f"objectives.drift needs temperatures above 0 and grids from 1, got {temperatures} and {grids}"
+            )
+        self.temperatures, self.grids = tuple(temperatures), tuple(grids)
+        self._features = EncoderFeatures(teacher, feature_blocks) if self.weight else None
+        self.shrink = shrink_factor(feature_scale)
+
+    def forward(self, ctx: StepContext) -> dict[str, Tensor]:
+        x = ctx.one_step
+        if len(x) < 2:
+            raise UserError("the drift objective needs a batch of at least 2 pictures: they push each other")
+        with torch.no_grad():
+            wanted = self._features(shrink(ctx.batch.images, self.shrink))
+        found = self._features(shrink(x, self.shrink))
+        losses = []
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # bf16 would round small differences of distances away
+            for f, g in zip(found, wanted, strict=True):
+                spaces = zip(pool_cells(f, self.grids), pool_cells(g, self.grids), strict=True)
+                losses += [drift_loss(cells, targets, self.temperatures) for cells, targets in spaces]
+        return {"drift": torch.stack(losses).mean()}
+
+
+def pool_cells(features: Tensor, grids: tuple[int, ...]) -> list[Tensor]:
+    """Mean and deviation of a map [B, C, h, w] in the cells of each grid: two [cells, B, C] a grid, in float32."""
+    features, spaces = features.float(), []
+    for grid in grids:
+        size = [-(-side // grid) for side in features.shape[2:]]
+        mean, square = (
+            F.avg_pool2d(value, size, ceil_mode=True, count_include_pad=False)
+            for value in (features, features.square())
+        )
+        deviation = ((square - mean.square()).clamp(min=0) + 1e-6).sqrt()  # a flat cell keeps a finite slope
+        spaces += [cells.flatten(2).permute(2, 0, 1) for cells in (mean, deviation)]
+    return spaces
+
+
+def drift_loss(x: Tensor, positives: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """Drifting loss of samples x [L, B, C], each other's negatives, towards positives [L, N, C]; the mean over L.
+
+    Distances are measured in units of their mean, and each temperature's force is scaled to unit RMS.
+    """
+    x, positives = x.float(), positives.detach().float()
+    with torch.no_grad():
+        scale = _mean_distance(x, positives) / x.shape[-1] ** 0.5  # so that a distance is about sqrt(C)
+        y, here = positives / scale, x / scale
+        force = torch.zeros_like(here)
+        for temperature in temperatures:
+            field = drift_field(here, y, here, temperature * x.shape[-1] ** 0.5, self_pairs=True)
+            force += field / field.square().mean((1, 2), keepdim=True).sqrt().clamp(min=_TINY)
+        target = here + force
+    return (x / scale - target).square().mean()
+
+
+def drift_field(
+    x: Tensor, positives: Tensor, negatives: Tensor, tau: float, self_pairs: bool = False
+) -> Tensor:
+    """The force V [L, B, C] on points x [L, B, C] from positives [L, N, C] and negatives [L, M, C].
+
+    Args:
+        tau: width of the kernel ``exp(-|x - y| / tau)``, in the units of x.
+        self_pairs: the negatives are x itself, and a point does not push itself.
+    """
+    distance = torch.cdist(x, torch.cat([positives, negatives], dim=1))  # [L, B, N + M]
+    n = positives.shape[1]
+    if self_pairs:
+        distance = distance + F.pad(torch.eye(x.shape[1], device=x.device, dtype=x.dtype) * 1e6, (n, 0))
+    logits = -distance / tau
+    kernel = (logits.softmax(2) * logits.softmax(1)).sqrt()
+    draw, push = kernel[..., :n], kernel[..., n:]
+    draw, push = draw * push.sum(2, keepdim=True), push * draw.sum(2, keepdim=True)
+    return draw @ positives - push @ negatives
+
+
+def _mean_distance(x: Tensor, positives: Tensor) -> Tensor:
+    """Mean distance [L, 1, 1] of x to the positives and to the other x."""
+    b, n = x.shape[1], positives.shape[1]
+    total = torch.cdist(x, positives).sum((1, 2)) + torch.cdist(x, x).sum((1, 2))
+    return (total / (b * n + b * (b - 1))).clamp(min=_TINY)[:, None, None]

@@ -1,0 +1,111 @@
+"""``pairs``: the student's one step from the noise eps against the picture that the teacher drew from the same noise.
+
+The robust default of distillation: with exactly coupled noise the target is a function of the input, and plain
+regression does not blur.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2p.errors import UserError
+from l2p.objectives.base import Objective, StepContext, at_least, within
+from l2p.objectives.features import EncoderDistance, EncoderFeatures, LpipsDistance, shrink, shrink_factor
+from l2p.patches import patchify
+
+if TYPE_CHECKING:
+    from l2p.lift import Lift
+    from l2p.teachers import Teacher
+
+
+class PairsObjective(Objective):
+    """Pixel, latent and perceptual terms; a term of weight 0 is not computed.
+
+    Args:
+        pixel: weight of the Charbonnier distance ``mean(sqrt(d^2 + edge^2) - edge)``.
+        edge: where Charbonnier turns from squared to absolute, in units of [-1, 1].
+        latent: weight of ``L1 + MSE / 2`` in the teacher's latent space.
+        latent_space: "lift" projects both pictures with ``A^T`` (almost free, and zero for the teacher's own picture,
+            which a comparison with the latent itself would not be: the lift explains a part of it only); "encoder"
+            runs the teacher's encoder on the student's picture and compares with the kept latent.
+        perceptual: weight of the distance of features.
+        perceptual_network: "encoder" (the teacher's, no download) or "lpips".
+        perceptual_fraction: share of the batch, chosen anew each step, that the costly term sees.
+        feature_blocks: down blocks of the encoder compared, from the picture on; 0 is all.
+        feature_scale: pictures are averaged down to this share of their side for the features; 0.5 costs a quarter.
+    """
+
+    name = "pairs"
+
+    def __init__(
+        self,
+        *,
+        teacher: Teacher,
+        lift: Lift,
+        weight: float = 1.0,
+        pixel: float = 1.0,
+        edge: float = 1e-3,
+        latent: float = 0.5,
+        latent_space: Literal["lift", "encoder"] = "lift",
+        perceptual: float = 0.5,
+        perceptual_network: Literal["encoder", "lpips"] = "encoder",
+        perceptual_fraction: float = 1.0,
+        feature_blocks: int = 0,
+        feature_scale: float = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        self.pixel = at_least("objectives.pairs.pixel", pixel, 0)
+        self.latent = at_least("objectives.pairs.latent", latent, 0)
+        self.perceptual = at_least("objectives.pairs.perceptual", perceptual, 0)
+        self.edge = within("objectives.pairs.edge", edge, 0, 1)
+        self.perceptual_fraction = within("objectives.pairs.perceptual_fraction", perceptual_fraction, 0, 1)
+        self.latent_space = latent_space
+        self.shrink = shrink_factor(feature_scale)
+        self._distance: EncoderDistance | LpipsDistance | None = None
+        if perceptual_network == "lpips" and feature_blocks:
+            raise UserError(
+                "objectives.pairs.feature_blocks chooses blocks of the encoder: leave it out with lpips"
+            )
+        if self.weight and self.perceptual:
+            if perceptual_network == "lpips":
+                self._distance = LpipsDistance()
+            else:
+                self._distance = EncoderDistance(EncoderFeatures(teacher, feature_blocks))
+
+    def forward(self, ctx: StepContext) -> dict[str, Tensor]:
+        x, target = ctx.one_step, ctx.batch.images
+        terms: dict[str, Tensor] = {}
+        if self.pixel:
+            terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)
+        if self.latent:
+            terms["latent"] = self.latent * self._latent(ctx, x)
+        if self.perceptual:
+            some = ctx.choose(self.perceptual_fraction)
+            terms["perceptual"] = self.perceptual * self._compare(x[some], target[some])
+        return terms
+
+    def _compare(self, x: Tensor, target: Tensor) -> Tensor:
+        return self._distance(shrink(x, self.shrink), shrink(target, self.shrink)).mean()
+
+    def _latent(self, ctx: StepContext, x: Tensor) -> Tensor:
+        if self.latent_space == "encoder":
+            found, wanted = ctx.teacher.encode(x).float(), ctx.batch.latents.float()
+        else:
+            with torch.autocast(
+                x.device.type, enabled=False
+            ):  # the projection is cheap, and bf16 would round it
+                p = ctx.teacher.geometry.token_pixels
+                found, wanted = (
+                    ctx.lift.to_latent(patchify(picture.float(), p), 0.0) for picture in (x, ctx.batch.images)
+                )
+        return F.l1_loss(found, wanted) + 0.5 * F.mse_loss(found, wanted)
+
+
+def charbonnier(x: Tensor, target: Tensor, edge: float) -> Tensor:
+    """Mean of ``sqrt(d^2 + edge^2) - edge``: smooth at 0, about ``|d|`` beyond ``edge``."""
+    difference = x.float() - target.float()
+    return (difference.square() + edge**2).sqrt().mean() - edge

@@ -1,0 +1,1 @@
+"""Pixel students: a core that came from a teacher, a head that paints."""

@@ -1,0 +1,45 @@
+"""Heads: core features and the noisy picture in, the clean picture out. Three kinds, one interface.
+
+``head(features [B, h, w, dim], c [B, time_dim], x_in [B, 3, H, W], t [B]) -> x_0 [B, 3, H, W]``, where
+``x_in`` is the core's own input as a picture (offset removed, divided by k) and ``t`` the latent time the
+core was given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from l2p.errors import UserError
+from l2p.students.heads.linear import LinearHead
+from l2p.students.heads.patch import PatchHead
+from l2p.students.heads.unet import UNetHead
+
+# The kinds, and the knobs of a recipe's head section that each reads.
+KNOBS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "patch": ("fine_patch", "width", "num_blocks", "head_dim", "tile", "halo"),
+    "unet": ("width",),
+}
+
+__all__ = ["KNOBS", "LinearHead", "PatchHead", "UNetHead", "build_head"]
+
+
+def build_head(
+    config: dict[str, Any], *, core_dim: int, time_dim: int, latent_dim: int, scale: float, patch_size: int
+) -> nn.Module:
+    """Head of ``config["kind"]`` with the rest of ``config`` as its own knobs.
+
+    Raises:
+        UserError: an unknown kind or sizes that do not fit one another.
+    """
+    knobs = dict(config)
+    kind = knobs.pop("kind")
+    if kind == "linear":
+        return LinearHead(core_dim, patch_size, latent_dim, scale)
+    if kind == "patch":
+        return PatchHead(core_dim, time_dim, patch_size, **knobs)
+    if kind == "unet":
+        return UNetHead(core_dim, patch_size, **knobs)
+    raise UserError(f"no head {kind!r}: expected one of {', '.join(KNOBS)}")

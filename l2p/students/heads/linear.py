@@ -1,0 +1,42 @@
+"""The lift as a head: a linear read-out of the core, nothing learned at step zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from l2p.flow import time_like
+from l2p.patches import patchify, unpatchify
+
+
+class LinearHead(nn.Module):
+    """``x_0 = s A (A^T x_in + t' out) + b``; for ``out``, ``s A`` is folded into the teacher's final layer.
+
+    Folded, the layer has all ``3 p^2`` outputs, so that training may leave the span of A.
+
+    Args:
+        core_dim: width of the core's features.
+        latent_dim: d, columns of A.
+        scale: s of the lift.
+    """
+
+    def __init__(self, core_dim: int, patch_size: int, latent_dim: int, scale: float) -> None:
+        super().__init__()
+        from diffusers.models.transformers.transformer_z_image import FinalLayer
+
+        self.patch_size = patch_size
+        self.scale = scale
+        self.final = FinalLayer(core_dim, 3 * patch_size**2)
+        self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
+        self.register_buffer("offset", torch.zeros(3 * patch_size**2))
+
+    def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
+        out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])
+        with torch.autocast(
+            x_in.device.type, enabled=False
+        ):  # this path carries the noise itself: keep its digits
+            tokens = patchify(x_in.float(), self.patch_size)
+            basis = self.basis.float()
+            kept = self.scale * (tokens @ basis) @ basis.T
+            x_0 = kept + time_like(t, tokens) * out.float() + self.offset.float()
+        return unpatchify(x_0, self.patch_size)

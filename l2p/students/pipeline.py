@@ -1,0 +1,139 @@
+"""Prompt to pictures: a student and the text encoder it reads with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from l2p import flow
+from l2p.errors import UserError
+from l2p.images import to_uint8
+from l2p.runtime import autocast, pick_device, pick_dtype
+from l2p.students.io import load_student
+from l2p.students.student import PixelStudent
+from l2p.teachers.text import TextEncoder
+
+if TYPE_CHECKING:
+    from l2p.teachers.protocol import Conditioning
+
+SIDE = 8  # pixels; sides that are no multiple of the patch are drawn larger and cut
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> StudentPipeline:
+    """Load a student's folder, ready to draw.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "mps".
+        dtype: "auto", "bf16", "fp16" or "fp32", of the arithmetic; weights stay as saved.
+
+    Raises:
+        UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
+    """
+    chosen = pick_device(device)
+    student = load_student(path, chosen)
+    return StudentPipeline(
+        student, TextEncoder.from_pretrained(path, device=chosen), pick_dtype(dtype, chosen)
+    )
+
+
+class StudentPipeline:
+    """Args: dtype: of the arithmetic (autocast); the weights keep theirs."""
+
+    def __init__(
+        self, student: PixelStudent, text_encoder: TextEncoder, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.student = student.eval()
+        self.text_encoder = text_encoder
+        self.dtype = dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] | None = None,
+        num_images: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        num_steps: int | None = None,
+        progress: bool = False,
+        batch_size: int = 8,
+    ) -> list[Image.Image]:
+        """Draw ``num_images`` pictures of each prompt, in the order of the prompts.
+
+        Args:
+            seeds: of each prompt's first picture, the others get the next ones: one number for all prompts,
+                or one a prompt; None draws fresh ones. A picture carries its own in ``image.info["seed"]``.
+            height, width: pixels, multiples of 8; the size the student was trained on if None.
+            num_steps: 1 or more; what the student was trained for if None.
+            batch_size: pictures drawn at once; sets memory and speed, not the pictures.
+
+        Raises:
+            UserError: for values out of these ranges.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise UserError("nothing to draw: expected a prompt or a list of prompts")
+        for name, value in (("num_images", num_images), ("num_steps", num_steps), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be 1 or more, got {value}")
+        height, width = self._side("height", height), self._side("width", width)
+        tasks = [
+            (prompt, seed + i)
+            for prompt, seed in zip(prompts, _first_seeds(seeds, len(prompts)), strict=True)
+            for i in range(num_images)
+        ]
+        batches = [tasks[i : i + batch_size] for i in range(0, len(tasks), batch_size)]
+        if progress:
+            from rich.progress import track
+
+            batches = track(batches, description="drawing", total=len(batches))
+        return [image for batch in batches for image in self._draw(batch, height, width, num_steps)]
+
+    def sample(self, conditioning: Conditioning, noise: Tensor, num_steps: int | None = None) -> Tensor:
+        """Pictures [B, 3, H, W] of this very noise: float32, not clamped, on the student's device."""
+        noise = noise.to(self.device)
+        with autocast(self.device, self.dtype):
+            return self.student.sample(noise, conditioning.to(self.device), num_steps).float()
+
+    def _draw(
+        self, tasks: Sequence[tuple[str, int]], height: int, width: int, num_steps: int | None
+    ) -> list[Image.Image]:
+        p = self.student.spec.patch_size
+        seeds = [seed for _, seed in tasks]
+        # Whole patches of fresh noise, cut afterwards: the student never sees a patch it was not trained for.
+        noise = flow.noise(seeds, 3, height + -height % p, width + -width % p)
+        pictures = self.sample(self.text_encoder([prompt for prompt, _ in tasks]), noise, num_steps)
+        images = [Image.fromarray(array) for array in to_uint8(pictures[:, :, :height, :width])]
+        for image, (prompt, seed) in zip(images, tasks, strict=True):
+            image.info.update(prompt=prompt, seed=seed)
+        return images
+
+    def _side(self, name: str, value: int | None) -> int:
+        value = getattr(self.student.spec, name) if value is None else value
+        if value is None:
+            raise UserError(f"this student records no {name}: give one, a positive multiple of {SIDE}")
+        if value < SIDE or value % SIDE:
+            near = max(SIDE, round(value / SIDE) * SIDE)
+            raise UserError(f"{name} must be a positive multiple of {SIDE}, got {value}: try {near}")
+        return value
+
+
+def _first_seeds(seeds: int | Sequence[int] | None, count: int) -> list[int]:
+    if seeds is None:
+        return [secrets.randbelow(2**31) for _ in range(count)]
+    if isinstance(seeds, int):
+        seeds = [seeds] * count
+    if len(seeds) != count:
+        raise UserError(f"expected one seed, or one for each of the {count} prompts, got {len(seeds)}")
+    if min(seeds) < 0:
+        raise UserError(f"seeds must be 0 or more, got {min(seeds)}")
+    return list(seeds)

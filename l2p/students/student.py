@@ -1,0 +1,145 @@
+"""A pixel student is a core and a head, nothing else.
+
+The way of a picture: ``x_t`` loses the lift's offset and is divided by k(t), so that the core, whose first
+layer holds the folded basis, meets the very latents its teacher knew, at their time ``t' = t / k``; the head
+turns the core's features and the same normalised picture into ``x_0``.
+
+Legend: B batch, H W pixels, p patch side, D = 3 p^2, h w token grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from l2p import flow
+from l2p.lift import asymmetric_velocity
+from l2p.patches import patchify, unpatchify
+from l2p.students.core import ZImageCore
+from l2p.students.heads import build_head
+
+if TYPE_CHECKING:
+    from l2p.teachers.protocol import Conditioning
+
+
+@dataclass
+class StudentSpec:
+    """All that is needed to build a student without its weights; plain values, so it travels as JSON.
+
+    Attributes:
+        patch_size: p, pixels a side of a core token.
+        latent_dim: d, values of the teacher's token.
+        lift_scale: s of the lift.
+        core: config of the transformer, see :func:`l2p.students.core.core_config`.
+        head: ``kind`` and the knobs of that head.
+        num_steps: steps the student was trained to draw in.
+        height, width: pixels of the pictures it was trained on; None if not recorded.
+    """
+
+    patch_size: int
+    latent_dim: int
+    lift_scale: float
+    core: dict[str, Any]
+    head: dict[str, Any]
+    num_steps: int = 1
+    height: int | None = None
+    width: int | None = None
+    teacher: dict[str, Any] = field(default_factory=dict)
+
+
+class PixelStudent(nn.Module):
+    """Noisy pixels, time and captions in; clean pixels out."""
+
+    def __init__(self, spec: StudentSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.core = ZImageCore(spec.core, spec.patch_size)
+        self.head = self.new_head()
+        self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim))
+        self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2))
+
+    def new_head(self) -> nn.Module:
+        """A freshly initialised head of the spec's kind."""
+        return build_head(
+            self.spec.head,
+            core_dim=self.core.dim,
+            time_dim=self.core.time_dim,
+            latent_dim=self.spec.latent_dim,
+            scale=self.spec.lift_scale,
+            patch_size=self.spec.patch_size,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.basis.device
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute blocks in the backward pass: a third more time, far less memory, the same gradients."""
+        self.core.set_gradient_checkpointing(enabled)
+        if hasattr(self.head, "gradient_checkpointing"):
+            self.head.gradient_checkpointing = enabled
+
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predicted clean pictures x_0.
+
+        Args:
+            x_t: [B, 3, H, W], about [-1, 1] plus noise. Sides that are no multiple of p are continued with
+                the picture's other edge (which keeps white noise white) and cut off again.
+            t: [B], 1 is noise.
+            conditioning: B captions.
+        """
+        height, width = x_t.shape[2:]
+        p = self.spec.patch_size
+        t = t.to(x_t.device, torch.float32)
+        k = (1 - t) * self.spec.lift_scale + t
+        tokens = patchify(_wrap(x_t.float(), p), p)
+        tokens = (tokens - flow.time_like(1 - t, tokens) * self.offset.float()) / flow.time_like(k, tokens)
+        features, c = self.core(tokens, t / k, conditioning)
+        x_0 = self.head(features, c, unpatchify(tokens, p), t / k)
+        return x_0[:, :, :height, :width].to(x_t.dtype)
+
+    def velocity(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, t_min: float = 0.05) -> Tensor:
+        """``u = eps - x_0`` [B, 3, H, W] at times t [B]; ``t_min`` guards the division."""
+        return flow.velocity_from_x_0(x_t, self(x_t, t, conditioning), t, t_min)
+
+    def asymmetric_velocity(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, t_min: float = 0.05
+    ) -> Tensor:
+        """``u_A = P eps - x_0`` [B, 3, H, W], noise only inside the lift's span; sides are multiples of p."""
+        p = self.spec.patch_size
+        x_0 = patchify(self(x_t, t, conditioning), p)
+        return unpatchify(asymmetric_velocity(patchify(x_t, p), x_0, t, self.basis, t_min), p)
+
+    @torch.no_grad()
+    def sample(
+        self, noise: Tensor, conditioning: Conditioning, num_steps: int | None = None, progress=None
+    ) -> Tensor:
+        """Draw pictures [B, 3, H, W] from noise of that shape; not clamped.
+
+        Args:
+            num_steps: Euler steps at even times; the spec's if None. One step is ``self(noise, 1)``.
+            progress: called with the number of steps done.
+        """
+        num_steps = self.spec.num_steps if num_steps is None else num_steps
+        x = noise
+        for step in range(num_steps):
+            t = 1 - step / num_steps
+            x_0 = self(x, torch.full((len(x),), t, device=x.device), conditioning)
+            # The Euler step along (x - x_0) / t, written without the division.
+            kept = (num_steps - step - 1) / (num_steps - step)
+            x = kept * x + (1 - kept) * x_0
+            if progress is not None:
+                progress(step + 1)
+        return x
+
+
+def _wrap(x: Tensor, multiple: int) -> Tensor:
+    """Continue [B, C, H, W] periodically at the bottom and right, up to multiples of ``multiple``."""
+    for axis in (2, 3):
+        size = x.shape[axis]
+        if size % multiple:
+            x = x.index_select(axis, torch.arange(size + -size % multiple, device=x.device) % size)
+    return x

@@ -1,0 +1,1 @@
+"""Training: the Lightning module and data, optimiser, average, callbacks, and the stages of a distillation."""

@@ -1,0 +1,157 @@
+"""Pairs from a corpus, in an order that is a pure function of (seed, stage, step).
+
+Nothing about the order is ever stored: step n of a resumed run draws the very batch that step n of an undisturbed run
+would have drawn. Noise is drawn from each pair's own seed, so it needs no storage either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from l2p import flow
+from l2p.images import from_uint8
+from l2p.objectives.base import Batch
+
+RAM_BUDGET = 2 * 1024**3  # bytes; a corpus below this is read once and kept
+
+
+def derive_seed(seed: int, stage: str, step: int) -> int:
+    """A 63-bit seed that depends on its three arguments and on nothing else."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """CPU generator of every random number that step `step` of a stage draws."""
+    return torch.Generator().manual_seed(derive_seed(seed, stage, step))
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches for steps start..total - 1: epochs of fresh permutations laid end to end, cut into batches.
+
+    A batch may span two epochs, so no remainder is lost and every batch is full, whatever the corpus' size.
+    Its length is the stage's `total_steps`, whatever `start` is: Lightning counts batches of the whole stage.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], batch_size: int, seed: int, stage: str, total_steps: int, start: int = 0
+    ):
+        self.indices, self.batch_size, self.seed, self.stage = list(indices), batch_size, seed, stage
+        self.total_steps, self.start = total_steps, start
+        self._permutations: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.batch(step) for step in range(self.start, self.total_steps))
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of one step's batch."""
+        first = step * self.batch_size
+        return [self._at(position) for position in range(first, first + self.batch_size)]
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.indices))
+        if epoch not in self._permutations:
+            generator = step_generator(self.seed, f"{self.stage}/epoch", epoch)
+            order = torch.randperm(len(self.indices), generator=generator).tolist()
+            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1} | {
+                epoch: order
+            }
+        return self.indices[self._permutations[epoch][place]]
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Items of a corpus to images [B, 3, H, W] in [-1, 1], latents, their pixel noise, and prompts."""
+    images = from_uint8(_stack([item["image"] for item in items]))
+    return {
+        "images": images,
+        "latents": torch.stack([torch.as_tensor(item["latent"], dtype=torch.float32) for item in items]),
+        "noise": flow.noise([int(item["seed"]) for item in items], 3, *images.shape[-2:]),
+        "prompts": [item["prompt"] for item in items],
+    }
+
+
+def _stack(images: Sequence[Any]) -> Any:
+    return torch.stack([torch.as_tensor(image) for image in images]).numpy()
+
+
+class DistillDataModule(pl.LightningDataModule):
+    """Batches of teacher pairs for one stage.
+
+    Args:
+        dataset: map-style corpus; items are dicts of image (uint8 [H, W, 3]), latent, seed and prompt.
+        teacher: encodes the prompts (`encode_prompts`), each of them once.
+        held_out: pairs at the corpus' end that are never trained on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        teacher: Any,
+        batch_size: int,
+        seed: int,
+        stage: str,
+        total_steps: int,
+        held_out: int = 0,
+    ):
+        super().__init__()
+        self.dataset, self.teacher, self.batch_size = dataset, teacher, batch_size
+        self.seed, self.stage_name, self.total_steps = seed, stage, total_steps
+        self.indices = range(len(dataset) - held_out)
+        self.in_memory = False
+
+    def setup(self, stage: str) -> None:
+        if self.in_memory or _bytes(self.dataset[0]) * len(self.dataset) > RAM_BUDGET:
+            return
+        self.dataset = [self.dataset[i] for i in range(len(self.dataset))]
+        self.in_memory = True
+        # In the corpus' order, not the batches': an encoding may depend in its last bit on its neighbours in a batch,
+        # and a resumed run must meet the same bits.
+        prompts = list(dict.fromkeys(item["prompt"] for item in self.dataset))
+        for start in range(0, len(prompts), 256):
+            self.teacher.encode_prompts(prompts[start : start + 256])
+
+    def train_dataloader(self) -> DataLoader:
+        start = self.trainer.global_step if self.trainer is not None else 0
+        sampler = StepSampler(
+            self.indices, self.batch_size, self.seed, self.stage_name, self.total_steps, start
+        )
+        workers = 0 if self.in_memory else max(1, min(8, (os.cpu_count() or 2) - 1))
+        return DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
+        return self.to_batch(batch)
+
+    def to_batch(self, batch: dict[str, Any]) -> Batch:
+        """A collated batch, on the device, with its prompts encoded."""
+        conditioning = self.teacher.encode_prompts(batch["prompts"]).to(batch["images"].device)
+        return Batch(
+            images=batch["images"], latents=batch["latents"], noise=batch["noise"], conditioning=conditioning
+        )
+
+
+def held_out_batch(
+    dataset: Dataset, teacher: Any, count: int, device: torch.device
+) -> tuple[Batch, list[str]]:
+    """The corpus' last `count` pairs as one batch on the device, and their prompts."""
+    items = collate([dataset[i] for i in range(len(dataset) - count, len(dataset))])
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in items.items()}
+    conditioning = teacher.encode_prompts(moved["prompts"]).to(device)
+    batch = Batch(
+        images=moved["images"], latents=moved["latents"], noise=moved["noise"], conditioning=conditioning
+    )
+    return batch, items["prompts"]
+
+
+def _bytes(item: dict[str, Any]) -> int:
+    return sum(torch.as_tensor(item[name]).nbytes for name in ("image", "latent"))

@@ -1,0 +1,180 @@
+"""One stage of training under Lightning: the trainer, its callbacks, and how a stop is told from an end."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import nn
+
+from l2p.errors import UserError
+from l2p.training.callbacks import AtomicCheckpoint, CsvLog, Interrupt, NaNGuard, Preview, load_checkpoint
+from l2p.training.data import DistillDataModule
+from l2p.training.ema import EMACallback
+from l2p.training.module import DistillModule
+from l2p.training.progress import TrainingBar
+
+if TYPE_CHECKING:
+    from l2p.recipe import LoggingConfig, StageConfig
+    from l2p.training.stages import Run
+
+PRECISION = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", torch.float32: "32-true"}
+
+
+def fit(
+    run: Run,
+    stage: str,
+    config: StageConfig,
+    student: nn.Module,
+    objectives: nn.ModuleDict,
+    preview_steps: int,
+    resume_from: Path | None,
+) -> dict[str, Any]:
+    """Train `student` for `config.steps` steps, or what is left of them; the stage's checkpoint holds the result.
+
+    Returns:
+        steps, seconds of training over all resumptions, and the terms of the last step.
+
+    Raises:
+        UserError: a loss or gradient that is not finite, or a checkpoint of other settings.
+        KeyboardInterrupt: Ctrl-C; the step under way was finished and kept.
+    """
+    folder, path, seed = run.folder, run.folder.checkpoint(stage), run.recipe.seed
+    if resume_from is not None:
+        check_checkpoint(run, stage, resume_from)
+    module = DistillModule(student, run.teacher, run.lift, objectives, config, stage, seed)
+    held_out = run.num_held_out
+    data = DistillDataModule(run.dataset, run.teacher, config.batch_size, seed, stage, config.steps, held_out)
+    ema, log, interrupt = EMACallback(config.ema_decay), CsvLog(folder.log(stage)), Interrupt()
+
+    def preview(step: int) -> float:
+        with ema.ema.swapped(student):
+            return run.held_out.show({"student": (student, preview_steps)}, folder.preview(stage, step))[
+                "student"
+            ]
+
+    callbacks = [
+        NaNGuard(config.gradient_clip, path),
+        ema,
+        Preview(config.preview_every, preview, log),
+        log,
+        TrainingBar(stage, config.steps, run.progress),
+        interrupt,
+        AtomicCheckpoint(path, config.checkpoint_every, {"stage": stage, "settings": folder.settings(stage)}),
+    ]
+    with _quiet(), _deterministic(), _signals_restored():
+        trainer = pl.Trainer(
+            accelerator="gpu" if run.device.type == "cuda" else run.device.type,
+            devices=[run.device.index or 0] if run.device.type == "cuda" else 1,
+            precision=PRECISION[run.dtype],
+            max_steps=config.steps,
+            max_epochs=-1,
+            callbacks=callbacks,
+            logger=_loggers(run.recipe.logging, folder.path, run.recipe.name, stage),
+            log_every_n_steps=1,
+            default_root_dir=folder.path,
+            deterministic="warn",
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[LightningEnvironment()],  # one device: a cluster's handling of signals stays out
+        )
+        try:
+            trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+        except SystemExit:  # Lightning's answer to a Ctrl-C that it caught itself
+            raise KeyboardInterrupt from None
+    if interrupt.requested and trainer.global_step < config.steps:
+        raise KeyboardInterrupt
+    last = {name: float(value) for name, value in module.terms.items()}
+    return {"steps": trainer.global_step, "seconds": round(log.seconds, 2), "last_step": last}
+
+
+def check_checkpoint(run: Run, stage: str, path: Path) -> None:
+    """Raises UserError where a checkpoint is not of this stage with these settings."""
+    tag = load_checkpoint(path)["l2p"]
+    if tag["stage"] != stage:
+        raise UserError(f"{path} is a checkpoint of the {tag['stage']} stage, not of {stage}")
+    run.folder.check_settings(stage, tag["settings"])
+
+
+def _loggers(config: LoggingConfig, folder: Path, name: str, stage: str) -> list[Any] | bool:
+    """TensorBoard and Weights & Biases where the recipe asks for them; the CSV is written in any case."""
+    loggers: list[Any] = []
+    if config.tensorboard:
+        _need("logging.tensorboard", "tensorboard")
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=stage))
+    if config.wandb:
+        _need("logging.wandb", "wandb")
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(project=config.wandb_project, name=f"{name}-{stage}", save_dir=folder / "logs")
+        )
+    return loggers or False
+
+
+def _need(key: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{key} needs the package {package}: `pip install {package}`, or set {key}=false")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice, which does not fit a stage of one endless epoch, kept from the terminal."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        warnings.filterwarnings(
+            "ignore", message=r".*(num_workers|resuming from a checkpoint that ended before).*"
+        )
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """The process' determinism switches as they were, after Lightning has set them for training."""
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        False,
+    )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """Ctrl-C means again what it meant before: the interrupt callback takes it, and so does Lightning."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,97 @@
+"""The Lightning module: one student, a handful of objectives, one optimiser.
+
+It knows no objective by name: each gets a `StepContext` and returns named terms, which are weighted, summed and logged.
+The teacher and the frozen helpers of objectives never enter `state_dict`, so a checkpoint holds what trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from l2p.errors import UserError
+from l2p.objectives.base import Batch, StepContext
+from l2p.recipe import StageConfig
+from l2p.training.data import step_generator
+from l2p.training.optim import build_optimizer, lr_scale, set_lr
+
+
+class DistillModule(pl.LightningModule):
+    """Trains `student` against the sum of weighted objectives.
+
+    Args:
+        teacher, lift: handed to the objectives; the teacher is frozen and not part of the module.
+        objectives: name -> objective; each knows its own weight.
+        config: the stage's steps, optimiser and learning rate.
+        stage, seed: with the step number, what every random number depends on.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Any,
+        lift: Any,
+        objectives: nn.ModuleDict,
+        config: StageConfig,
+        stage: str,
+        seed: int,
+    ):
+        super().__init__()
+        self.student, self.objectives = student, objectives
+        self._foreign = {"teacher": teacher, "lift": lift}  # in a dictionary, so that nothing is registered
+        self.config, self.stage_name, self.seed = config, stage, seed
+        self.terms: dict[str, Tensor] = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        step = self.global_step
+        set_lr(self.optimizers(), lr_scale(step, self.config.steps, self.config.warmup_steps))
+        context = StepContext(
+            student=self.student,
+            batch=batch,
+            generator=step_generator(self.seed, self.stage_name, step),
+            step=step,
+            **self._foreign,
+        )
+        terms: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=self.device)
+        for name, objective in self.objectives.items():
+            for term, value in objective(context).items():
+                terms[f"{name}/{term}"] = value.detach()
+                loss = loss + objective.weight * value
+        self.terms = {"loss": loss.detach(), **terms}
+        if self.trainer.loggers:
+            self.log_dict(self.terms, batch_size=len(batch.images))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(
+            self.student.named_parameters(),
+            kind=self.config.optimizer,
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Weights of the student, and whatever else trains: a frozen network can always be loaded again."""
+        state = super().state_dict(*args, **kwargs)
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {
+            name: value for name, value in state.items() if name.startswith("student.") or name in trainable
+        }
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Strict in what `state_dict` holds. Raises UserError for the state of another network."""
+        own = self.state_dict()
+        odd = sorted(own.keys() ^ state_dict.keys())
+        odd += [name for name in own.keys() & state_dict.keys() if own[name].shape != state_dict[name].shape]
+        if odd:
+            raise UserError(
+                f"the checkpoint is of another student ({odd[0]} differs): rerun with --resume never"
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)

@@ -1,0 +1,272 @@
+"""What each stage does: fit the lift, draw the corpus, train, write the student.
+
+A stage takes the `Run`, leaves its files, and returns its figures and the warnings a person should read. When to run
+which, and what to skip, is decided in `distill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2p import flow
+from l2p.corpus import CorpusDataset, prompts_for, synthesize
+from l2p.corpus.prompts import LANDSCAPES
+from l2p.corpus.synthesis import latent_noise
+from l2p.errors import UserError
+from l2p.images import from_uint8
+from l2p.landscapes import render_batch
+from l2p.lift import Lift, fit_lift
+from l2p.objectives import build_objectives
+from l2p.objectives.base import Batch
+from l2p.patches import patchify
+from l2p.recipe import HeadConfig, Recipe, StageConfig
+from l2p.runtime import autocast
+from l2p.students.build import from_teacher
+from l2p.students.io import load_student, save_student
+from l2p.students.pipeline import StudentPipeline
+from l2p.teachers import Teacher, load_teacher
+from l2p.training.callbacks import load_checkpoint
+from l2p.training.data import held_out_batch, step_generator
+from l2p.training.fit import fit
+from l2p.training.held_out import HeldOut
+from l2p.training.progress import bar
+from l2p.training.run_folder import RunFolder
+
+LIFT_SEED = 8_000_000  # landscapes from here on are for the lift alone: no corpus and no test draws them
+MAX_TOKENS = 131_072  # tokens the lift is fitted on: enough for 768 dimensions many times over
+CHUNK = 16  # pictures that the teacher encodes or draws at a time
+MANY_STEPS = 8  # steps a many-step student is looked at with
+WORSE = 0.2  # dB that a stage may lose before a word is said
+
+
+@dataclass
+class Run:
+    """One distillation under way: recipe, folder, device, and what several stages share."""
+
+    recipe: Recipe
+    folder: RunFolder
+    device: torch.device
+    dtype: torch.dtype
+    progress: bool = True
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        config = self.recipe.teacher
+        # On a CPU the small teacher stays in fp32 and autocast does the rest; a large one on a GPU comes in its dtype.
+        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+        return load_teacher(config.path, config.revision, device=self.device, dtype=dtype)
+
+    @cached_property
+    def lift(self) -> Lift:
+        return Lift.load(self.folder.path / "lift.safetensors").to(self.device)
+
+    @property
+    def corpus_folder(self) -> Path:
+        return Path(self.recipe.corpus.path) if self.recipe.corpus.path else self.folder.path / "corpus"
+
+    @cached_property
+    def dataset(self) -> CorpusDataset:
+        return CorpusDataset(self.corpus_folder, self.recipe.corpus.num_pairs)
+
+    @property
+    def num_held_out(self) -> int:
+        """Pairs at the corpus' end kept from training: as many as the preview shows, at most an eighth of all."""
+        return max(1, min(self.recipe.evaluation.preview_images, len(self.dataset) // 8))
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        batch, prompts = held_out_batch(self.dataset, self.teacher, self.num_held_out, self.device)
+        return HeldOut(batch, prompts, self.dtype)
+
+    def new_student(self, head: str | None = None) -> nn.Module:
+        """The untrained student of the recipe, or the same core under another kind of head."""
+        config = (
+            self.recipe.student if head is None else replace(self.recipe.student, head=HeadConfig(kind=head))
+        )
+        size = (self.recipe.teacher.height, self.recipe.teacher.width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not
+            return from_teacher(self.teacher, self.lift, config, size).to(self.device).float()
+
+    def trained_student(self, stage: str | None) -> nn.Module:
+        """The averaged student as a training stage left it; the untrained one for None."""
+        student = self.new_student()
+        if stage is not None:
+            load_averaged(student, self.folder.checkpoint(stage))
+        return student
+
+
+def load_averaged(student: nn.Module, path: Path) -> None:
+    """Fill a student with the moving average that a checkpoint holds."""
+    checkpoint = load_checkpoint(path)
+    own = {
+        name[len("student.") :]: v
+        for name, v in checkpoint["state_dict"].items()
+        if name.startswith("student.")
+    }
+    averaged = checkpoint["callbacks"]["EMACallback"]["average"]
+    try:
+        student.load_state_dict({**own, **averaged}, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{path} is of another student: start anew with --resume never") from error
+
+
+def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """Fit the lift on pictures and their latents; write it, the step-zero student, and what that one draws."""
+    pixels, latents = _lift_tokens(run)
+    lift = fit_lift(pixels, latents, scale=run.recipe.lift.scale)
+    lift.save(run.folder.path / "lift.safetensors")
+    run.lift = lift.to(run.device)
+    figures = {name: getattr(lift, name) for name in ("r2", "r2_lstsq", "r2_pca", "scale")}
+    figures["num_tokens"] = len(pixels)
+
+    student = run.new_student(head="linear")
+    save_student(student, run.folder.path / "lift", text_encoder=run.teacher.text_encoder)
+    drawn = HeldOut(*_teacher_pictures(run, min(8, run.recipe.evaluation.preview_images)), run.dtype)
+    steps = run.recipe.teacher.num_inference_steps
+    psnr = drawn.show(
+        {"lift": (student, 1), "lift, many": (student, steps)}, run.folder.path / "lift" / "grid.png"
+    )
+    return {**figures, "psnr_one_step": psnr["lift"], "psnr_many_steps": psnr["lift, many"]}, []
+
+
+def _lift_tokens(run: Run) -> tuple[Tensor, Tensor]:
+    """Matching pixel tokens [N, D] and latent tokens [N, d] of `lift.num_images` pictures, on the CPU."""
+    count, geometry = run.recipe.lift.num_images, run.teacher.geometry
+    pixels, latents = [], []
+    with bar("lift", count, run.progress) as shown:
+        for images, z in _lift_pictures(run, count):
+            x_tokens, z_tokens = patchify(images, geometry.token_pixels), run.teacher.pack(z)
+            x_tokens, z_tokens = x_tokens.flatten(0, 2).float().cpu(), z_tokens.flatten(0, 2).float().cpu()
+            keep = min(len(x_tokens), max(1, MAX_TOKENS * len(images) // count))
+            chosen = torch.randperm(
+                len(x_tokens), generator=step_generator(run.recipe.seed, "lift", len(pixels))
+            )[:keep]
+            pixels.append(x_tokens[chosen])
+            latents.append(z_tokens[chosen])
+            shown.update(min(count, len(pixels) * CHUNK))
+    return torch.cat(pixels), torch.cat(latents)
+
+
+@torch.no_grad()
+def _lift_pictures(run: Run, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures [B, 3, H, W] and their latents: renders where the world is known, else what the teacher draws."""
+    recipe, teacher = run.recipe, run.teacher
+    height, width = recipe.teacher.height, recipe.teacher.width
+    for start in range(0, count, CHUNK):
+        indices = range(start, min(start + CHUNK, count))
+        seeds = [LIFT_SEED + i for i in indices]
+        if recipe.corpus.prompts == LANDSCAPES:
+            images = from_uint8(render_batch(seeds, height, width)).to(run.device)
+            with autocast(run.device, run.dtype):
+                yield images, teacher.encode(images)
+        else:
+            eps = flow.noise(seeds, *teacher.geometry.latent_shape(height, width)).to(run.device)
+            z = _draw(run, eps, prompts_for(recipe.corpus.prompts, indices, LIFT_SEED))
+            with autocast(run.device, run.dtype):
+                yield teacher.decode(z).clamp(-1, 1), z
+
+
+def _draw(run: Run, eps: Tensor, prompts: list[str]) -> Tensor:
+    config = run.recipe.teacher
+    conditioning = run.teacher.encode_prompts(prompts)
+    with autocast(run.device, run.dtype):
+        return run.teacher.sample(eps, conditioning, config.num_inference_steps, config.guidance_scale)
+
+
+@torch.no_grad()
+def _teacher_pictures(run: Run, count: int) -> tuple[Batch, list[str]]:
+    """The teacher's pictures of coupled noise, for prompts that neither the corpus nor the evaluation has."""
+    recipe, teacher = run.recipe, run.teacher
+    prompts = prompts_for(recipe.corpus.prompts, range(count), LIFT_SEED)
+    seeds = [LIFT_SEED + i for i in range(count)]
+    noise = flow.noise(seeds, 3, recipe.teacher.height, recipe.teacher.width).to(run.device)
+    z = _draw(run, latent_noise(teacher, run.lift, noise), prompts)
+    with autocast(run.device, run.dtype):
+        images = teacher.decode(z).clamp(-1, 1)
+    return Batch(images=images, latents=z, noise=noise, conditioning=teacher.encode_prompts(prompts)), prompts
+
+
+def draw_the_corpus(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """Let the teacher draw what is still missing of the corpus."""
+    recipe = run.recipe
+    synthesize(
+        run.teacher,
+        run.lift,
+        recipe.corpus,
+        run.corpus_folder,
+        height=recipe.teacher.height,
+        width=recipe.teacher.width,
+        guidance_scale=recipe.teacher.guidance_scale,
+        seed=recipe.seed,
+        dtype=run.dtype,
+        progress=run.progress,
+    )
+    return {"num_pairs": len(run.dataset), "num_held_out": run.num_held_out}, []
+
+
+def train(
+    run: Run, stage: str, previous: str | None, resume_from: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Train one stage from where the previous one ended (its average); gate it on the held-out pictures.
+
+    Args:
+        previous: training stage to start from; None starts from the untrained student.
+        resume_from: checkpoint of this very stage to continue.
+    """
+    config: StageConfig = getattr(run.recipe, stage)
+    objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
+    student = run.trained_student(previous)
+    num_steps = run.recipe.student.num_steps
+    if stage == "transfer":
+        num_steps = max(MANY_STEPS, num_steps)
+    before = run.held_out.measure(student, num_steps)
+    fitted = fit(run, stage, config, student, objectives, num_steps, resume_from)
+    load_averaged(student, run.folder.checkpoint(stage))
+    student.to(run.device)  # Lightning leaves it on the CPU
+    after = run.held_out.show({"student": (student, num_steps)}, run.folder.grid(stage))["student"]
+    warnings = []
+    if after < before - WORSE:
+        warnings.append(
+            f"{stage} moved the pictures away from the teacher's: {before:.1f} -> {after:.1f} dB on "
+            f"{run.num_held_out} held-out pairs; look at {run.folder.grid(stage)}"
+        )
+    return {"psnr_before": before, "psnr": after, "preview_steps": num_steps, **fitted}, warnings
+
+
+def write_the_student(run: Run, last: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Save the averaged student of training stage `last` as a folder that needs nothing else to draw."""
+    student = run.trained_student(last)
+    extra = {"recipe": run.folder.recipe, "stage": last}
+    save_student(student, run.folder.path / "student", text_encoder=run.teacher.text_encoder, extra=extra)
+    return {"parameters": sum(p.numel() for p in student.parameters()), "trained_by": last}, []
+
+
+def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
+    """Measure the student as it lies on the disk, beside its teacher; write metrics.json and report.html."""
+    from l2p.evaluation.evaluate import evaluate
+    from l2p.evaluation.report import write_report
+
+    recipe, path = run.recipe, run.folder.path
+    pipeline = StudentPipeline(
+        load_student(path / "student", run.device), run.teacher.text_encoder, run.dtype
+    )
+    metrics = evaluate(
+        pipeline,
+        run.teacher,
+        load_student(path / "lift", run.device),
+        recipe.evaluation,
+        path,
+        teacher_config=recipe.teacher,
+        prompts=recipe.corpus.prompts,
+        progress=run.progress,
+    )
+    write_report(path, title=recipe.name)
+    return metrics["summary"], []

@@ -1,0 +1,290 @@
+"""Train a small Z-Image teacher on ``landscapes``: pictures -> VAE -> latents -> text encoder and transformer.
+
+Each part leaves its result in the output folder, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2p import flow, images, runtime
+from l2p.files import atomic_path, write_json, write_text
+from l2p.landscapes import Scene, caption, render_batch
+from l2p.teachers import build
+from l2p.teachers.protocol import Conditioning
+from l2p.teachers.z_image import ZImageTeacher
+from l2p.training.loop import OptimConfig, fit
+
+CHUNK = 512
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+
+# {name}
+
+A small Z-Image pipeline ({size} px) trained on the procedural world `landscapes` of the package `latent2pixel`.
+`ZImagePipeline.from_pretrained` loads it. `recipe.yaml` made it, `training.json` and the two logs tell how long it took.
+It knows that world and nothing else.
+"""
+
+
+@dataclass
+class PicturesConfig:
+    """Renders to train on: ``count`` scenes from ``first_seed`` on."""
+
+    count: int = 24576
+    first_seed: int = 1_000_000
+    height: int = 128
+    width: int = 128
+
+
+@dataclass
+class VAETraining:
+    sizes: build.VAESizes = field(default_factory=build.VAESizes)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    crop: int = 64
+    full_size_from: float = 0.85
+    kl_weight: float = 2e-4
+    edge_weight: float = 0.5
+
+
+@dataclass
+class TransformerTraining:
+    sizes: build.TransformerSizes = field(default_factory=build.TransformerSizes)
+    text: build.TextSizes = field(default_factory=build.TextSizes)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon"))
+    caption_dropout: float = 0.1
+    time_shift: float = 2.0
+
+
+@dataclass
+class TeacherRecipe:
+    name: str = "teacher"
+    output_dir: str = "runs/${name}"
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    vae: VAETraining = field(default_factory=VAETraining)
+    transformer: TransformerTraining = field(default_factory=TransformerTraining)
+    scheduler_shift: float = 2.0
+
+
+def run(recipe: TeacherRecipe, resume: bool = True) -> Path:
+    """Train all parts; returns the folder of the finished ``ZImagePipeline``."""
+    folder = Path(recipe.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    runtime.setup(recipe.threads, recipe.seed)
+    device = runtime.pick_device(recipe.device)
+    precision = partial(runtime.autocast, device, runtime.pick_dtype(recipe.dtype, device))
+    pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads)
+    torch.manual_seed(recipe.seed)
+    vae, vae_seconds = train_vae(recipe, pictures, folder, device, precision, resume)
+    latents = encode_pictures(vae, pictures, folder / "latents.npy", device, precision)
+    torch.manual_seed(recipe.seed)
+    pipeline, seconds = train_transformer(recipe, vae, latents, folder, device, precision, resume)
+    return package(pipeline, recipe, folder, {"vae": round(vae_seconds), "transformer": round(seconds)})
+
+
+def render_pictures(config: PicturesConfig, folder: Path, workers: int | None) -> np.ndarray:
+    """Pictures [N, H, W, 3] uint8, rendered on all cores in chunks that are kept on disk."""
+    from rich.progress import track
+
+    folder.mkdir(exist_ok=True)
+    starts = range(config.first_seed, config.first_seed + config.count, CHUNK)
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        jobs = [pool.submit(_render_chunk, folder, start, config.height, config.width) for start in starts]
+        for job in track(jobs, description="pictures"):
+            job.result()
+    chunks = [np.load(_chunk_path(folder, start, config.height, config.width)) for start in starts]
+    return np.concatenate(chunks)[: config.count]
+
+
+def _chunk_path(folder: Path, start: int, height: int, width: int) -> Path:
+    return folder / f"{height}x{width}-{start}.npy"
+
+
+def _render_chunk(folder: Path, start: int, height: int, width: int) -> None:
+    path = _chunk_path(folder, start, height, width)
+    if not path.exists():
+        rendered = render_batch(range(start, start + CHUNK), height, width)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, rendered)
+
+
+def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.Module, float]:
+    """Autoencoder on crops, then on whole pictures; latents are scaled to zero mean and unit variance."""
+    config = recipe.vae
+    height, width = pictures.shape[1:3]
+    vae = build.build_vae(config.sizes, sample_size=height).to(device)
+    held_out = images.from_uint8(render_batch(range(16), height, width)).to(device)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([recipe.seed, 1, step])
+        batch, crop = config.optim.batch_size, config.crop
+        if step >= config.full_size_from * config.optim.steps:
+            batch, crop = max(1, batch * crop**2 // (height * width)), None
+        index = rng.integers(len(pictures), size=batch)
+        if crop is None:
+            x = pictures[index]
+        else:
+            rows, columns = (
+                rng.integers(height - crop + 1, size=batch),
+                rng.integers(width - crop + 1, size=batch),
+            )
+            x = np.stack(
+                [
+                    pictures[i, r : r + crop, c : c + crop]
+                    for i, r, c in zip(index, rows, columns, strict=True)
+                ]
+            )
+        flips = rng.random(batch) < 0.5
+        x = np.where(flips[:, None, None, None], x[:, :, ::-1], x)
+        x = images.from_uint8(np.ascontiguousarray(x)).to(device)
+        with precision():
+            posterior = vae.encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step)).to(
+                device
+            )
+            y = vae.decode(posterior.mean + posterior.std * noise).sample
+        y = y.float()
+        return {
+            "pixel": charbonnier(y - x),
+            "edge": config.edge_weight * (charbonnier(diff(y - x, 2)) + charbonnier(diff(y - x, 3))),
+            "kl": config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel(),
+        }
+
+    @torch.no_grad()
+    def preview(network: nn.Module, path: Path) -> None:
+        y = network.decode(network.encode(held_out).latent_dist.mean).sample
+        rows = {
+            "picture": images.to_uint8(held_out[:8]),
+            f"VAE, {psnr(y, held_out):.2f} dB": images.to_uint8(y[:8]),
+        }
+        images.save_png(images.labelled_grid(rows), path)
+
+    seconds = fit(vae, loss, config.optim, folder, "vae", preview, resume)
+    with torch.no_grad():
+        sample = images.from_uint8(pictures[:1024]).to(device)
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(64)])
+    vae.register_to_config(scaling_factor=1 / float(latents.std()), shift_factor=float(latents.mean()))
+    return vae, seconds
+
+
+def charbonnier(x: Tensor, epsilon: float = 1e-3) -> Tensor:
+    return (x * x + epsilon**2).sqrt().mean()
+
+
+def diff(x: Tensor, dim: int) -> Tensor:
+    return x.diff(dim=dim)
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Mean PSNR in dB of pictures in [-1, 1]."""
+    mse = ((x.clamp(-1, 1) - y) ** 2).mean(dim=(1, 2, 3)) / 4
+    return float((-10 * mse.log10()).mean())
+
+
+@torch.no_grad()
+def encode_pictures(vae, pictures, path: Path, device, precision) -> Tensor:
+    """Normalised latents [N, c, h, w] in fp16 of all pictures, kept on disk."""
+    from rich.progress import track
+
+    if not path.exists():
+        parts = []
+        for start in track(range(0, len(pictures), 64), description="latents"):
+            with precision():
+                raw = vae.encode(images.from_uint8(pictures[start : start + 64]).to(device)).latent_dist.mean
+            parts.append(
+                ((raw.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu().numpy()
+            )
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.concatenate(parts))
+    return torch.from_numpy(np.load(path))
+
+
+def train_transformer(recipe, vae, latents, folder, device, precision, resume):
+    """Flow matching in latents; text encoder and transformer learn together."""
+    config, pictures = recipe.transformer, recipe.pictures
+    seeds = range(pictures.first_seed, pictures.first_seed + pictures.count)
+    scenes = [Scene.from_seed(seed) for seed in seeds]
+    tokenizer = build.build_tokenizer([caption(s) for s in scenes[:4096]], config.text.vocab_size)
+    text_encoder = build.build_text_encoder(config.text, len(tokenizer))
+    transformer = build.build_transformer(config.sizes, latents.shape[1], config.text.hidden_size)
+    pipeline = build.build_pipeline(vae, transformer, text_encoder, tokenizer, recipe.scheduler_shift).to(
+        device
+    )
+    network = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
+
+    teacher = ZImageTeacher(pipeline, name=recipe.name)
+    network.requires_grad_(True)
+    teacher.text_encoder.cache_size = 0
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([recipe.seed, 2, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        batch = config.optim.batch_size
+        index = rng.integers(len(latents), size=batch)
+        prompts = [
+            "" if rng.random() < config.caption_dropout else caption(scenes[i], int(rng.integers(2**31)))
+            for i in index
+        ]
+        z_0 = latents[index].float().to(device)
+        eps = torch.randn(z_0.shape, generator=generator).to(device)
+        t = flow.shift_time(torch.sigmoid(torch.randn(batch, generator=generator)), config.time_shift).to(
+            device
+        )
+        with precision():
+            ids, mask = teacher.text_encoder.tokenize(prompts)
+            features = teacher.text_encoder.features(ids, mask) * mask[..., None].to(device)
+            u = teacher.velocity(
+                flow.add_noise(z_0, eps, t), t, Conditioning(features, mask.sum(1).to(device))
+            )
+        return {"flow": F.mse_loss(u.float(), flow.velocity(z_0, eps))}
+
+    prompts = [caption(Scene.from_seed(seed)) for seed in range(16)]
+    truth = render_batch(range(16), pictures.height, pictures.width)
+    shape = teacher.geometry.latent_shape(pictures.height, pictures.width)
+
+    @torch.no_grad()
+    def preview(_: nn.Module, path: Path) -> None:
+        with precision():
+            z = teacher.sample(
+                flow.noise(range(16), *shape).to(device), teacher.encode_prompts(prompts), 20, 1.0
+            )
+            drawn = images.to_uint8(teacher.decode(z.float()).float())
+        rows = {}
+        for half in (slice(0, 8), slice(8, 16)):
+            rows[f"render {half.start}"], rows[f"teacher {half.start}"] = truth[half], drawn[half]
+        images.save_png(images.labelled_grid(rows), path)
+
+    seconds = fit(network, loss, config.optim, folder, "transformer", preview, resume)
+    return pipeline, seconds
+
+
+def package(pipeline, recipe: TeacherRecipe, folder: Path, seconds: dict[str, int]) -> Path:
+    """Write ``folder/pipeline``: fp16 weights, a card, the recipe and the logs that tell how they came about."""
+    from omegaconf import OmegaConf
+
+    out = folder / "pipeline"
+    pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+    pipeline.to(dtype=torch.float32)
+    write_text(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    write_json(out / "training.json", {"seconds": seconds, "torch": torch.__version__})
+    for name in ("vae", "transformer"):
+        shutil.copyfile(folder / f"{name}.csv", out / f"{name}-log.csv")
+    write_text(out / "README.md", CARD.format(name=recipe.name, size=recipe.pictures.height))
+    return out

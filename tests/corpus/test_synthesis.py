@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from l2p import flow, images
+from l2p.corpus import CorpusDataset, prompts_for, synthesize
+from l2p.corpus.synthesis import latent_noise, weights_fingerprint
+from l2p.errors import UserError
+from l2p.lift import fit_lift
+from l2p.patches import patchify
+
+KILLS = (
+    "drawing:1",
+    "drawing:4",
+    "writing a sample:7",
+    "before the shard's rename:1",
+    "before the shard's rename:3",
+    "before the manifest:1",
+    "before the manifest:2",
+    "before the manifest:4",
+    "before the manifest's rename:3",
+)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def with_(config, **changes):
+    return SimpleNamespace(**(vars(config) | changes))
+
+
+def test_killed_and_resumed_equals_uninterrupted(corpora, straight, tmp_path):
+    """At every moment: nothing lost, nothing doubled, every byte the same."""
+    command = [sys.executable, corpora.__file__, str(tmp_path), *KILLS]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    for folder in (tmp_path / kill for kill in KILLS):
+        if (folder / "manifest.json").exists():
+            json.loads((folder / "manifest.json").read_text())
+        corpora.draw(folder)
+        assert files(folder) == files(straight), folder.name
+
+
+def test_each_sample_is_the_teacher_s_answer_to_its_own_seed_and_prompt(corpora, straight):
+    dataset, teacher, lift = CorpusDataset(straight), corpora.ArithmeticTeacher(), corpora.lift()
+    assert len(dataset) == 11
+    for index in (0, 5, 10):
+        sample = dataset[index]
+        assert sample["seed"] == 5 + index
+        assert [sample["prompt"]] == prompts_for("landscapes", [index], 5)
+        eps = flow.noise([5 + index], 3, 16, 24)
+        z = teacher.sample(latent_noise(teacher, lift, eps), teacher.encode_prompts([sample["prompt"]]), 2)
+        assert torch.equal(sample["latent"], z[0].half().float())
+        assert sample["latent"].dtype == torch.float32
+        assert np.array_equal(sample["image"], images.to_uint8(teacher.decode(z.half().float()))[0])
+
+
+def test_the_coupled_noise_is_white():
+    """Variance 1 and no correlation between neighbouring latents, to the accuracy of the count."""
+    teacher = SimpleNamespace(
+        geometry=SimpleNamespace(token_pixels=4),
+        unpack=lambda tokens: tokens,
+    )
+    generator = torch.Generator().manual_seed(1)
+    lift = fit_lift(torch.randn(400, 48, generator=generator), torch.randn(400, 16, generator=generator))
+    z = latent_noise(teacher, lift, flow.noise(range(64), 3, 32, 32)).reshape(-1, 16).double()
+    covariance = z.T @ z / len(z)
+    assert (covariance - torch.eye(16)).abs().max() < 5 * (2 / len(z)) ** 0.5
+
+
+def test_a_corpus_grows_and_its_first_pairs_stay(corpora, straight, tmp_path):
+    folder = corpora.draw(tmp_path / "corpus", with_(corpora.CONFIG, num_pairs=6))
+    assert len(CorpusDataset(folder)) == 6
+    corpora.draw(folder)
+    assert files(folder) == files(straight)
+
+
+def test_asked_for_fewer_pairs_the_corpus_keeps_what_it_has(corpora, tmp_path):
+    folder = corpora.draw(tmp_path / "corpus")
+    before = files(folder)
+    corpora.draw(folder, with_(corpora.CONFIG, num_pairs=3))
+    assert files(folder) == before
+    assert len(CorpusDataset(folder, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "named"),
+    [
+        ({"num_inference_steps": 3}, {}, "num_inference_steps=2, this run has num_inference_steps=3"),
+        ({"shard_size": 8}, {}, "shard_size"),
+        ({}, {"guidance_scale": 1.0}, "guidance_scale"),
+        ({}, {"seed": 6}, "prompts_sha256|seed"),
+        ({}, {"width": 16}, "width=24, this run has width=16"),
+        ({}, {"dtype": torch.bfloat16}, "dtype='float32', this run has dtype='bfloat16'"),
+    ],
+)
+def test_other_settings_are_refused_by_name(corpora, straight, changes, settings, named):
+    before = files(straight)
+    with pytest.raises(UserError, match=named) as error:
+        corpora.draw(straight, with_(corpora.CONFIG, **changes), **settings)
+    assert "delete" in str(error.value) and "\n" not in str(error.value)
+    assert files(straight) == before
+
+
+def test_a_retrained_teacher_is_another_teacher():
+    network = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Linear(9, 9))
+    before = weights_fingerprint(network)
+    assert weights_fingerprint(network) == before
+    with torch.no_grad():
+        network[1].weight.mul_(1.001)
+    assert weights_fingerprint(network) != before
+
+
+def test_numbers_that_are_not_finite_stop_the_drawing(corpora, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora.ArithmeticTeacher, "decode", lambda self, z: z[:, :3] * torch.nan)
+    with pytest.raises(UserError, match="not finite for the seeds 5 to 6"):
+        corpora.draw(tmp_path / "corpus")
+    assert not list((tmp_path / "corpus").glob("*.tar"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("num_pairs", 0), ("shard_size", -1)])
+def test_impossible_sizes_are_refused(corpora, tmp_path, name, value):
+    with pytest.raises(UserError, match=f"corpus.{name} must be at least 1, got {value}"):
+        corpora.draw(tmp_path / "corpus", with_(corpora.CONFIG, **{name: value}))
+
+
+def test_progress_speaks_on_stderr_only(corpora, tmp_path, capsys):
+    corpora.draw(tmp_path / "corpus", progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "11/11" in err and "pictures/s" in err
+
+
+def test_the_real_pipeline_s_pictures_decode_from_their_latents(corpora, tiny_pipeline, tmp_path):
+    from l2p.teachers import load_teacher
+
+    teacher = load_teacher(tiny_pipeline)
+    pictures = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latents = teacher.pack(teacher.encode(pictures))
+    pixels = patchify(pictures, teacher.geometry.token_pixels).flatten(0, 2)
+    noise = torch.randn(200, pixels.shape[1], generator=torch.Generator().manual_seed(1))
+    lift = fit_lift(
+        torch.cat([pixels, noise]), torch.cat([latents.flatten(0, 2), noise[:, : latents.shape[-1]]])
+    )
+    config = SimpleNamespace(
+        num_pairs=3, prompts="landscapes", num_inference_steps=2, batch_size=2, shard_size=2
+    )
+    folder = synthesize(
+        teacher, lift, config, tmp_path / "corpus", height=64, width=64, guidance_scale=1.0, progress=False
+    )
+    sample = CorpusDataset(folder)[2]
+    with torch.no_grad():
+        assert np.array_equal(images.to_uint8(teacher.decode(sample["latent"][None]))[0], sample["image"])

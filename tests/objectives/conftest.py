@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from l2p.lift import Lift
+from l2p.objectives import Batch, StepContext
+from l2p.patches import patchify
+from l2p.teachers.protocol import Conditioning, LatentGeometry
+
+
+class SmallEncoder(nn.Module):
+    """The outline of a diffusers VAE encoder: conv_in and three down blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, 4, 3, padding=1)
+        self.down_blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, 2, 1) for _ in range(3))
+
+
+@pytest.fixture
+def lift() -> Lift:
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(48, 16, generator=generator, dtype=torch.float64))
+    offset = torch.randn(48, generator=generator, dtype=torch.float64)
+    return Lift(basis, 1.5, offset, 0.8, 0.9, 0.95)
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return SimpleNamespace(
+        name="small",
+        geometry=LatentGeometry(channels=4, compression=2, packing=2),
+        vae=SimpleNamespace(encoder=SmallEncoder()),
+        encode=lambda images: nn.functional.avg_pool2d(images, 2)[:, [0, 1, 2, 0]],
+        pack=lambda z: patchify(z, 2),
+    )
+
+
+@pytest.fixture
+def context(teacher, lift):
+    """Makes a step: the student answers `x_0(x_t, t)`, the pictures are given or drawn."""
+
+    def make(student, images=None, noise=None, seed=0, size=16, count=4) -> StepContext:
+        generator = torch.Generator().manual_seed(123)
+        if images is None:
+            images = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
+        if noise is None:
+            noise = torch.randn(images.shape, generator=generator)
+        latents = teacher.encode(images) if images.shape[-1] > 1 else images
+        conditioning = Conditioning(
+            torch.zeros(len(images), 1, 1), torch.ones(len(images), dtype=torch.int64)
+        )
+        batch = Batch(images, latents, noise, conditioning)
+        step = torch.Generator().manual_seed(seed)
+        return StepContext(lambda x, t, _: student(x, t), teacher, lift, batch, step)
+
+    return make

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+import sys
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+
+from l2p.errors import UserError
+from l2p.objectives.features import EncoderDistance, EncoderFeatures, LpipsDistance, unit
+from l2p.objectives.pairs import PairsObjective, charbonnier
+
+
+def one_step(picture):
+    return lambda x_t, t: picture
+
+
+def test_zero_loss_and_zero_gradient_at_equality(context, teacher, lift):
+    images = context(None).batch.images
+    picture = images.clone().requires_grad_()
+    terms = PairsObjective(teacher=teacher, lift=lift)(context(one_step(picture), images))
+    assert set(terms) == {"pixel", "latent", "perceptual"}
+    assert all(abs(value.item()) < 1e-6 for value in terms.values())
+    sum(terms.values()).backward()
+    assert picture.grad.abs().max() < 1e-6
+
+
+def test_a_constant_offset_has_its_closed_form(context, teacher, lift):
+    """Charbonnier sqrt(c^2 + e^2) - e; the lift's latents move by c A^T 1 / s."""
+    c, edge = 0.25, 0.01
+    images = context(None).batch.images * 0.5
+    knobs = {"pixel": 2.0, "edge": edge, "latent": 0.5, "perceptual": 0.0}
+    terms = PairsObjective(teacher=teacher, lift=lift, **knobs)(context(one_step(images + c), images))
+    assert terms["pixel"].item() == pytest.approx(2 * (math.sqrt(c**2 + edge**2) - edge), rel=1e-5)
+    move = c * lift.basis.sum(0) / lift.scale
+    wanted = 0.5 * (move.abs().mean() + 0.5 * move.square().mean())
+    assert terms["latent"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_encoder_compares_with_the_kept_latent(context, teacher, lift):
+    step = context(one_step(torch.zeros(4, 3, 16, 16)))
+    knobs = {"pixel": 0.0, "latent": 1.0, "latent_space": "encoder", "perceptual": 0.0}
+    z = step.batch.latents
+    value = PairsObjective(teacher=teacher, lift=lift, **knobs)(step)["latent"]
+    assert value.item() == pytest.approx((z.abs().mean() + 0.5 * z.square().mean()).item(), rel=1e-5)
+
+
+def test_terms_of_weight_zero_are_not_computed(context, teacher, lift):
+    teacher.encode, teacher.vae = None, None
+    objective = PairsObjective(teacher=teacher, lift=lift, latent=0.0, perceptual=0.0)
+    assert set(objective(_with_latents(context))) == {"pixel"}
+
+
+def _with_latents(context):
+    images = torch.zeros(1, 3, 1, 1)
+    return context(one_step(images), images)
+
+
+def test_the_student_draws_once_for_all_objectives(context, teacher, lift):
+    calls = []
+
+    def student(x_t, t):
+        calls.append(t.clone())
+        return torch.zeros_like(x_t)
+
+    step, objective = context(student), PairsObjective(teacher=teacher, lift=lift)
+    objective(step), objective(step)
+    assert len(calls) == 1 and torch.equal(calls[0], torch.ones(4))
+
+
+def test_frozen_networks_are_invisible_and_still_pass_the_gradient(context, teacher, lift):
+    objective = PairsObjective(teacher=teacher, lift=lift)
+    assert not list(objective.parameters()) and not objective.state_dict() and not list(objective.children())
+    picture = torch.zeros(4, 3, 16, 16, requires_grad=True)
+    objective(context(one_step(picture)))["perceptual"].backward()
+    assert picture.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in teacher.vae.encoder.parameters())
+
+
+def test_the_costly_term_sees_a_fraction_chosen_by_the_step(context, teacher, lift):
+    seen = []
+
+    class Spy(EncoderDistance):
+        def __call__(self, x, target):
+            seen.append(x[:, 0, 0, 0].tolist())
+            return super().__call__(x, target)
+
+    pictures = torch.arange(8.0)[:, None, None, None].expand(8, 3, 16, 16) / 8
+    objective = PairsObjective(teacher=teacher, lift=lift, perceptual_fraction=0.5)
+    objective._distance = Spy(EncoderFeatures(teacher))
+    for seed in (1, 1, 2):
+        objective(context(one_step(pictures), seed=seed, count=8))
+    assert len(seen[0]) == 4 and seen[0] == seen[1] != seen[2]
+    assert seen[0] == sorted(set(seen[0]))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "maps"), [({}, [8, 4, 2]), ({"feature_blocks": 2, "feature_scale": 0.5}, [4, 2])]
+)
+def test_fewer_blocks_and_smaller_pictures_cost_less(context, teacher, lift, knobs, maps):
+    objective = PairsObjective(teacher=teacher, lift=lift, **knobs)
+    sizes = []
+    for block in teacher.vae.encoder.down_blocks:
+        block.register_forward_hook(lambda *args: sizes.append(args[2].shape[-1]))
+    objective(context(one_step(torch.zeros(4, 3, 16, 16))))
+    assert sizes == maps * 2  # target, then student
+
+
+def test_features_are_those_inside_the_real_encoder(tiny_pipeline):
+    from l2p.teachers import load_teacher
+
+    teacher = load_teacher(tiny_pipeline)
+    wanted = []
+    for block in teacher.vae.encoder.down_blocks:
+        block.register_forward_hook(lambda *args: wanted.append(args[2]))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        teacher.encode(images)
+        inside = list(wanted)
+        assert all(torch.equal(f, g) for f, g in zip(EncoderFeatures(teacher)(images), inside, strict=True))
+    distance = EncoderDistance(EncoderFeatures(teacher, blocks=2))
+    assert distance(images, images).abs().max() < 1e-6
+    assert (distance(images, images.flip(0)) > 1e-3).all()
+
+
+def test_features_of_zero_have_a_finite_gradient():
+    features = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    unit(features).sum().backward()
+    assert features.grad.isfinite().all()
+    x = torch.zeros(3, requires_grad=True)
+    charbonnier(x, torch.zeros(3), 1e-3).backward()
+    assert torch.equal(x.grad, torch.zeros(3))
+
+
+def test_lpips_offline_is_one_clear_line(monkeypatch, teacher, lift):
+    lpips = pytest.importorskip("lpips")
+
+    def offline(**kwargs):
+        raise URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(lpips, "LPIPS", offline)
+    with pytest.raises(UserError, match="perceptual_network: encoder") as error:
+        PairsObjective(teacher=teacher, lift=lift, perceptual_network="lpips")
+    assert "\n" not in str(error.value)
+
+
+def test_lpips_not_installed_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(UserError, match="needs the lpips package"):
+        LpipsDistance()
+
+
+def test_lpips_is_the_package_s_own_number(monkeypatch):
+    """With a small random backbone, since the trained one is a download; the calibrated layers come with the package."""
+    lpips = pytest.importorskip("lpips")
+    torch.manual_seed(0)
+    network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
+    monkeypatch.setattr(lpips, "LPIPS", lambda **kwargs: network)
+    distance = LpipsDistance()
+    x, y = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        assert torch.allclose(distance(x, y), network(x, y).flatten(), rtol=1e-3)
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_a_teacher_without_an_encoder_is_told(teacher, lift):
+    teacher.vae = nn.Identity()
+    with pytest.raises(UserError, match="no VAE encoder"):
+        PairsObjective(teacher=teacher, lift=lift)
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"pixel": -1.0},
+        {"edge": 0.0},
+        {"perceptual_fraction": 0.0},
+        {"feature_scale": 0.7},
+        {"feature_blocks": 4},
+        {"perceptual_network": "lpips", "feature_blocks": 1},
+    ],
+)
+def test_impossible_knobs_are_refused(teacher, lift, knob):
+    with pytest.raises(UserError, match=list(knob)[-1]):
+        PairsObjective(teacher=teacher, lift=lift, **knob)

@@ -1,0 +1,101 @@
+"""A tiny distillation: the random pipeline at 64 px, and a run whose lift and corpus are already done."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2p.recipe import (
+    CorpusConfig,
+    EvaluationConfig,
+    HeadConfig,
+    LiftConfig,
+    Recipe,
+    StageConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+
+PAIRS = {"pairs": {"weight": 1.0, "perceptual": 0.0}}
+
+
+def tiny_recipe(pipeline: str, prompts: Path, output_dir: Path) -> Recipe:
+    off = StageConfig(enabled=False)
+    one_step = StageConfig(
+        steps=10,
+        batch_size=3,
+        warmup_steps=2,
+        weight_decay=0.01,
+        checkpoint_every=5,
+        preview_every=4,
+        objectives={"pairs": {"weight": 1.0, "perceptual_fraction": 0.5}, "flow": {"weight": 0.5}},
+    )
+    return Recipe(
+        name="tiny",
+        output_dir=str(output_dir),
+        dtype="fp32",
+        threads=torch.get_num_threads(),
+        device="cpu",
+        teacher=TeacherConfig(path=pipeline, num_inference_steps=2, height=64, width=64),
+        corpus=CorpusConfig(num_pairs=8, num_inference_steps=2, prompts=str(prompts), batch_size=8, shard_size=8),
+        lift=LiftConfig(num_images=8),
+        student=StudentConfig(head=HeadConfig(fine_patch=8, width=32, num_blocks=1, head_dim=16, tile=4, halo=2)),
+        transfer=off,
+        one_step=one_step,
+        match=off,
+        evaluation=EvaluationConfig(num_images=2, batch_size=2, preview_images=2, latency_runs=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("a red house by a lake at dusk\nsnow on high mountains\na river, three trees\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_pipeline, prompts, tmp_path_factory) -> Path:
+    """A run's folder with its lift and corpus, and nothing trained."""
+    from l2p.training import distill, stages
+
+    folder = tmp_path_factory.mktemp("runs") / "prepared"
+    recipe = tiny_recipe(tiny_pipeline, prompts, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "train", _stop)
+        with pytest.raises(_Stopped):
+            distill.run(recipe, progress=False)
+    return folder
+
+
+@pytest.fixture
+def new_run(prepared, tiny_pipeline, prompts, tmp_path):
+    """`new_run(name)`: a recipe whose output_dir is a fresh copy of the prepared run."""
+
+    def make(name: str = "run") -> Recipe:
+        shutil.copytree(prepared, tmp_path / name)
+        return tiny_recipe(tiny_pipeline, prompts, tmp_path / name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def straight(prepared, tiny_pipeline, prompts) -> tuple[Recipe, dict]:
+    """The recipe and the result of a run that nothing disturbed; not to be changed."""
+    from l2p.training import distill
+
+    output_dir = prepared.with_name("straight")
+    shutil.copytree(prepared, output_dir)
+    recipe = tiny_recipe(tiny_pipeline, prompts, output_dir)
+    return recipe, distill.run(recipe, progress=False)
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _stop(*_) -> None:
+    raise _Stopped

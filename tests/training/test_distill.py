@@ -1,0 +1,215 @@
+"""A whole run, and what happens when it is killed, interrupted, diverges, or is asked for something else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2p.errors import UserError
+from l2p.files import read_json
+from l2p.objectives import PairsObjective
+from l2p.recipe import load_recipe
+from l2p.students.io import load_student
+from l2p.training import distill
+from l2p.training.callbacks import TrainingBar, load_checkpoint, read_log
+
+KILLED = """
+import os, signal, sys
+from l2p.recipe import load_recipe
+from l2p.training import distill
+from l2p.training.callbacks import AtomicCheckpoint
+
+after = AtomicCheckpoint.on_train_batch_end
+
+def die(self, trainer, *rest):
+    after(self, trainer, *rest)
+    if trainer.global_step == 7:  # two steps after the checkpoint of step 5
+        os.kill(os.getpid(), signal.SIGKILL)
+
+AtomicCheckpoint.on_train_batch_end = die
+distill.run(load_recipe(sys.argv[1]), progress=False)
+"""
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_student(folder / "student").state_dict()
+
+
+def assert_same(recipe, straight) -> None:
+    """Every logged number but the seconds, and every weight, to 1e-6."""
+    rows, expected = (read_log(Path(r.output_dir) / "logs" / "one_step.csv") for r in (recipe, straight))
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, 11)]
+    for row, other in zip(rows, expected, strict=True):
+        for name in row.keys() - {"step", "seconds", "psnr"}:
+            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-6), (name, row["step"])
+    one, two = weights(Path(recipe.output_dir)), weights(Path(straight.output_dir))
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+
+
+def test_a_whole_run_leaves_all_it_promises(straight):
+    recipe, result = straight
+    out = Path(recipe.output_dir)
+    for name in ("recipe.yaml", "lift.safetensors", "lift/grid.png", "metrics.json", "report.html", "stages/one_step.png"):
+        assert (out / name).is_file(), name
+    assert sorted(path.name for path in (out / "previews").iterdir()) == ["one_step-000004.png", "one_step-000008.png"]
+    assert not list(out.rglob("*.partial*")) and not (out / ".lock").exists() and not (out / "lightning_logs").exists()
+    assert list(result["stages"]) == ["lift", "corpus", "one_step", "student", "evaluation"]
+    summary = result["stages"]["one_step"]
+    assert summary["figures"]["steps"] == 10 and summary["seconds"] > 0 and summary["grid"] == "stages/one_step.png"
+    assert result["metrics"]["student"]["psnr_to_teacher"] > 0
+    assert load_recipe(out / "recipe.yaml") == recipe
+    # The student is the average, not the raw weights; the checkpoint holds no teacher.
+    checkpoint = load_checkpoint(out / "checkpoints" / "one_step.ckpt")
+    name = "core.transformer.layers.0.attention.to_q.weight"
+    average = checkpoint["callbacks"]["EMACallback"]["average"][name]
+    assert torch.equal(weights(out)[name], average)
+    assert not torch.equal(checkpoint["state_dict"][f"student.{name}"], average)
+    assert all(key.startswith("student.") for key in checkpoint["state_dict"])
+
+
+def test_a_rerun_skips_what_is_done(straight):
+    recipe, first = straight
+    marker = Path(recipe.output_dir) / "stages" / "one_step.json"
+    before = marker.stat().st_mtime_ns
+    again = distill.run(recipe, progress=False)
+    assert again["seconds"] < 2 and marker.stat().st_mtime_ns == before
+    assert again["metrics"] == first["metrics"]
+    assert [row["state"] for row in distill.plan(recipe)] == ["done", "done", "off", "done", "off", "done", "done"]
+
+
+def test_kill_and_resume_equals_straight(new_run, straight, tmp_path):
+    recipe = new_run()
+    recipe.one_step.preview_every = 100  # looking at pictures must not change what is trained
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.structured(recipe), tmp_path / "killed.yaml")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed.yaml")]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    out = Path(recipe.output_dir)
+    assert [row["step"] for row in read_log(out / "logs" / "one_step.csv")] == [str(step) for step in range(1, 8)]
+    assert load_checkpoint(out / "checkpoints" / "one_step.ckpt")["l2p"]["step"] == 5
+    with (out / "logs" / "one_step.csv").open("a") as file:
+        file.write("8,0.1,0.0")  # half a row, as a kill may leave it
+    distill.run(recipe, progress=False)
+    assert_same(recipe, straight[0])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_a_resumable_run(new_run, straight, monkeypatch, times):
+    recipe = new_run()
+    original = TrainingBar.on_train_batch_end
+
+    def press(self, trainer, *rest):
+        original(self, trainer, *rest)
+        if trainer.global_step == 7:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingBar, "on_train_batch_end", press)
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(recipe, progress=False)
+    assert signal.getsignal(signal.SIGINT) is before
+    out = Path(recipe.output_dir)
+    kept = 7 if times == 1 else 5  # a second Ctrl-C does not wait for the step to be kept
+    assert load_checkpoint(out / "checkpoints" / "one_step.ckpt")["l2p"]["step"] == kept
+    assert not (out / "stages" / "one_step.json").exists() and not (out / ".lock").exists()
+    distill.run(recipe, progress=False)
+    assert_same(recipe, straight[0])
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_guard_stops_with_the_last_good_checkpoint(new_run, monkeypatch, where):
+    recipe = new_run()
+    original = PairsObjective.forward
+
+    def spoil(self, ctx):
+        terms = original(self, ctx)
+        if ctx.step == 6 and where == "loss":
+            terms["pixel"] = terms["pixel"] * float("nan")
+        if ctx.step == 6 and where == "gradient":
+            terms["pixel"] = terms["pixel"] + (ctx.one_step.mean() - ctx.one_step.mean().detach()).clamp(min=0).sqrt()
+        return terms
+
+    monkeypatch.setattr(PairsObjective, "forward", spoil)
+    said = r"the loss is nan \(from pairs/pixel\)" if where == "loss" else "the gradient norm is (nan|inf)"
+    with pytest.raises(UserError, match=f"one_step stopped at step 6: {said}.*one_step.ckpt.*one_step.learning_rate"):
+        distill.run(recipe, progress=False)
+    checkpoint = load_checkpoint(Path(recipe.output_dir) / "checkpoints" / "one_step.ckpt")
+    assert checkpoint["l2p"]["step"] == 5
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_changed_settings_are_refused_and_never_starts_anew(new_run, straight):
+    recipe = new_run()
+    recipe.student.head.width = 48
+    recipe.lift.num_images = 9
+    with pytest.raises(UserError, match=r"lift stage with other settings \(lift.num_images 8 -> 9\)"):
+        distill.run(recipe, progress=False)
+    recipe.one_step.steps = 1
+    result = distill.run(recipe, resume="never", progress=False)
+    assert result["stages"]["lift"]["figures"]["num_tokens"] == 9 * 16
+    recipe.one_step.batch_size = 2
+    with pytest.raises(UserError, match=r"one_step stage with other settings \(one_step.batch_size 3 -> 2\)"):
+        distill.run(recipe, progress=False)
+
+
+def test_resume_from_a_checkpoint_of_ones_choice(new_run, straight, tmp_path):
+    recipe = new_run()
+    with pytest.raises(UserError, match="no checkpoint at"):
+        distill.run(recipe, resume=str(tmp_path / "none.ckpt"), progress=False)
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        distill.run(recipe, resume=str(tmp_path / "broken.ckpt"), progress=False)
+    chosen = Path(straight[0].output_dir) / "checkpoints" / "one_step.ckpt"
+    distill.run(recipe, resume=str(chosen), progress=False)
+    one, two = weights(Path(recipe.output_dir)), weights(Path(straight[0].output_dir))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not (Path(recipe.output_dir) / "logs" / "one_step.csv").exists()  # no step was left to train
+
+
+def test_mistakes_are_found_before_any_work(new_run):
+    recipe = new_run()
+    recipe.one_step.objectives = {"pair": {}}
+    with pytest.raises(UserError, match=r"one_step: no objective 'pair'; did you mean 'pairs'\?"):
+        distill.run(recipe, progress=False)
+    recipe = new_run("seed")
+    recipe.seed = 6_999_999
+    with pytest.raises(UserError, match="judged on what it was trained on"):
+        distill.run(recipe, progress=False)
+    recipe = new_run("logging")
+    recipe.logging.wandb = True
+    with pytest.raises(UserError, match="logging.wandb needs the package wandb"):
+        distill.run(recipe, progress=False)
+
+
+def test_a_stage_that_lost_quality_says_so(new_run, monkeypatch):
+    from l2p.training.held_out import HeldOut
+
+    recipe = new_run()
+    recipe.one_step.steps = 1
+    monkeypatch.setattr(HeldOut, "measure", lambda *_: 60.0)
+    result = distill.run(recipe, progress=False)
+    assert len(result["warnings"]) == 1
+    assert result["warnings"][0].startswith("one_step moved the pictures away from the teacher's: 60.0 -> ")
+    assert read_json(Path(recipe.output_dir) / "stages" / "one_step.json")["warnings"] == result["warnings"]
+
+
+def test_a_small_corpus_is_learned_by_heart(new_run):
+    recipe = new_run()
+    stage = recipe.one_step
+    stage.steps, stage.batch_size, stage.learning_rate, stage.ema_decay = 60, 7, 3e-3, 0.8
+    stage.preview_every = stage.checkpoint_every = 1000
+    stage.objectives = {"pairs": {"weight": 1.0, "perceptual": 0.0}}
+    distill.run(recipe, progress=False)
+    rows = read_log(Path(recipe.output_dir) / "logs" / "one_step.csv")
+    assert float(rows[-1]["pairs/pixel"]) < 0.5 * float(rows[0]["pairs/pixel"])

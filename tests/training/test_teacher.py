@@ -1,0 +1,90 @@
+"""The teacher's training, end to end on a few pictures, and its loop's promise to resume exactly."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from l2p import flow
+from l2p.errors import UserError
+from l2p.teachers import build, load_teacher
+from l2p.training.loop import OptimConfig, fit
+from l2p.training.teacher import PicturesConfig, TeacherRecipe, TransformerTraining, VAETraining, run
+
+
+def tiny_recipe(folder, transformer_steps: int = 4) -> TeacherRecipe:
+    optim = OptimConfig(steps=4, batch_size=4, warmup_steps=1, checkpoint_every=2, optimizer="muon")
+    sizes = build.TransformerSizes(dim=64, n_layers=1, n_refiner_layers=1, n_heads=2, axes_dims=[8, 12, 12])
+    return TeacherRecipe(
+        name="tiny",
+        output_dir=str(folder),
+        pictures=PicturesConfig(count=12, height=64, width=64),
+        vae=VAETraining(sizes=build.VAESizes([8, 8, 16, 16]), optim=optim, crop=32),
+        transformer=TransformerTraining(
+            sizes=sizes,
+            text=build.TextSizes(32, 2, 2, 64, 400),
+            optim=OptimConfig(
+                steps=transformer_steps, batch_size=4, warmup_steps=1, checkpoint_every=2, optimizer="muon"
+            ),
+        ),
+    )
+
+
+def test_a_trained_folder_is_a_pipeline_and_a_teacher(tmp_path):
+    folder = run(tiny_recipe(tmp_path))
+    from diffusers import ZImagePipeline
+
+    pipeline = ZImagePipeline.from_pretrained(folder)
+    teacher = load_teacher(folder)
+    latents = torch.randn(1, *teacher.geometry.latent_shape(64, 64))
+    drawn = pipeline("a lake at dusk", height=64, width=64, num_inference_steps=2, latents=latents).images[0]
+    assert drawn.size == (64, 64)
+    assert teacher.license == "apache-2.0"
+    pictures = torch.rand(4, 3, 64, 64) * 2 - 1
+    assert teacher.encode(pictures).shape == (4, 16, 8, 8)
+    assert {p.name for p in folder.iterdir()} >= {"recipe.yaml", "training.json", "vae-log.csv", "transformer-log.csv"}
+
+
+def linear_problem(folder, steps: int, until: int | None = None):
+    """Fit y = 2 x; with `until` the loss raises there, as a kill would."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        if step == until:
+            raise InterruptedError
+        x = flow.noise([step], 1, 8, 4)[0, 0]
+        return {"mse": (network(x) - 2 * x).pow(2).mean()}
+
+    config = OptimConfig(steps=steps, learning_rate=1e-2, optimizer="muon", warmup_steps=2, checkpoint_every=5)
+    fit(network, loss, config, folder, "linear")
+    return network
+
+
+def test_a_killed_loop_resumes_the_very_same_weights_and_log(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir(), killed.mkdir()
+    expected = linear_problem(straight, 20)
+    with pytest.raises(InterruptedError):
+        linear_problem(killed, 20, until=13)
+    found = linear_problem(killed, 20)
+    for a, b in zip(expected.parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    steps = [row["step"] for row in csv.DictReader((killed / "linear.csv").open())]
+    assert steps == ["10", "20"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    config = OptimConfig(steps=5, optimizer="adamw")
+    with pytest.raises(UserError, match="not finite at step 0"):
+        fit(network, lambda step: {"mse": network.weight.sum() * float("nan")}, config, tmp_path, "nan")
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(tmp_path):
+    linear_problem(tmp_path, 5)
+    other = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
+    with pytest.raises(UserError, match="other settings"):
+        fit(other, lambda step: {}, OptimConfig(steps=9, optimizer="muon"), tmp_path, "linear")
