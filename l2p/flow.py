@@ -32,16 +32,15 @@ def noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tenso
 
 
 def time_like(t: Tensor | float, x: Tensor) -> Tensor:
-    """`t` shaped to broadcast over x [B, ...]: [B] -> [B, 1, ...], in fp32 or finer, on the device of x."""
-    t = torch.as_tensor(t, device=x.device)
-    if t.dtype not in (torch.float32, torch.float64):
-        t = t.to(torch.float32)
+    """`t` shaped to broadcast over x [B, ...]: [B] -> [B, 1, ...], on the device of x; fp64 stays, all else is fp32."""
+    double = x.dtype == torch.float64 or (isinstance(t, Tensor) and t.dtype == torch.float64)
+    t = torch.as_tensor(t, dtype=torch.float64 if double else torch.float32, device=x.device)
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def shift_time(t: Tensor | float, shift: float) -> Tensor | float:
     """t' = s t / (1 + (s - 1) t): more time in the noise for s > 1; keeps 0 and 1; shift 1 / s undoes shift s."""
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (shift * t + (1 - t))  # this form keeps t = 1 to the last bit
 
 
 def add_noise(x_0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:

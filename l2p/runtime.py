@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from l2p.errors import UserError
 
@@ -78,3 +79,29 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextM
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype)
+
+
+def hush_loaders() -> None:
+    """Keeps transformers and diffusers from drawing bars and giving advice while they load; downloads keep their bars."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+
+    hidden_before = are_progress_bars_disabled()
+    for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    if not hidden_before:  # the switch of transformers is the Hub's as well
+        enable_progress_bars()
+
+
+def call_in(dtype: torch.dtype, module: nn.Module, *args: object) -> object:
+    """`module(*args)` with its weights as copies in `dtype`; gradients arrive in the weights themselves.
+
+    Cheaper than autocast where small operations between the matrix products set the pace, as on a CPU: activations
+    stay in `dtype` from end to end. The optimiser still moves fp32 weights.
+    """
+    if dtype == torch.float32:
+        return module(*args)
+    weights = {name: p.to(dtype) for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, weights, args)

@@ -4,6 +4,8 @@ Each operator is a folder: `api.py` checks and dispatches, `reference.py` is the
 torch, the other files are fast paths. `impl=` picks a path and never changes the result.
 """
 
+from .adaln import adaln
 from .patch_attention import patch_attention
+from .pixel_film import pixel_film
 
-__all__ = ["patch_attention"]
+__all__ = ["adaln", "patch_attention", "pixel_film"]

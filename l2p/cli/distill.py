@@ -38,8 +38,10 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     if args.dry_run:
         return _print_plan(recipe)
+    from l2p import runtime
     from l2p.training import distill
 
+    runtime.hush_loaders()
     _print_result(distill.run(recipe, resume=args.resume))
 
 

@@ -66,7 +66,7 @@ def examine() -> list[Finding]:
             findings += probe()
         except Exception as error:  # the doctor is asked exactly when things are broken in unforeseen ways
             reason = " ".join(str(error).split()) or type(error).__name__
-            findings.append(Finding(name, reason, BROKEN, REINSTALL))
+            findings.append(Finding(name, reason, BROKEN, "" if isinstance(error, UserError) else REINSTALL))
     return findings
 
 

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.student).resolve()
     out = Path(args.out) if args.out else folder.parent / f"evaluation-{folder.name}"
     runtime.setup()
+    runtime.hush_loaders()
     from l2p.evaluation.evaluate import evaluate_folder
 
     metrics = evaluate_folder(

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from l2p.images import make_grid, save_png
 
     runtime.setup()
+    runtime.hush_loaders()
     pipeline = l2p.load(args.student, device=args.device, dtype=args.dtype)
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     tasks = [(row, prompt, seed + k) for row, prompt in enumerate(prompts) for k in range(args.num_images)]

@@ -23,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from l2p import runtime
     from l2p.training import teacher
 
     recipe = load_recipe(args.recipe, args.overrides, schema=teacher.TeacherRecipe)
+    runtime.hush_loaders()
     print(f"the teacher is in {teacher.run(recipe, resume=args.resume)}")

@@ -32,13 +32,13 @@ YARDSTICKS = {"vae": "VAE of real renders", "real": "Real renders"}
 TRAINING = ("transfer", "one_step", "match")
 _STRIPS = 6  # previews shown over training
 _STRIP_PICTURES = 8
-# key, title, decimals, factor, +1 where higher is better and -1 where lower is
+# key, title, decimals, factor, what is better: +1 more, -1 less, 0 nearer to 1
 _COLUMNS = (
     ("attribute_accuracy", "Attributes %", 1, 100, 1),
     ("frechet", "Fréchet to real", 2, 1, -1),
     ("frechet_to_teacher", "Fréchet to teacher", 2, 1, -1),
     ("psnr_to_teacher", "PSNR to teacher, dB", 1, 1, 1),
-    ("seam_ratio", "Seams", 3, 1, -1),
+    ("seam_ratio", "Seams", 3, 1, 0),
     ("latency_ms", "Latency, ms", 0, 1, -1),
 )
 
@@ -161,22 +161,25 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
 
 
 def _rows(metrics: dict[str, Any], labels: dict[str, str]) -> list[Row]:
-    best = {}
-    for key, _, digits, factor, sign in _COLUMNS:
-        values = [metrics[name].get(key) for name in PAINTERS]
-        known = [round(value * factor, digits) * sign for value in values if value is not None]
-        best[key] = max(known, default=None)
+    def merit(name: str, column: tuple[str, str, int, float, int]) -> float | None:
+        """How good a cell is as it is shown: more is better; None for an empty one."""
+        key, _, digits, factor, better = column
+        value = metrics[name].get(key)
+        if value is None or not math.isfinite(value):
+            return None
+        shown = round(value * factor, digits)
+        return shown * better if better else -round(abs(shown - 1), digits)
+
     rows = []
     for name, label in {**labels, **YARDSTICKS}.items():
         if name not in metrics:
             continue
         cells = []
-        for key, _, digits, factor, sign in _COLUMNS:
-            value = metrics[name].get(key)
-            is_best = (
-                name in PAINTERS and value is not None and round(value * factor, digits) * sign == best[key]
-            )
-            cells.append(Cell(_number(value, digits, factor), is_best))
+        for column in _COLUMNS:
+            merits = [m for painter in PAINTERS if (m := merit(painter, column)) is not None]
+            own = merit(name, column) if name in PAINTERS else None
+            text = _number(metrics[name].get(column[0]), column[2], column[3])
+            cells.append(Cell(text, own is not None and own == max(merits)))
         rows.append(Row(label, cells, name in YARDSTICKS))
     return rows
 
@@ -213,7 +216,7 @@ def _tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     seams = (
         f"{_number(summary['seam_ratio'], 2)}",
         "seam energy at patch borders",
-        "1 is none; a clean picture’s own is 1",
+        "1.00 is a picture without seams",
     )
     return [*tiles, seams]
 
@@ -257,7 +260,7 @@ def read_history(folder: Path, settings: dict[str, Any]) -> History:
         terms = [key for key in rows[0] if key not in ("step", "seconds", "lr", "grad_norm", "psnr")]
         terms.sort(key=lambda key: key != "loss")
         series = {term: (steps, [float(row[term] or "nan") for row in rows]) for term in terms}
-        chart = line_chart(f"{stage}: loss over steps", series, log=True, smooth=0.9)
+        chart = line_chart(f"{stage.replace('_', ' ')}: loss over steps", series, log=True, smooth=0.9)
         history.charts += [chart] if chart else []
         measured = [
             (done + step, float(row["psnr"]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2p import flow
 from l2p.patches import patchify, unpatchify
@@ -48,7 +48,7 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         width = max(part.embeds.shape[1] for part in parts)
-        embeds = [torch.nn.functional.pad(p.embeds, (0, 0, 0, width - p.embeds.shape[1])) for p in parts]
+        embeds = [nn.functional.pad(p.embeds, (0, 0, 0, width - p.embeds.shape[1])) for p in parts]
         return Conditioning(torch.cat(embeds), torch.cat([part.lengths for part in parts]))
 
 
@@ -88,6 +88,7 @@ class Teacher(ABC):
         name: folder or Hub name it was loaded from.
         revision: commit on the Hub, if any.
         license: SPDX name where the folder tells it, else "unknown".
+        vae: diffusers' autoencoder; its encoder's features compare pictures.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Teacher(ABC):
     license: str
     geometry: LatentGeometry
     text_encoder: TextEncoder
+    vae: nn.Module
     device: torch.device
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

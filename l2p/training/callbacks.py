@@ -18,6 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from l2p.errors import UserError
 from l2p.files import atomic_path, write_text
@@ -164,8 +165,16 @@ class Interrupt(pl.Callback):
             trainer.should_stop = True
 
 
-class AtomicCheckpoint(pl.Callback):
-    """Keeps the last checkpoint of a stage in one file, replaced in one go.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its name and moves it there whole; straight to the file, not through memory."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)  # through a Python file, so that a full disk is an OSError
+
+
+class KeepLast(pl.Callback):
+    """Keeps the last checkpoint of a stage in one file.
 
     Args:
         every: steps between two checkpoints; the last step and an interrupted one are kept in any case.
@@ -178,9 +187,7 @@ class AtomicCheckpoint(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: DistillModule, *_: Any) -> None:
         step = trainer.global_step
         if (self.every and step % self.every == 0) or step >= trainer.max_steps or trainer.should_stop:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(self.path)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: DistillModule, checkpoint: dict[str, Any]

@@ -89,14 +89,15 @@ class DistillDataModule(pl.LightningDataModule):
     """Batches of teacher pairs for one stage.
 
     Args:
-        dataset: map-style corpus; items are dicts of image (uint8 [H, W, 3]), latent, seed and prompt.
+        dataset: map-style corpus; items are dicts of image (uint8 [H, W, 3]), latent, seed and prompt. A list is
+            read in this process, anything else by workers.
         teacher: encodes the prompts (`encode_prompts`), each of them once.
         held_out: pairs at the corpus' end that are never trained on.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | list[dict[str, Any]],
         teacher: Any,
         batch_size: int,
         seed: int,
@@ -108,13 +109,10 @@ class DistillDataModule(pl.LightningDataModule):
         self.dataset, self.teacher, self.batch_size = dataset, teacher, batch_size
         self.seed, self.stage_name, self.total_steps = seed, stage, total_steps
         self.indices = range(len(dataset) - held_out)
-        self.in_memory = False
 
     def setup(self, stage: str) -> None:
-        if self.in_memory or _bytes(self.dataset[0]) * len(self.dataset) > RAM_BUDGET:
+        if not isinstance(self.dataset, list):
             return
-        self.dataset = [self.dataset[i] for i in range(len(self.dataset))]
-        self.in_memory = True
         # In the corpus' order, not the batches': an encoding may depend in its last bit on its neighbours in a batch,
         # and a resumed run must meet the same bits.
         prompts = list(dict.fromkeys(item["prompt"] for item in self.dataset))
@@ -126,7 +124,7 @@ class DistillDataModule(pl.LightningDataModule):
         sampler = StepSampler(
             self.indices, self.batch_size, self.seed, self.stage_name, self.total_steps, start
         )
-        workers = 0 if self.in_memory else max(1, min(8, (os.cpu_count() or 2) - 1))
+        workers = 0 if isinstance(self.dataset, list) else max(1, min(8, (os.cpu_count() or 2) - 1))
         return DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
@@ -141,7 +139,7 @@ class DistillDataModule(pl.LightningDataModule):
 
 
 def held_out_batch(
-    dataset: Dataset, teacher: Any, count: int, device: torch.device
+    dataset: Dataset | list[dict[str, Any]], teacher: Any, count: int, device: torch.device
 ) -> tuple[Batch, list[str]]:
     """The corpus' last `count` pairs as one batch on the device, and their prompts."""
     items = collate([dataset[i] for i in range(len(dataset) - count, len(dataset))])
@@ -153,5 +151,8 @@ def held_out_batch(
     return batch, items["prompts"]
 
 
-def _bytes(item: dict[str, Any]) -> int:
-    return sum(torch.as_tensor(item[name]).nbytes for name in ("image", "latent"))
+def in_memory(dataset: Dataset) -> Dataset | list[dict[str, Any]]:
+    """The dataset, or all its items as a list where they fit into `RAM_BUDGET`."""
+    item = dataset[0]
+    size = sum(torch.as_tensor(item[name]).nbytes for name in ("image", "latent"))
+    return dataset if size * len(dataset) > RAM_BUDGET else [dataset[i] for i in range(len(dataset))]

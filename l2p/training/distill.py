@@ -142,7 +142,9 @@ def _go_back_to(checkpoint: Path, folder: RunFolder, recipe: Recipe) -> None:
     tag = load_checkpoint(checkpoint)["l2p"]
     stage = tag["stage"]
     if not _enabled(recipe, stage):
-        raise UserError(f"{checkpoint} is of the {stage} stage, which this recipe turns off ({stage}.enabled=false)")
+        raise UserError(
+            f"{checkpoint} is of the {stage} stage, which this recipe turns off ({stage}.enabled=false)"
+        )
     folder.check_settings(stage, tag["settings"])
     folder.forget_from(stage)
     for later in TRAINING[TRAINING.index(stage) + 1 :]:

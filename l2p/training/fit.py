@@ -18,7 +18,15 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 
 from l2p.errors import UserError
-from l2p.training.callbacks import AtomicCheckpoint, CsvLog, Interrupt, NaNGuard, Preview, load_checkpoint
+from l2p.training.callbacks import (
+    AtomicCheckpointIO,
+    CsvLog,
+    Interrupt,
+    KeepLast,
+    NaNGuard,
+    Preview,
+    load_checkpoint,
+)
 from l2p.training.data import DistillDataModule
 from l2p.training.ema import EMACallback
 from l2p.training.module import DistillModule
@@ -59,9 +67,7 @@ def fit(
 
     def preview(step: int) -> float:
         with ema.ema.swapped(student):
-            return run.held_out.show({"student": (student, preview_steps)}, folder.preview(stage, step))[
-                "student"
-            ]
+            return run.held_out.show(student, [preview_steps], folder.preview(stage, step))[0]
 
     callbacks = [
         NaNGuard(config.gradient_clip, path),
@@ -70,7 +76,7 @@ def fit(
         log,
         TrainingBar(stage, config.steps, run.progress),
         interrupt,
-        AtomicCheckpoint(path, config.checkpoint_every, {"stage": stage, "settings": folder.settings(stage)}),
+        KeepLast(path, config.checkpoint_every, {"stage": stage, "settings": folder.settings(stage)}),
     ]
     with _quiet(), _deterministic(), _signals_restored():
         trainer = pl.Trainer(
@@ -89,13 +95,14 @@ def fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            plugins=[LightningEnvironment()],  # one device: a cluster's handling of signals stays out
+            # One device: a cluster's handling of signals stays out.
+            plugins=[LightningEnvironment(), AtomicCheckpointIO()],
         )
         try:
             trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
         except SystemExit:  # Lightning's answer to a Ctrl-C that it caught itself
             raise KeyboardInterrupt from None
-    if interrupt.requested and trainer.global_step < config.steps:
+    if interrupt.requested:
         raise KeyboardInterrupt
     last = {name: float(value) for name, value in module.terms.items()}
     return {"steps": trainer.global_step, "seconds": round(log.seconds, 2), "last_step": last}

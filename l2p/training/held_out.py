@@ -5,6 +5,7 @@ A loss can fall while every picture stays noise; a picture cannot.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,17 @@ class HeldOut:
         """Mean PSNR in dB to the teacher's pictures."""
         return float(psnr(self.paint(student, num_steps), self.batch.images).mean())
 
-    def show(self, students: dict[str, tuple[Any, int]], path: Path) -> dict[str, float]:
-        """Save a grid with the teacher's row on top and a row for each student; PSNR in dB by label.
+    def show(self, student: Any, steps: Sequence[int], path: Path, label: str = "student") -> list[float]:
+        """Save a grid: the teacher's row on top, then the student's, one row for each number of steps.
 
-        Args:
-            students: label -> (student, steps).
+        Returns:
+            mean PSNR in dB to the teacher's pictures, for each number of steps.
         """
-        rows, figures = {"teacher": to_uint8(self.batch.images)}, {}
-        for label, (student, num_steps) in students.items():
+        rows, figures = {"teacher": to_uint8(self.batch.images)}, []
+        for num_steps in steps:
             pictures = self.paint(student, num_steps)
-            figures[label] = float(psnr(pictures, self.batch.images).mean())
-            rows[f"{label}, {num_steps} step{'s' * (num_steps > 1)}"] = to_uint8(pictures)
+            figures.append(float(psnr(pictures, self.batch.images).mean()))
+            rows[f"{label}\n{num_steps} step{'s' * (num_steps > 1)}"] = to_uint8(pictures)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(labelled_grid(rows, self.prompts), path)
         return figures

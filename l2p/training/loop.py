@@ -102,11 +102,11 @@ def fit(
             start = time.perf_counter()
             set_lr(optimizer, lr_scale(step, config.steps, config.warmup_steps))
             terms = loss(step)
-            total = sum(terms.values())
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            sum(terms.values()).backward()
             norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip))
-            if not (math.isfinite(norm) and math.isfinite(float(total))):
+            values = {key: float(value.detach()) for key, value in terms.items()}
+            if not math.isfinite(norm + sum(values.values())):
                 raise UserError(
                     f"{name}: the loss is not finite at step {step}; {checkpoint} is the last good state"
                 )
@@ -114,7 +114,6 @@ def fit(
             ema.update(network)
             step += 1
             seconds += time.perf_counter() - start
-            values = {key: float(value) for key, value in terms.items()}
             mean = {key: 0.98 * mean.get(key, value) + 0.02 * value for key, value in values.items()}
             if step % 10 == 0:
                 if file.tell() == 0:

@@ -55,7 +55,8 @@ class Bar:
             left = seconds / max(1, done - self._first) * (self.total - done)
             CONSOLE.print(
                 f"{self.title} {done}/{self.total}  {note}  {seconds:.0f} s, {left:.0f} s left",
-                highlight=False, soft_wrap=True,
+                highlight=False,
+                soft_wrap=True,
             )
 
     def stop(self) -> None:

@@ -80,7 +80,7 @@ class RunFolder:
         return self.path / "stages" / f"{stage}.json"
 
     def grid(self, stage: str) -> Path:
-        return self.path / "stages" / f"{stage}.png"
+        return self.path / "lift" / "grid.png" if stage == "lift" else self.path / "stages" / f"{stage}.png"
 
     def checkpoint(self, stage: str) -> Path:
         return self.path / "checkpoints" / f"{stage}.ckpt"
@@ -144,7 +144,6 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process. Raises UserError while another living process has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
         check_writable(self.path)
         lock = self.path / ".lock"
         while True:

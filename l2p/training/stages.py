@@ -33,7 +33,7 @@ from l2p.students.io import load_student, save_student
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
 from l2p.training.callbacks import load_checkpoint
-from l2p.training.data import held_out_batch, step_generator
+from l2p.training.data import held_out_batch, in_memory, step_generator
 from l2p.training.fit import fit
 from l2p.training.held_out import HeldOut
 from l2p.training.progress import bar
@@ -72,8 +72,8 @@ class Run:
         return Path(self.recipe.corpus.path) if self.recipe.corpus.path else self.folder.path / "corpus"
 
     @cached_property
-    def dataset(self) -> CorpusDataset:
-        return CorpusDataset(self.corpus_folder, self.recipe.corpus.num_pairs)
+    def dataset(self) -> CorpusDataset | list[dict[str, Any]]:
+        return in_memory(CorpusDataset(self.corpus_folder, self.recipe.corpus.num_pairs))
 
     @property
     def num_held_out(self) -> int:
@@ -131,10 +131,8 @@ def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     save_student(student, run.folder.path / "lift", text_encoder=run.teacher.text_encoder)
     drawn = HeldOut(*_teacher_pictures(run, min(8, run.recipe.evaluation.preview_images)), run.dtype)
     steps = run.recipe.teacher.num_inference_steps
-    psnr = drawn.show(
-        {"lift": (student, 1), "lift, many": (student, steps)}, run.folder.path / "lift" / "grid.png"
-    )
-    return {**figures, "psnr_one_step": psnr["lift"], "psnr_many_steps": psnr["lift, many"]}, []
+    one, many = drawn.show(student, [1, steps], run.folder.grid("lift"), label="lift")
+    return {**figures, "psnr_one_step": one, "psnr_many_steps": many}, []
 
 
 def _lift_tokens(run: Run) -> tuple[Tensor, Tensor]:
@@ -231,7 +229,7 @@ def train(
     fitted = fit(run, stage, config, student, objectives, num_steps, resume_from)
     load_averaged(student, run.folder.checkpoint(stage))
     student.to(run.device)  # Lightning leaves it on the CPU
-    after = run.held_out.show({"student": (student, num_steps)}, run.folder.grid(stage))["student"]
+    after = run.held_out.show(student, [num_steps], run.folder.grid(stage))[0]
     warnings = []
     if after < before - WORSE:
         warnings.append(

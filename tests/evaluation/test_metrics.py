@@ -1,14 +1,12 @@
 """PSNR, seams, attributes and latency against independent truths, planted defects and null cases."""
 
-import time
-
 import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from l2p.evaluation import latency
 from l2p.evaluation.attributes import AttributeScore, named_labels
 from l2p.evaluation.fidelity import MAX_PSNR, psnr
-from l2p.evaluation.latency import median_latency
 from l2p.evaluation.seams import seam_index, seam_ratio
 from l2p.landscapes import ATTRIBUTES
 
@@ -90,23 +88,27 @@ def test_only_named_attributes_are_scored():
     assert score.by_attribute["mountains"] is None
 
 
-def test_latency_is_a_median_of_interleaved_runs():
-    calls: list[tuple[str, int]] = []
+def test_latency_is_a_median_of_interleaved_runs(monkeypatch):
+    clock, calls, emptied = [0.0], [], []
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
 
-    def path(name, pause):
+    def path(name, seconds):
         def make(number):
             calls.append((name, number))
-            time.sleep(pause if number != 1 else 5 * pause)  # one slow round does not move the median
+            clock[0] += 100.0 if number in (-1, 1) else seconds + number / 1000  # slow: warm-up and one round
 
         return make
 
-    emptied = []
-    result = median_latency(
-        {"a": path("a", 0.002), "b": path("b", 0.01)}, 5, before=lambda: emptied.append(1)
-    )
+    def before():
+        emptied.append(1)
+        clock[0] += 7.0  # what happens before a picture is not counted
+
+    paths = {"a": path("a", 0.002), "b": path("b", 0.01)}
+    result = latency.median_latency(paths, 5, before=before)
     assert [name for name, _ in calls] == ["a", "b"] * 6
     assert [number for _, number in calls][::2] == [-1, 0, 1, 2, 3, 4]
     assert len(emptied) == 12
-    assert 2 <= result["a"] < 8 and 10 <= result["b"] < 30
+    # rounds of 0, 2, 3, 4 ms more and one of 100 s: the median is the one of 3 ms
+    assert result["a"] == pytest.approx(5.0) and result["b"] == pytest.approx(13.0)
     with pytest.raises(ValueError, match="runs=0"):
-        median_latency({}, 0)
+        latency.median_latency({}, 0)

@@ -118,7 +118,6 @@ def test_no_student(tmp_path):
         ({"core": {"dims": 3}}, "broken.*dims"),
         ({"head": {"kind": "mixer"}}, "broken.*mixer"),
         ({"head": {"kind": "patch", "widht": 3}}, "broken.*widht"),
-        ({"lift_scale": "big"}, "lift_scale"),
     ],
 )
 def test_broken_configs(broken, changes, message):

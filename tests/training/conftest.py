@@ -19,11 +19,9 @@ from l2p.recipe import (
     TeacherConfig,
 )
 
-PAIRS = {"pairs": {"weight": 1.0, "perceptual": 0.0}}
-
 
 def tiny_recipe(pipeline: str, prompts: Path, output_dir: Path) -> Recipe:
-    off = StageConfig(enabled=False)
+    match = StageConfig(enabled=False, objectives={"pairs": {"weight": 1.0}, "drift": {"weight": 1.0}})
     one_step = StageConfig(
         steps=10,
         batch_size=3,
@@ -40,12 +38,15 @@ def tiny_recipe(pipeline: str, prompts: Path, output_dir: Path) -> Recipe:
         threads=torch.get_num_threads(),
         device="cpu",
         teacher=TeacherConfig(path=pipeline, num_inference_steps=2, height=64, width=64),
-        corpus=CorpusConfig(num_pairs=8, num_inference_steps=2, prompts=str(prompts), batch_size=8, shard_size=8),
+        corpus=CorpusConfig(
+            num_pairs=8, num_inference_steps=2, prompts=str(prompts), batch_size=8, shard_size=8
+        ),
         lift=LiftConfig(num_images=8),
-        student=StudentConfig(head=HeadConfig(fine_patch=8, width=32, num_blocks=1, head_dim=16, tile=4, halo=2)),
-        transfer=off,
+        student=StudentConfig(
+            head=HeadConfig(fine_patch=8, width=32, num_blocks=1, head_dim=16, tile=4, halo=2)
+        ),
         one_step=one_step,
-        match=off,
+        match=match,
         evaluation=EvaluationConfig(num_images=2, batch_size=2, preview_images=2, latency_runs=1),
     )
 
@@ -72,8 +73,16 @@ def prepared(tiny_pipeline, prompts, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def new_run(prepared, tiny_pipeline, prompts, tmp_path):
-    """`new_run(name)`: a recipe whose output_dir is a fresh copy of the prepared run."""
+def new_run(prepared, tiny_pipeline, prompts, tmp_path, monkeypatch):
+    """`new_run(name)`: a recipe whose output_dir is a fresh copy of the prepared run; its evaluation is left out."""
+    from l2p.files import write_json
+    from l2p.training import stages
+
+    def skip(run):
+        write_json(run.folder.path / "metrics.json", {})
+        return {}, []
+
+    monkeypatch.setattr(stages, "evaluate_the_student", skip)
 
     def make(name: str = "run") -> Recipe:
         shutil.copytree(prepared, tmp_path / name)

@@ -4,6 +4,7 @@ import torch
 
 from l2p import flow
 from l2p.teachers import Conditioning
+from l2p.training import data as data_module
 from l2p.training.data import DistillDataModule, StepSampler, collate, derive_seed, step_generator
 
 
@@ -33,7 +34,9 @@ def test_no_sample_is_lost_or_doubled_in_an_epoch(batch_size):
 def test_seeds_differ_and_never_change():
     seeds = {derive_seed(s, stage, n) for s in range(3) for stage in ("transfer", "match") for n in range(50)}
     assert len(seeds) == 300
-    assert derive_seed(0, "one_step", 0) == 1595817914459285377  # another value would change every run's results
+    assert (
+        derive_seed(0, "one_step", 0) == 1595817914459285377
+    )  # another value would change every run's results
     assert torch.equal(*(torch.randn(3, generator=step_generator(0, "match", 4)) for _ in range(2)))
 
 
@@ -65,6 +68,14 @@ def test_collate_gives_the_noise_of_each_pairs_seed():
     assert batch["images"].min() >= -1 and batch["images"].max() <= 1
     assert torch.equal(batch["noise"], flow.noise([100, 101, 102], 3, 16, 16))
     assert batch["latents"][2].eq(2.0).all()
+
+
+def test_a_small_corpus_is_kept_in_memory(monkeypatch):
+    kept = data_module.in_memory(items())
+    assert isinstance(kept, list) and len(kept) == 5
+    monkeypatch.setattr(data_module, "RAM_BUDGET", 1000)
+    large = tuple(items())
+    assert data_module.in_memory(large) is large
 
 
 def test_held_out_pairs_are_never_drawn_and_prompts_are_encoded_once_in_their_order():

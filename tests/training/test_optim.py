@@ -46,7 +46,9 @@ def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw():
     assert trained == {id(p) for p in network.parameters() if p.requires_grad}
     decays = {id(p): group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
     assert decays[id(network.embed.weight)] == decays[id(network.conv.weight)] == 0.1
-    assert decays[id(network.norm.weight)] == decays[id(network.pad_token)] == decays[id(network.out.bias)] == 0
+    assert (
+        decays[id(network.norm.weight)] == decays[id(network.pad_token)] == decays[id(network.out.bias)] == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_not(tmp_path):
         "import sys; from l2p.training.run_folder import RunFolder\n"
         f"with RunFolder({str(tmp_path)!r}, {{}}).locked(): print('held', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"in use by process {other.pid}"), folder.locked():

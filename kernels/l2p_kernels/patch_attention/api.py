@@ -1,19 +1,15 @@
 """`patch_attention`: checks what it was given, picks a path, says once which."""
 
-import functools
-import importlib.util
-import logging
-
 import torch
 from torch import Tensor
 
+from ..dispatch import choose
+from ..registration import floating
 from .op import patch_attention_triton, patch_attention_windowed
 from .reference import patch_attention_reference
 
-logger = logging.getLogger("l2p_kernels")
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-IMPLS = ("auto", "reference", "windowed", "triton", "flex")
+IMPLS = ("reference", "windowed", "triton", "flex")
 
 
 def patch_attention(
@@ -66,20 +62,13 @@ def patch_attention(
             None if x is None else x.to(dtype) for x in (q, k, v, global_k, global_v)
         )
     rows, columns = (None, None) if rope is None else rope
-    _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns, impl)
+    _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if impl == "auto":
-        impl = (
-            "triton" if q.device.type == "cuda" and q.dtype != torch.float64 and _has_triton() else "windowed"
-        )
-        if not torch.compiler.is_compiling():
-            _say_once(q.device.type, impl)
+    impl = choose("patch_attention", impl, IMPLS, q)
     inputs = (q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale)
     if impl == "windowed":
         out, _ = patch_attention_windowed(*inputs)
     elif impl == "triton":
-        if not torch.compiler.is_compiling():
-            _check_triton(q)
         out, _ = patch_attention_triton(*inputs)
     elif impl == "flex":
         from .flex import patch_attention_flex
@@ -90,27 +79,7 @@ def patch_attention(
     return out.to(dtype_out)
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _check_triton(q: Tensor) -> None:
-    if not _has_triton():
-        raise RuntimeError("impl='triton' needs the package triton, which is not installed")
-    from .triton import check_can_run
-
-    check_can_run(q)
-
-
-@functools.cache
-def _say_once(device: str, impl: str) -> None:
-    logger.info("patch_attention on %s runs through impl=%r", device, impl)
-
-
-def _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns, impl) -> None:
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLS)}; got {impl!r}")
+def _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns) -> None:
     if q.ndim != 5 or 0 in q.shape:
         raise ValueError(f"q must be [B, H, W, heads, head_dim] with no empty dimension; got {list(q.shape)}")
     if q.dtype not in DTYPES:
@@ -129,25 +98,16 @@ def _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, column
         shape = (batch, count, heads, head_dim)
         wanted |= {"global_k": (global_k, shape), "global_v": (global_v, shape)}
     for name, (x, shape) in wanted.items():
-        _check_tensor(name, x, shape, q)
+        floating(name, x, shape, q, "q")
         if x.dtype != q.dtype:
             raise ValueError(f"{name} must have q's dtype {q.dtype}; got {x.dtype}")
     for name, x in (("q_norm", q_norm), ("k_norm", k_norm)):
         if x is not None:
-            _check_tensor(name, x, (head_dim,), q)
+            floating(name, x, (head_dim,), q, "q")
     if rows is not None:
         if head_dim % 4:
             raise ValueError(f"rope needs a head_dim that is a multiple of 4; got {head_dim}")
         for name, x, count in (("rope rows", rows, height), ("rope columns", columns, width)):
-            _check_tensor(name, x, (count, head_dim // 4), q)
+            floating(name, x, (count, head_dim // 4), q, "q")
             if x.requires_grad:
                 raise ValueError(f"{name} must not require a gradient (angles get none); detach them")
-
-
-def _check_tensor(name: str, x: Tensor, shape, q: Tensor) -> None:
-    if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"{name} must be {list(shape)} to go with q {list(q.shape)}; got {list(x.shape)}")
-    if x.device != q.device:
-        raise ValueError(f"{name} must be on q's device {q.device}; got {x.device}")
-    if not x.is_floating_point():
-        raise ValueError(f"{name} must be floating point; got {x.dtype}")

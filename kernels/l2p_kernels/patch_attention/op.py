@@ -1,14 +1,9 @@
-"""The fast paths as PyTorch operators `torch.ops.l2p_kernels.patch_attention_{windowed,triton}`, with their gradients.
-
-Opaque to the compiler (`custom_op`), so a model that holds them compiles with fullgraph and exports on any machine.
-"""
-
-from collections.abc import Callable
+"""The fast paths as PyTorch operators `torch.ops.l2p_kernels.patch_attention_{windowed,triton}`, with their gradients."""
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from ..registration import register
 from . import windowed
 from .windows import runs
 
@@ -16,7 +11,6 @@ INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? global_k, Tensor? global_v, Tensor? q_norm, Tensor? k_norm,"
     " Tensor? rows, Tensor? columns, int tile, int halo, float scale"
 )
-TENSORS, GRADIENTS = 9, 7  # of the inputs above: tensors, and those with a gradient
 
 
 def pairs(height: int, width: int, tile: int, halo: int, num_global: int) -> int:
@@ -27,87 +21,11 @@ def pairs(height: int, width: int, tile: int, halo: int, num_global: int) -> int
     return by_row * by_column + height * width * num_global
 
 
-def _products(q, global_k, tile, halo) -> int:
-    """Multiplications of one matrix product of the operator."""
+def _flops(q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale) -> tuple[int, int]:
+    """Two matrix products forward, five backward (the scores once more, and four gradients)."""
     batch, height, width, heads, head_dim = q
-    return batch * heads * head_dim * pairs(height, width, tile, halo, 0 if global_k is None else global_k[1])
-
-
-def _register(name: str, forward: Callable, backward: Callable, keeps_output: bool) -> Callable:
-    """`forward(*inputs) -> (out, lse)`, `backward(grad, out, lse, *inputs) -> gradients or None, one an input`.
-
-    lse is empty, and out is not kept for the backward pass, where `keeps_output` is false.
-    """
-
-    def run(*inputs):
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return forward(*inputs)
-
-    def run_backward(grad, out, lse, *inputs):
-        with torch.autocast(grad.device.type, enabled=False):
-            return [g for g in backward(grad, out, lse, *inputs) if g is not None]
-
-    schema = f"({INPUTS}) -> (Tensor, Tensor)"
-    op = torch.library.custom_op(f"l2p_kernels::{name}", run, mutates_args=(), schema=schema)
-    schema = f"(Tensor grad, Tensor? out, Tensor? lse, {INPUTS}) -> Tensor[]"
-    backward_op = torch.library.custom_op(
-        f"l2p_kernels::{name}_backward", run_backward, mutates_args=(), schema=schema
-    )
-
-    @op.register_fake
-    def _(q, *inputs):
-        return q.new_empty(q.shape), q.new_empty(q.shape[:4] if keeps_output else (0,), dtype=torch.float32)
-
-    @backward_op.register_fake
-    def _(grad, out, lse, *inputs):
-        return [x.new_empty(x.shape) for x in inputs[:GRADIENTS] if x is not None]
-
-    def setup_context(ctx, inputs, output):
-        kept = output if keeps_output else (None, None)
-        ctx.save_for_backward(*kept, *inputs[:TENSORS])
-        ctx.options = inputs[TENSORS:]
-        ctx.set_materialize_grads(False)
-
-    def differentiate(ctx, grad, _):
-        out, lse, *inputs = ctx.saved_tensors
-        grads = iter(backward_op(grad, out, lse, *inputs, *ctx.options))
-        return *(None if x is None else next(grads) for x in inputs[:GRADIENTS]), *[None] * (
-            2 + len(ctx.options)
-        )
-
-    op.register_autograd(differentiate, setup_context=setup_context)
-
-    packet = getattr(torch.ops.l2p_kernels, name)
-    backward_packet = getattr(torch.ops.l2p_kernels, f"{name}_backward")
-
-    @register_flop_formula(packet)
-    def _(q, k, v, global_k, global_v, qn, kn, rows, columns, tile, halo, scale, *, out_shape=None, **_):
-        return 2 * 2 * _products(q, global_k, tile, halo)
-
-    @register_flop_formula(backward_packet)
-    def _(
-        grad,
-        out,
-        lse,
-        q,
-        k,
-        v,
-        global_k,
-        global_v,
-        qn,
-        kn,
-        rows,
-        columns,
-        tile,
-        halo,
-        scale,
-        *,
-        out_shape=None,
-        **_,
-    ):
-        return 5 * 2 * _products(q, global_k, tile, halo)
-
-    return op
+    product = 2 * batch * heads * head_dim * pairs(height, width, tile, halo, global_k[1] if global_k else 0)
+    return 2 * product, 5 * product
 
 
 def _windowed(*inputs) -> tuple[Tensor, Tensor]:
@@ -132,7 +50,24 @@ def _triton_backward(*inputs) -> list[Tensor | None]:
     return triton.backward(*inputs)
 
 
-patch_attention_windowed = _register(
-    "patch_attention_windowed", _windowed, _windowed_backward, keeps_output=False
+def _fake(q, *inputs):
+    return q.new_empty(q.shape), q.new_empty(0, dtype=torch.float32)
+
+
+def _fake_triton(q, *inputs):
+    return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
+
+
+_COMMON = {"tensors": 9, "gradients": 7, "outputs": 2, "flops": _flops}
+patch_attention_windowed = register(
+    "patch_attention_windowed", INPUTS, forward=_windowed, backward=_windowed_backward, fake=_fake, **_COMMON
 )
-patch_attention_triton = _register("patch_attention_triton", _triton, _triton_backward, keeps_output=True)
+patch_attention_triton = register(
+    "patch_attention_triton",
+    INPUTS,
+    forward=_triton,
+    backward=_triton_backward,
+    fake=_fake_triton,
+    keep_outputs=True,
+    **_COMMON,
+)

@@ -2,40 +2,27 @@
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from . import prologue
 from . import triton_kernels as kernels
 
 LOG2_E = 1.4426950408889634
+HOLDS_QUERIES = ("forward", "grad_q")
 GLOBAL_SPLITS = 64  # programs that share the queries when the gradient of a global token is summed
 
 
-def check_can_run(q: Tensor) -> None:
-    """Raises RuntimeError where there is neither a GPU nor Triton's interpreter, ValueError for fp64."""
-    interpreted = isinstance(kernels.forward_kernel, InterpretedFunction)
-    if interpreted and not isinstance(tl.sum, InterpretedFunction):
-        raise RuntimeError(
-            "TRITON_INTERPRET=1 was set after Triton was imported; set it before Python starts"
-        )
-    if q.device.type != "cuda" and not interpreted:
-        raise RuntimeError(
-            f"impl='triton' needs a GPU tensor, or TRITON_INTERPRET=1 set before Python starts; got {q.device}"
-        )
-    if q.dtype == torch.float64:
-        raise ValueError("impl='triton' takes fp32, fp16 or bf16; got torch.float64")
-    if interpreted and q.dtype == torch.bfloat16:
-        raise ValueError("Triton's interpreter miscomputes bf16 products in silence; use fp16 or fp32 there")
+def options(kernel: str, tile: int, head_dim: int, element_size: int) -> dict[str, int]:
+    """Block sizes and warps of a kernel; `python -m l2p_kernels compile` checks them for spills and shared memory.
 
-
-def block_sizes(tile: int, head_dim: int, element_size: int) -> dict[str, int]:
-    """Constants of a configuration; checked for spills and shared memory by `python -m l2p_kernels compile`."""
+    A program holds one block (queries, or keys for their gradients) and streams the other past it. The held side is 64
+    rows where the tile has them: the least that wgmma and tcgen05 multiply. The streamed side bounds the registers.
+    """
     wide = triton.next_power_of_2(max(16, head_dim))
-    # Accumulator, keys and values are [block, wide] each: the block shrinks as the channels grow.
-    block = 64 if wide * element_size <= 128 else 32 if wide * element_size <= 512 else 16
-    return {"BD": wide, "BQ": min(64, triton.next_power_of_2(max(16, tile * tile))), "BK": block}
+    held = min(64, triton.next_power_of_2(max(16, tile * tile)))
+    streamed = max(16, min(64 if kernel in HOLDS_QUERIES else 32, 4096 // (wide * element_size)))
+    queries, keys = (held, streamed) if kernel in HOLDS_QUERIES else (streamed, held)
+    return {"BD": wide, "BQ": queries, "BK": keys, "num_warps": 4 if wide <= 64 else 8, "num_stages": 1}
 
 
 def flags(q_norm: Tensor | None, k_norm: Tensor | None, rows: Tensor | None) -> dict[str, bool]:
@@ -70,14 +57,13 @@ def forward(
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         q.new_empty(q.shape[:4], dtype=torch.float32),
     )
-    sizes = block_sizes(tile, head_dim, q.element_size())
-    tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, sizes["BQ"])
+    chosen = options("forward", tile, head_dim, q.element_size())
+    tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, chosen["BQ"])
     kernels.forward_kernel[(tiles * heads, batch)](
         q, k, v, global_k, global_v, q_norm, k_norm, packed_table(rows, columns), out, lse,
         height, width, heads, 0 if global_k is None else global_k.shape[1], scale * LOG2_E,
         *_strides(q, k, v),
-        TILE=tile, HALO=halo, D=head_dim, **sizes, **flags(q_norm, k_norm, rows), GLOBAL=global_k is not None,
-        num_warps=4, num_stages=2,
+        TILE=tile, HALO=halo, D=head_dim, GLOBAL=global_k is not None, **flags(q_norm, k_norm, rows), **chosen,
     )  # fmt: skip
     return out, lse
 
@@ -90,8 +76,8 @@ def backward(
     q, k, v, grad = _dense(q), _dense(k), _dense(v), grad.contiguous()
     global_k, global_v = (None if x is None else x.contiguous() for x in (global_k, global_v))
     table = packed_table(rows, columns)
-    chosen, sizes = flags(q_norm, k_norm, rows), block_sizes(tile, head_dim, q.element_size())
-    options = {"D": head_dim, **sizes, "num_warps": 4, "num_stages": 1}
+    switches = flags(q_norm, k_norm, rows)
+    for_q, for_kv = (options(kernel, tile, head_dim, q.element_size()) for kernel in ("grad_q", "grad_kv"))
     scores_scale = scale * LOG2_E
 
     delta = torch.empty_like(lse)
@@ -102,34 +88,34 @@ def backward(
     grad_q, grad_k = (torch.empty(q.shape, dtype=kept[x], device=q.device) for x in "qk")
     grad_v = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     num_global = 0 if global_k is None else global_k.shape[1]
-    tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, sizes["BQ"])
+    tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, for_q["BQ"])
     kernels.grad_q_kernel[(tiles * heads, batch)](
         q, k, v, global_k, global_v, q_norm, k_norm, table, out, lse, grad, delta, grad_q,
         height, width, heads, num_global, scores_scale, scale, *_strides(q, k, v),
-        TILE=tile, HALO=halo, GLOBAL=global_k is not None, **chosen, **options,
+        TILE=tile, HALO=halo, D=head_dim, GLOBAL=global_k is not None, **switches, **for_q,
     )  # fmt: skip
     shift = halo % tile - tile if halo % tile else 0
     blocks = (
         triton.cdiv(height - shift, tile)
         * triton.cdiv(width - shift, tile)
-        * triton.cdiv(tile * tile, sizes["BK"])
+        * triton.cdiv(tile * tile, for_kv["BK"])
     )
     kernels.grad_kv_kernel[(blocks * heads, batch)](
         q, k, v, q_norm, k_norm, table, lse, grad, delta, grad_k, grad_v,
         height, width, heads, scores_scale, scale, *_strides(q, k, v),
-        TILE=tile, HALO=halo, **chosen, **options,
+        TILE=tile, HALO=halo, D=head_dim, **switches, **for_kv,
     )  # fmt: skip
 
     grad_global_k = grad_global_v = None
     if global_k is not None:
         each = triton.cdiv(height * width, GLOBAL_SPLITS)
-        each = triton.cdiv(each, sizes["BQ"]) * sizes["BQ"]
+        each = triton.cdiv(each, for_kv["BQ"]) * for_kv["BQ"]
         splits = triton.cdiv(height * width, each)
         parts = [q.new_empty((splits, *global_k.shape), dtype=torch.float32) for _ in "kv"]
-        kernels.grad_global_kernel[(splits, triton.cdiv(num_global, sizes["BK"]) * heads, batch)](
+        kernels.grad_global_kernel[(splits, triton.cdiv(num_global, for_kv["BK"]) * heads, batch)](
             q, global_k, global_v, q_norm, table, lse, grad, delta, *parts,
             height, width, heads, num_global, each, scores_scale, scale, *_strides(q),
-            NORM_Q=chosen["NORM_Q"], ROPE=chosen["ROPE"], **options,
+            D=head_dim, NORM_Q=switches["NORM_Q"], ROPE=switches["ROPE"], **for_kv,
         )  # fmt: skip
         grad_global_k, grad_global_v = (part.sum(0).to(q.dtype) for part in parts)
 

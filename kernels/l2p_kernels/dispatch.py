@@ -1,0 +1,62 @@
+"""Which path of an operator runs, said once; and whether Triton can run at all."""
+
+import functools
+import importlib.util
+import logging
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("l2p_kernels")
+
+
+def choose(operator: str, impl: str, impls: tuple[str, ...], x: Tensor) -> str:
+    """The path to run for `x`. `impls`: reference, the CPU's path, triton, then others.
+
+    Raises:
+        ValueError: an unknown path, or one that does not take x's dtype.
+        RuntimeError: triton with neither a GPU nor its interpreter.
+    """
+    if impl == "auto":
+        impl = "triton" if x.device.type == "cuda" and x.dtype != torch.float64 and has_triton() else impls[1]
+        if not torch.compiler.is_compiling():
+            _say_once(operator, x.device.type, impl)
+    elif impl not in impls:
+        raise ValueError(f"impl must be one of auto, {', '.join(impls)}; got {impl!r}")
+    if impl == "triton" and not torch.compiler.is_compiling():
+        check_triton(x)
+    return impl
+
+
+@functools.cache
+def _say_once(operator: str, device: str, impl: str) -> None:
+    logger.info("%s on %s runs through impl=%r", operator, device, impl)
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def check_triton(x: Tensor) -> None:
+    """Raises RuntimeError where there is neither a GPU nor Triton's interpreter, ValueError for what it cannot take."""
+    if x.dtype == torch.float64:
+        raise ValueError("impl='triton' takes fp32, fp16 or bf16; got torch.float64")
+    if x.device.type == "cuda" and has_triton():
+        return
+    if not has_triton():
+        raise RuntimeError("impl='triton' needs the package triton, which is not installed")
+    import triton.language
+    from triton import knobs
+    from triton.runtime.interpreter import InterpretedFunction
+
+    if not knobs.runtime.interpret:
+        raise RuntimeError(
+            f"impl='triton' needs a GPU tensor, or TRITON_INTERPRET=1 set before Python starts; got {x.device}"
+        )
+    if not isinstance(triton.language.sum, InterpretedFunction):
+        raise RuntimeError(
+            "TRITON_INTERPRET=1 was set after Triton was imported; set it before Python starts"
+        )
+    if x.dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter miscomputes bf16 products in silence; use fp16 or fp32 there")

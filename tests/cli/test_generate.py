@@ -1,0 +1,132 @@
+"""`l2p generate`: pictures, their names, grids and JSON; and that nothing happens before everything is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_pictures_in_a_folder_are_those_of_the_library(l2p, student_folder, tmp_path):
+    import l2p as library
+
+    out = tmp_path / "out"
+    code, printed, err = l2p("generate", student_folder, "A red house!", "a lake", "--seed", 7, "--num-images", 2,
+                             "--out", out, "--dtype", "fp32")  # fmt: skip
+    assert code == 0 and err == ""
+    names = ["0-a-red-house-seed7.png", "0-a-red-house-seed8.png", "1-a-lake-seed7.png", "1-a-lake-seed8.png"]
+    assert sorted(file.name for file in out.iterdir()) == names
+    assert [line.split()[0] for line in printed.splitlines()] == [str(out / name) for name in names]
+    expected = library.load(student_folder, dtype="fp32").generate(
+        ["A red house!", "a lake"], seeds=7, num_images=2
+    )
+    for name, picture in zip(names, expected, strict=True):
+        assert np.array_equal(np.array(Image.open(out / name)), np.array(picture))
+
+
+def test_one_file_of_another_size_as_json(l2p, student_folder, tmp_path):
+    path = tmp_path / "new.folder" / "a.png"
+    code, out, _ = l2p("generate", student_folder, "a lake", "--height", 40, "--width", 24, "--steps", 2, "--seed", 1,
+                       "--out", path, "--json")  # fmt: skip
+    (entry,) = json.loads(out)
+    assert code == 0 and entry.pop("seconds") >= 0
+    assert entry == {"path": str(path), "prompt": "a lake", "seed": 1, "height": 40, "width": 24}
+    assert Image.open(path).size == (24, 40)
+
+
+def test_a_grid_from_a_file_of_prompts_into_a_folder_that_is_there(l2p, student_folder, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a lake\n\n  a house \n")
+    folder = tmp_path / "v1.0"
+    folder.mkdir()
+    code, out, _ = l2p("generate", student_folder, "--prompts-file", prompts, "--num-images", 3, "--seed", 0, "--grid",
+                       "--json", "--out", folder)  # fmt: skip
+    entries = json.loads(out)
+    assert code == 0 and [file.name for file in folder.iterdir()] == ["grid.png"]
+    assert [(e["prompt"], e["seed"]) for e in entries] == [
+        (p, s) for p in ("a lake", "a house") for s in range(3)
+    ]
+    assert Image.open(folder / "grid.png").size == (3 * 48 + 4, 2 * 32 + 2)
+
+
+def test_without_a_seed_it_is_drawn_and_told(l2p, student_folder, tmp_path):
+    _, out, _ = l2p("generate", student_folder, "a lake", "--json", "--out", tmp_path / "a.png")
+    (entry,) = json.loads(out)
+    again = tmp_path / "b.png"
+    assert l2p("generate", student_folder, "a lake", "--seed", entry["seed"], "--out", again)[0] == 0
+    assert again.read_bytes() == (tmp_path / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--height", "0"], "--height is 0, expected a multiple of 8 from 8 to 8192: try 8"),
+        (["--width", "100"], "--width is 100, .*: try 96"),
+        (["--width", "80000"], "--width is 80000, .*: try 8192"),
+        (["--height", "abc"], "argument --height: invalid int value: 'abc'"),
+        (["--seed", "-1"], "--seed is -1, expected 0 to"),
+        (["--num-images", "0"], "--num-images is 0, expected 1 to"),
+        (["--steps", "0"], "--steps is 0, expected 1 to"),
+        (["--prompts-file", "nowhere.txt"], "no such file or directory: nowhere.txt"),
+        (["--out", "a.jpg"], "--out is a.jpg, expected a file that ends in .png, or a folder"),
+        (["--out", "a.png", "--num-images", "2"], "--out is one file for 2 pictures"),
+        (["--device", "gpu"], "device is 'gpu', expected"),
+        (["--dtype", "int8"], "dtype is 'int8', expected"),
+    ],
+)
+def test_a_wrong_option_is_one_line(l2p, student_folder, tmp_path, monkeypatch, options, message):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    code, out, err = l2p("generate", student_folder, "a lake", *options)
+    assert code == 2 and out == "" and re.match(f"l2p: {message}", err) and err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_no_prompt_at_all(l2p, student_folder, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    for options in ([], ["--prompts-file", tmp_path / "empty.txt"]):
+        code, _, err = l2p("generate", student_folder, *options)
+        assert code == 2 and err.startswith("l2p: nothing to draw: give a prompt")
+
+
+def test_an_unwritable_place_is_told_before_anything_is_loaded(l2p, student_folder, tmp_path, monkeypatch):
+    import l2p as library
+
+    monkeypatch.setattr(library, "load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "a.png"):
+        code, _, err = l2p("generate", student_folder, "a lake", "--out", out)
+        assert code == 2 and "cannot write to" in err and err.count("\n") == 1
+    if os.geteuid():
+        tmp_path.chmod(0o500)
+        code, _, err = l2p("generate", student_folder, "a lake", "--out", tmp_path / "new")
+        assert code == 2 and "permission denied" in err
+
+
+def test_a_full_disk_leaves_no_half_picture(l2p, student_folder, tmp_path, monkeypatch):
+    import errno
+
+    def full(self, partial, **_):
+        partial.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, _, err = l2p("generate", student_folder, "a lake", "--out", tmp_path)
+    assert code == 2 and "no space left" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cut_off_weights_are_one_line(l2p, student_folder, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(student_folder, tmp_path / "student")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for argv in (["generate", broken, "a lake", "--out", tmp_path / "a.png"], ["info", broken]):
+        code, out, err = l2p(*argv)
+        assert code == 2 and out == "" and "model.safetensors" in err and err.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()

@@ -1,0 +1,155 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from l2p import files
+from l2p.errors import UserError
+
+
+def test_a_write_replaces_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "notes.txt"
+    files.write_text(path, "old")
+    files.write_text(path, "new, ä")
+    assert path.read_text(encoding="utf-8") == "new, ä"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_partial_keeps_the_suffix_and_the_folder(tmp_path):
+    with files.atomic_path(tmp_path / "weights.safetensors") as partial:
+        assert (
+            partial.suffix == ".safetensors" and partial.parent == tmp_path and partial.name.startswith(".")
+        )
+        partial.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_file_and_no_partial(tmp_path, error):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"kept": True})
+    with pytest.raises(type(error)), files.atomic_path(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert files.read_json(path) == {"kept": True}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_turns_out_full_when_flushed_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    files.write_json(path, 1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_json(path, 2)
+    assert files.read_json(path) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    path = tmp_path / "student"
+    for content in ("old", "new"):
+        with files.atomic_path(path) as partial:
+            partial.mkdir()
+            (partial / f"{content}.txt").write_text(content)
+    assert [file.name for file in path.iterdir()] == ["new.txt"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    path = tmp_path / "student"
+    with files.atomic_path(path) as partial:
+        partial.mkdir()
+        (partial / "kept").touch()
+    with pytest.raises(RuntimeError), files.atomic_path(path) as partial:
+        partial.mkdir()
+        raise RuntimeError
+    assert [file.name for file in path.iterdir()] == ["kept"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_after_a_kill_the_old_file_stands_and_the_next_write_cleans_up(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    script = (
+        "import sys, time\nfrom l2p.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as partial:\n"
+        "    partial.write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert path.read_text() == "old"
+    files.write_text(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_comes_back_and_refuses_what_is_no_json(tmp_path):
+    value = {"ü": [1, 2.5, None], "b": {"c": "d"}}
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), (b'{"a": 1,\n}', "line 2"), (b"\xff\xfe", "not a text file")],
+)
+def test_broken_json_is_a_users_error_in_one_line(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        files.read_json(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is a folder"):
+        files.read_json(tmp_path)
+
+
+def test_check_writable_makes_the_folder_and_leaves_no_trace(tmp_path):
+    files.check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_check_writable_tells_a_file_in_the_way_and_a_full_disk(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="a file stands where a folder is needed"):
+            files.check_writable(path)
+
+    def full(self, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(UserError, match="no space left on device"):
+        files.check_writable(tmp_path / "full")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_check_writable_tells_a_missing_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="permission denied"):
+        files.check_writable(tmp_path)
+
+
+def test_import_is_quick_and_needs_no_heavy_package():
+    script = "import sys, l2p, l2p.recipe, l2p.files, l2p.cli.main; print(sorted({'torch', 'lightning', 'diffusers', "
+    script += "'transformers', 'matplotlib', 'omegaconf', 'PIL'} & set(sys.modules)))"
+    start = time.process_time()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert time.process_time() - start < 2

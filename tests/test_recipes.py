@@ -1,0 +1,236 @@
+"""Recipes: the shipped ones load, and every mistake is one line that names file, line, key and what was meant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from l2p.errors import UserError
+from l2p.recipe import Recipe, StageConfig, TrainBlocks, load_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def schema_of(name: str) -> type:
+    if name.startswith("teacher"):
+        from l2p.training.teacher import TeacherRecipe
+
+        return TeacherRecipe
+    if name.startswith("judge"):
+        from l2p.evaluation.judge_training import JudgeRecipe
+
+        return JudgeRecipe
+    return Recipe
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict) and key not in ("objectives", "train_blocks"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def all_keys(config, prefix=""):
+    for item in fields(config):
+        value = getattr(config, item.name)
+        nested = is_dataclass(value) and not isinstance(value, TrainBlocks)
+        yield from all_keys(value, f"{prefix}{item.name}.") if nested else [f"{prefix}{item.name}"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
+    recipe = load_recipe(path, schema=schema_of(path.stem))
+    assert recipe.output_dir == f"runs/{recipe.name}"
+    header = re.match(r"(#.*\n)+", path.read_text())[0]
+    assert f"l2p {'distill' if schema_of(path.stem) is Recipe else 'train-'}" in header
+    assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs
+
+
+@pytest.mark.parametrize("name", ["quickstart", "z-image-turbo-1k"])
+def test_a_distillation_recipe_shows_every_knob_and_its_objectives_are_right(name):
+    from l2p.objectives import check_objectives
+
+    path = RECIPES / f"{name}.yaml"
+    recipe = load_recipe(path)
+    assert set(all_keys(recipe)) - set(leaves(yaml.safe_load(path.read_text()))) == set()
+    for stage in (recipe.transfer, recipe.one_step, recipe.match):
+        assert check_objectives(stage.objectives)
+
+
+def test_every_knob_of_the_quickstart_is_explained():
+    text = (RECIPES / "quickstart.yaml").read_text()
+    explained = set(re.findall(r"^\s*([a-z_0-9]+):[^#\n]*#", text, re.MULTILINE))
+    said_by_name = {
+        "name",
+        "output_dir",
+        "width",
+        "enabled",
+        "steps",
+        "objectives",
+        "weight",
+        "flow",
+        "wandb_project",
+    }
+    assert {
+        key.split(".")[-1] for key in all_keys(load_recipe(RECIPES / "quickstart.yaml"))
+    } - explained <= said_by_name
+
+
+def test_values_types_and_interpolation(write):
+    recipe = load_recipe(
+        write(
+            "name: x\nthreads: 2\none_step: {learning_rate: 1e-4, objectives: {pairs: {weight: 2, pixel: 1e-1}}}\n"
+        ),
+        [
+            "one_step.objectives.pairs.latent=0.5",
+            "match.enabled=false",
+            "seed=3",
+            "output_dir=out/${name}-${seed}",
+        ],
+    )
+    assert recipe.output_dir == "out/x-3" and recipe.threads == 2
+    assert isinstance(recipe.one_step, StageConfig) and recipe.one_step.learning_rate == 1e-4
+    assert recipe.one_step.objectives == {"pairs": {"weight": 2, "pixel": 0.1, "latent": 0.5}}
+    assert not recipe.match.enabled and type(recipe.one_step.objectives["pairs"]) is dict
+    assert recipe.corpus == Recipe().corpus
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", "all"),
+        ("none", "none"),
+        ("{first: 5, last: 4}", TrainBlocks(5, 4)),
+        ("{last: 2}", TrainBlocks(0, 2)),
+    ],
+)
+def test_train_blocks(write, text, expected):
+    assert load_recipe(write(f"name: x\nstudent:\n  train_blocks: {text}\n")).student.train_blocks == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: x\none_step:\n  learning_rat: 1\n",
+            ":3: unknown key one_step.learning_rat: did you mean one_step.learning_rate?",
+        ),
+        ("name: x\nqqq: 1\n", ":2: unknown key qqq: expected one of name, output_dir"),
+        ("name: x\nseed: abc\n", ":2: seed: .*'abc'.*Integer"),
+        ("name: x\none_step:\n  steps: 1.5\n", ":3: one_step.steps: .*1.5"),
+        ("name: x\none_step:\n  optimizer: sgd\n", ":3: one_step.optimizer: .*'muon', 'adamw'"),
+        ("name: x\nmatch: 3\n", ":2: match is 3, expected a section with the keys enabled, steps"),
+        ("name: x\nmatch:\n", ":2: match is None, expected a section"),
+        ("name: x\nmatch: {objectives: [drift]}\n", ":2: match.objectives is .'drift'., expected a section"),
+        ("name: x\nmatch:\n  objectives:\n    drift: 1\n", ":4: match.objectives.drift: "),
+        ("name: x\nseed: -1\n", ": seed is -1, expected at least 0"),
+        ("name: x\none_step: {ema_decay: 1}\n", ": one_step.ema_decay is 1.0, expected 0 to 0.99999"),
+        ("name: x\none_step: {learning_rate: .nan}\n", ": one_step.learning_rate is nan"),
+        (
+            "name: x\nstudent: {train_blocks: some}\n",
+            ": student.train_blocks is 'some', expected all, none or",
+        ),
+        ("name: x\nstudent: {train_blocks: {frist: 5}}\n", ": student.train_blocks is {'frist': 5}"),
+        ("name: x\nstudent: {train_blocks: {first: -5}}\n", ": student.train_blocks is {'first': -5}"),
+        ("name: x\noutput_dir: ${nam}\n", ": output_dir: Interpolation key 'nam' not found"),
+        ("name: [x\nseed: 1\n", ":2: broken YAML: "),
+        ("name: x\n\tseed: 1\n", ":2: broken YAML: "),
+        ("name: x\nname: y\n", ":2: broken YAML: found duplicate key name"),
+        ("name: ${x\n", ": broken YAML: "),
+        ("seed: 1\n", ": name is missing"),
+        ("", " is empty"),
+        ("# only a comment\n", " is empty"),
+        ("- name\n- x\n", " holds a list, expected keys and values"),
+        ("quickstart\n", ": unknown key quickstart"),
+    ],
+)
+def test_a_mistake_in_the_file(write, text, message):
+    path = write(text)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}{message}") as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("one_step.step=3", "unknown key one_step.step: did you mean one_step.steps?"),
+        ("seed", "is not understood, expected key=value"),
+        ("=3", "is not understood, expected key=value"),
+        ("one_step..steps=3", "is not understood, expected key=value"),
+        ("seed=abc", "'abc'"),
+        ("seed=", "seed: "),
+        ("seed.x=1", "seed: "),
+        ("name=[x", "has a value that is no YAML"),
+    ],
+)
+def test_a_mistake_in_an_override(write, override, message):
+    with pytest.raises(
+        UserError, match=f"^override {re.escape(repr(override))}.*{re.escape(message)}"
+    ) as caught:
+        load_recipe(write("name: x\n"), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match="quickstar.yaml does not exist; did you mean .*/quickstart.yaml?"):
+        load_recipe(tmp_path / "quickstar.yaml")
+    with pytest.raises(UserError, match="is a folder, expected a YAML file"):
+        load_recipe(tmp_path)
+    (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="is not a text file"):
+        load_recipe(tmp_path / "weights.yaml")
+    with pytest.raises(UserError, match="does not exist"):
+        load_recipe(tmp_path / "quickstart.yaml" / "x.yaml")
+
+
+def test_z_image_turbo_at_its_real_size_on_the_meta_device():
+    """The recipe's student fits the teacher's own transformer: Z-Image's published sizes, no weights."""
+    import torch
+
+    from l2p.students.build import set_trainable, student_spec
+    from l2p.students.student import PixelStudent
+    from l2p.teachers import LatentGeometry
+
+    recipe = load_recipe(RECIPES / "z-image-turbo-1k.yaml")
+    published = {
+        "all_patch_size": [2],
+        "all_f_patch_size": [1],
+        "in_channels": 16,
+        "dim": 3840,
+        "n_layers": 30,
+        "n_refiner_layers": 2,
+        "n_heads": 30,
+        "n_kv_heads": 30,
+        "norm_eps": 1e-5,
+        "qk_norm": True,
+        "cap_feat_dim": 2560,
+        "rope_theta": 256.0,
+        "t_scale": 1000.0,
+        "axes_dims": [32, 48, 48],
+        "axes_lens": [1536, 512, 512],
+    }
+    size = (recipe.teacher.height, recipe.teacher.width)
+    with torch.device("meta"):
+        student = PixelStudent(student_spec(published, LatentGeometry(16, 8, 2), 1.0, recipe.student, size))
+    parameters = sum(p.numel() for p in student.parameters())
+    assert 6.0e9 < parameters < 6.3e9
+    assert (
+        0.3 < set_trainable(student, recipe.student.train_blocks) / parameters < 0.5
+    )  # ten of thirty blocks and the rest

@@ -1,0 +1,94 @@
+"""Threads, devices and number formats."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from l2p import runtime
+from l2p.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_threads_come_from_the_argument_then_the_environment_then_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert runtime.setup(threads=2) == 2 == torch.get_num_threads()
+    assert runtime.setup() == 3 == torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert runtime.setup() == runtime.usable_cores() == torch.get_num_threads()
+
+
+def test_a_seed_sets_every_generator():
+    def draw():
+        runtime.setup(threads=1, seed=4)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+def test_a_containers_quota_limits_the_cores(tmp_path, monkeypatch):
+    quota = tmp_path / "cpu.max"
+    real_path = runtime.Path
+    monkeypatch.setattr(runtime, "Path", lambda p: quota if "cgroup" in str(p) else real_path(p))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for text, cores in (("200000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 64)):
+        quota.write_text(text)
+        assert runtime.usable_cores() == cores
+
+
+def test_device_by_name():
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+    assert runtime.pick_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("gpu", "cuda:x", "cpu:0", "", "cuda:-1"):
+        with pytest.raises(UserError, match="expected auto, cpu, cuda, cuda:N or mps"):
+            runtime.pick_device(name)
+    with pytest.raises(UserError, match="device is cuda:99, but torch sees"):
+        runtime.pick_device("cuda:99")
+
+
+def test_dtype_by_name(monkeypatch):
+    assert runtime.pick_dtype("fp32", "cpu") == torch.float32
+    assert runtime.pick_dtype("bf16", "cpu") == torch.bfloat16
+    assert runtime.pick_dtype("fp16", "cpu") == torch.float16
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(runtime, "has_fast_bf16", lambda device, fast=fast: fast)
+        assert runtime.pick_dtype("auto", "cpu") == dtype
+    with pytest.raises(UserError, match="dtype is 'float', expected auto, bf16, fp16, fp32"):
+        runtime.pick_dtype("float", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"), [("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("avx2 bf16x", False)]
+)
+def test_bf16_is_read_from_the_flags_of_the_cpu(tmp_path, monkeypatch, flags, fast):
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(runtime, "Path", lambda _: tmp_path / "cpuinfo")
+    assert runtime.has_fast_bf16("cpu") is fast
+
+
+def test_autocast():
+    x = torch.ones(2, 2)
+    with runtime.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+    with runtime.autocast("cpu", torch.float32):
+        assert (x @ x).dtype == torch.float32
+
+
+def test_loaders_are_hushed_and_downloads_are_not():
+    import diffusers
+    import transformers
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    runtime.hush_loaders()
+    for library in (transformers, diffusers):
+        assert not library.utils.logging.is_progress_bar_enabled()
+    assert not are_progress_bars_disabled()
