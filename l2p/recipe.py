@@ -171,21 +171,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T]
 
     text = _read(Path(path))
     config = OmegaConf.structured(schema)
-    for where, parsed in [
-        (str(path), _parse(path, text)),
-        *((f"override {o!r}", _parse_override(o)) for o in overrides),
-    ]:
+    sources = [(str(path), _parse(path, text)), *((f"override {o!r}", _parse_override(o)) for o in overrides)]
+    for number, (source, parsed) in enumerate(sources):
         try:
-            plain = OmegaConf.to_container(parsed, resolve=False)
-            problem = _misplaced(plain, schema)
-            if problem:
-                key, message = problem
-                line = _line_of(text, key) if where == str(path) else None
-                raise UserError(f"{where}{f':{line}' if line else ''}: {message}")
-            config = OmegaConf.merge(config, parsed)
+            problem = _misplaced(OmegaConf.to_container(parsed, resolve=False), schema)
+            if problem is None:
+                config = OmegaConf.merge(config, parsed)
+                continue
+            key, message = problem
         except OmegaConfBaseException as error:
-            line = _line_of(text, error.full_key) if where == str(path) and error.full_key else None
-            raise UserError(f"{where}{f':{line}' if line else ''}: {_explain(error)}") from None
+            key, message = error.full_key, _explain(error)
+        line = _line_of(text, key) if number == 0 and key else None
+        raise UserError(f"{source}{f':{line}' if line else ''}: {message}")
     try:
         recipe = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:

@@ -58,6 +58,7 @@ class Configuration:
     num_warps: int = 4
     num_stages: int = 1
     matrix: bool = True  # does it multiply matrices?
+    aligned: tuple[str, ...] = ()  # integers that are multiples of 16, which the launcher finds out by itself
 
 
 @dataclass
@@ -93,11 +94,10 @@ def build(configuration: Configuration, arch: str):
 
     names = configuration.kernel.arg_names
     signature = {n: configuration.arguments.get(n, "constexpr") for n in names}
-    # What the launcher finds out by itself: pointers and strides are multiples of 16.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(names)
-        if signature[n].startswith("*") or re.fullmatch(r"[a-z]_[byxh]", n)
+        if signature[n].startswith("*") or n in configuration.aligned
     }
     source = ASTSource(configuration.kernel, signature, configuration.constants, aligned)
     options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
@@ -123,7 +123,10 @@ def measure(configuration: Configuration, arch: str) -> Compiled:
         blocks = 4 * min(8, 512 // max(1, -(-registers // 8) * 8)) // configuration.num_warps
     shared = kernel.metadata.shared
     found = {name: n for name, pattern in INSTRUCTIONS.items() if (n := len(re.findall(pattern, text)))}
-    blocks = min(blocks, limits.warps // configuration.num_warps, limits.shared // (shared + 1024))
+    reserved = 1024 if limits.backend == "cuda" else 0  # shared memory that the driver takes for itself
+    if shared + reserved:
+        blocks = min(blocks, limits.shared // (shared + reserved))
+    blocks = min(blocks, limits.warps // configuration.num_warps)
     result = Compiled(
         configuration.name,
         arch,

@@ -83,7 +83,6 @@ def load_teacher(
         UserError: not a pipeline folder, a family not supported, or broken weights.
     """
     import diffusers
-    import transformers
 
     folder = resolve(path, revision)
     if not (folder / "model_index.json").is_file():
@@ -91,8 +90,6 @@ def load_teacher(
     class_name = read_json(folder / "model_index.json").get("_class_name")
     if class_name not in FAMILIES:
         raise UserError(f"{folder} holds a {class_name}; supported teachers: {', '.join(sorted(FAMILIES))}")
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     try:
         pipeline = getattr(diffusers, class_name).from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except (

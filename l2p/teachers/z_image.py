@@ -7,7 +7,6 @@ Border with diffusers' ``ZImagePipeline``: its transformer takes ``1 - t`` and r
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher

@@ -43,7 +43,9 @@ class NaNGuard(pl.Callback):
                 for name, value in pl_module.terms.items()
                 if name != "loss" and not torch.isfinite(value)
             ]
-            self._stop(trainer, pl_module, f"the loss is {float(loss)} (from {', '.join(bad) or 'the sum'})")
+            self._stop(
+                trainer, pl_module, f"the loss is {float(loss.detach())} (from {', '.join(bad) or 'the sum'})"
+            )
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: DistillModule, optimizer: torch.optim.Optimizer

@@ -10,7 +10,10 @@ from l2p.errors import UserError
 from l2p.teachers import load_teacher
 from l2p.teachers.z_image import ZImageTeacher
 
-PROMPTS = ["a lake at dusk", "a small house near a river in winter, pine trees and mountains, cloudy sky " * 3]
+PROMPTS = [
+    "a lake at dusk",
+    "a small house near a river in winter, pine trees and mountains, cloudy sky " * 3,
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,13 @@ def test_same_picture_as_the_pipeline(teacher, pipeline):
     eps = flow.noise([3], *teacher.geometry.latent_shape(64, 64))
     z = teacher.sample(eps, teacher.encode_prompts(PROMPTS[:1]), 4, 1.0)
     theirs = pipeline(
-        PROMPTS[:1], height=64, width=64, num_inference_steps=4, guidance_scale=1.0, latents=eps, output_type="pt"
+        PROMPTS[:1],
+        height=64,
+        width=64,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        latents=eps,
+        output_type="pt",
     ).images
     ours = teacher.decode(z).clamp(-1, 1) / 2 + 0.5
     assert relative_rms(ours, theirs) < 1e-4

@@ -44,7 +44,12 @@ def test_a_trained_folder_is_a_pipeline_and_a_teacher(tmp_path):
     assert teacher.license == "apache-2.0"
     pictures = torch.rand(4, 3, 64, 64) * 2 - 1
     assert teacher.encode(pictures).shape == (4, 16, 8, 8)
-    assert {p.name for p in folder.iterdir()} >= {"recipe.yaml", "training.json", "vae-log.csv", "transformer-log.csv"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "recipe.yaml",
+        "training.json",
+        "vae-log.csv",
+        "transformer-log.csv",
+    }
 
 
 def linear_problem(folder, steps: int, until: int | None = None):
@@ -58,7 +63,9 @@ def linear_problem(folder, steps: int, until: int | None = None):
         x = flow.noise([step], 1, 8, 4)[0, 0]
         return {"mse": (network(x) - 2 * x).pow(2).mean()}
 
-    config = OptimConfig(steps=steps, learning_rate=1e-2, optimizer="muon", warmup_steps=2, checkpoint_every=5)
+    config = OptimConfig(
+        steps=steps, learning_rate=1e-2, optimizer="muon", warmup_steps=2, checkpoint_every=5
+    )
     fit(network, loss, config, folder, "linear")
     return network
 

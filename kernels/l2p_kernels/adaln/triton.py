@@ -130,7 +130,7 @@ def backward(
         grad, grad_total, x, scale, branch, gate, grad_x, grad_branch, sums, tokens, each, eps,
         **constants(width, branch is not None, layer_norm), num_warps=warps(width),
     )  # fmt: skip
-    grad_scale, grad_shift, grad_gate = sums.sum(1).unbind(1)
+    grad_scale, grad_shift, grad_gate = (sums[:, :, i].sum(1) for i in range(3))
     return [
         grad_x, grad_scale.to(scale.dtype), grad_shift.to(shift.dtype), grad_branch,
         None if gate is None else grad_gate.to(gate.dtype),

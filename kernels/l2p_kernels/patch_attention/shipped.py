@@ -45,4 +45,4 @@ def configuration(
             arguments[argument] = "*fp32" if argument in in_fp32 else f"*{dtype}"
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     title = f"patch_attention {name} {dtype} tile {tile} halo {halo} d {head_dim}"
-    return Configuration(title, kernel, arguments, constants, warps, stages)
+    return Configuration(title, kernel, arguments, constants, warps, stages, aligned=tuple(STRIDES))

@@ -20,9 +20,11 @@ def options(kernel: str, tile: int, head_dim: int, element_size: int) -> dict[st
     """
     wide = triton.next_power_of_2(max(16, head_dim))
     held = min(64, triton.next_power_of_2(max(16, tile * tile)))
-    streamed = max(16, min(64 if kernel in HOLDS_QUERIES else 32, 4096 // (wide * element_size)))
+    streamed = max(16, min(64, 4096 // (wide * element_size))) if kernel in HOLDS_QUERIES else 16
     queries, keys = (held, streamed) if kernel in HOLDS_QUERIES else (streamed, held)
-    return {"BD": wide, "BQ": queries, "BK": keys, "num_warps": 4 if wide <= 64 else 8, "num_stages": 1}
+    # One stage spends registers least, except where pipelining moves the held operands of wgmma to shared memory.
+    stages = 2 if wide > 64 and kernel not in HOLDS_QUERIES else 1
+    return {"BD": wide, "BQ": queries, "BK": keys, "num_warps": 4 if wide <= 64 else 8, "num_stages": stages}
 
 
 def flags(q_norm: Tensor | None, k_norm: Tensor | None, rows: Tensor | None) -> dict[str, bool]:
