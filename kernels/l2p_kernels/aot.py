@@ -57,6 +57,7 @@ class Configuration:
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 1
+    hopper_stages: int | None = None  # where sm_90 takes another number of stages
     matrix: bool = True  # does it multiply matrices?
     aligned: tuple[str, ...] = ()  # integers that are multiples of 16, which the launcher finds out by itself
 
@@ -100,7 +101,12 @@ def build(configuration: Configuration, arch: str):
         if signature[n].startswith("*") or n in configuration.aligned
     }
     source = ASTSource(configuration.kernel, signature, configuration.constants, aligned)
-    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+    stages = (
+        configuration.hopper_stages
+        if arch == "sm_90" and configuration.hopper_stages
+        else configuration.num_stages
+    )
+    options = {"num_warps": configuration.num_warps, "num_stages": stages}
     return triton.compile(
         source, target=GPUTarget(ARCHS[arch].backend, ARCHS[arch].target, ARCHS[arch].warp), options=options
     )

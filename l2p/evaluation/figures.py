@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from l2p.evaluation.attributes import AttributeScore
+from l2p.evaluation.detail import detail_energy
 from l2p.evaluation.fidelity import psnr
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, gaussian_distance
 from l2p.evaluation.judge import Judge
@@ -25,6 +26,7 @@ class Figures:
         self.features, self.score = FeatureStatistics(), AttributeScore()
         self.seams: dict[int, list[Tensor]] = {period: [] for period in periods}
         self.psnr: list[Tensor] = []
+        self.energies: list[Tensor] = []
 
     def update(self, images: Tensor, labels: Tensor | None = None, reference: Tensor | None = None) -> None:
         """Add pictures.
@@ -39,6 +41,7 @@ class Figures:
             self.features.update(features)
             if labels is not None:
                 self.score.update(predictions.cpu(), labels)
+        self.energies.append(detail_energy(images).cpu())
         for period in self.periods:
             self.seams[period].append(seam_index(images, period).cpu())
         if reference is not None:
@@ -60,12 +63,18 @@ class Figures:
         """Mean seam index at one period."""
         return float(torch.cat(self.seams[period]).mean())
 
+    @property
+    def detail(self) -> float:
+        """Mean energy of the finest structure."""
+        return float(torch.cat(self.energies).mean())
+
     def report(self, clean: Figures) -> dict:
-        """JSON values; ``clean`` is the set of clean pictures that the seams are compared with."""
+        """JSON values; ``clean`` is the set of clean pictures that seams and detail are compared with."""
         first = self.periods[0]
         values: dict = {
             "attribute_accuracy": self.score.accuracy if self.judge is not None else None,
             "frechet": self.frechet_to_real,
+            "detail_ratio": self.detail / max(clean.detail, 1e-12),
             "seam_index": self.seam(first),
             "seam_ratio": self.seam(first) / clean.seam(first),
             "seam_ratio_by_period": {

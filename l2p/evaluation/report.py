@@ -38,6 +38,7 @@ _COLUMNS = (
     ("frechet", "Fréchet to real", 2, 1, -1),
     ("frechet_to_teacher", "Fréchet to teacher", 2, 1, -1),
     ("psnr_to_teacher", "PSNR to teacher, dB", 1, 1, 1),
+    ("detail_ratio", "Detail", 2, 1, 0),
     ("seam_ratio", "Seams", 3, 1, 0),
     ("latency_ms", "Latency, ms", 0, 1, -1),
 )

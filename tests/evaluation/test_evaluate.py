@@ -61,9 +61,14 @@ def test_every_object_has_its_figures(run):
     folder, _, metrics = run
     assert metrics == json.loads((folder / "metrics.json").read_text())
     for name in PAINTERS:
-        assert {"attribute_accuracy", "frechet", "latency_ms", "seam_index", "seam_ratio"} <= metrics[
-            name
-        ].keys()
+        assert {
+            "attribute_accuracy",
+            "frechet",
+            "latency_ms",
+            "seam_index",
+            "seam_ratio",
+            "detail_ratio",
+        } <= metrics[name].keys()
         assert metrics[name]["latency_ms"] > 0 and metrics[name]["frechet"] >= 0
         assert 0 <= metrics[name]["attribute_accuracy"] <= 1
         assert ("psnr_to_teacher" in metrics[name]) == (name != "teacher")

@@ -6,6 +6,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from l2p.evaluation import latency
 from l2p.evaluation.attributes import AttributeScore, named_labels
+from l2p.evaluation.detail import detail_energy
 from l2p.evaluation.fidelity import MAX_PSNR, psnr
 from l2p.evaluation.seams import seam_index, seam_ratio
 from l2p.landscapes import ATTRIBUTES
@@ -69,6 +70,19 @@ def test_seam_ratio_and_bad_arguments():
         seam_index(torch.zeros(1, 3, 16, 16), 16)
     with pytest.raises(ValueError, match="patch_size=1"):
         seam_index(torch.zeros(1, 3, 16, 16), 1)
+
+
+def test_detail_energy_closed_form_and_order():
+    # white noise of variance s^2 has a Laplacian of variance (4 * 1 + 16) s^2; a slope has none
+    noise = 0.1 * _noise(2, 3, 128, 128)
+    assert detail_energy(noise).mean() == pytest.approx(20 * 0.01, rel=0.02)
+    slope = torch.linspace(-1, 1, 32, dtype=torch.float64).expand(1, 3, 32, 32)
+    assert float(detail_energy(slope)) == pytest.approx(0, abs=1e-20)
+    soft = torch.nn.functional.avg_pool2d(noise, 3, 1)
+    assert (detail_energy(soft) < 0.2 * detail_energy(noise)).all()
+    assert float(detail_energy(0.5 * slope.square())) == pytest.approx(float((2 / 31) ** 4), rel=1e-6)
+    with pytest.raises(ValueError, match="at least 3 x 3"):
+        detail_energy(torch.zeros(1, 3, 2, 8))
 
 
 def test_only_named_attributes_are_scored():

@@ -26,7 +26,8 @@ def configuration(
     name: str, kernel, head_dim: int, tile: int = 8, halo: int = 4, dtype: str = "bf16"
 ) -> Configuration:
     """One kernel as the launcher in `triton.py` starts it, with every option on."""
-    chosen = options(name, tile, head_dim, element_size=2)
+    chosen = options(name, tile, head_dim, element_size=2, hopper=False)
+    on_hopper = options(name, tile, head_dim, element_size=2, hopper=True)
     warps, stages = chosen.pop("num_warps"), chosen.pop("num_stages")
     constants = {"TILE": tile, "HALO": halo, "D": head_dim, **chosen}
     constants |= {"NORM_Q": True, "NORM_K": True, "ROPE": True, "GLOBAL": True}
@@ -45,4 +46,13 @@ def configuration(
             arguments[argument] = "*fp32" if argument in in_fp32 else f"*{dtype}"
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     title = f"patch_attention {name} {dtype} tile {tile} halo {halo} d {head_dim}"
-    return Configuration(title, kernel, arguments, constants, warps, stages, aligned=tuple(STRIDES))
+    return Configuration(
+        title,
+        kernel,
+        arguments,
+        constants,
+        warps,
+        stages,
+        aligned=tuple(STRIDES),
+        hopper_stages=on_hopper["num_stages"],
+    )

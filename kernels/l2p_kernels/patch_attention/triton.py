@@ -12,7 +12,7 @@ HOLDS_QUERIES = ("forward", "grad_q")
 GLOBAL_SPLITS = 64  # programs that share the queries when the gradient of a global token is summed
 
 
-def options(kernel: str, tile: int, head_dim: int, element_size: int) -> dict[str, int]:
+def options(kernel: str, tile: int, head_dim: int, element_size: int, hopper: bool) -> dict[str, int]:
     """Block sizes and warps of a kernel; `python -m l2p_kernels compile` checks them for spills and shared memory.
 
     A program holds one block (queries, or keys for their gradients) and streams the other past it. The held side is 64
@@ -22,9 +22,13 @@ def options(kernel: str, tile: int, head_dim: int, element_size: int) -> dict[st
     held = min(64, triton.next_power_of_2(max(16, tile * tile)))
     streamed = max(16, min(64, 4096 // (wide * element_size))) if kernel in HOLDS_QUERIES else 16
     queries, keys = (held, streamed) if kernel in HOLDS_QUERIES else (streamed, held)
-    # One stage spends registers least, except where pipelining moves the held operands of wgmma to shared memory.
-    stages = 2 if wide > 64 and kernel not in HOLDS_QUERIES else 1
+    # One stage spends the fewest registers, except where pipelining moves wgmma's held operands to shared memory.
+    stages = 2 if hopper and wide > 64 and kernel not in HOLDS_QUERIES else 1
     return {"BD": wide, "BQ": queries, "BK": keys, "num_warps": 4 if wide <= 64 else 8, "num_stages": stages}
+
+
+def _is_hopper(x: Tensor) -> bool:
+    return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def flags(q_norm: Tensor | None, k_norm: Tensor | None, rows: Tensor | None) -> dict[str, bool]:
@@ -59,7 +63,7 @@ def forward(
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         q.new_empty(q.shape[:4], dtype=torch.float32),
     )
-    chosen = options("forward", tile, head_dim, q.element_size())
+    chosen = options("forward", tile, head_dim, q.element_size(), _is_hopper(q))
     tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, chosen["BQ"])
     kernels.forward_kernel[(tiles * heads, batch)](
         q, k, v, global_k, global_v, q_norm, k_norm, packed_table(rows, columns), out, lse,
@@ -79,7 +83,9 @@ def backward(
     global_k, global_v = (None if x is None else x.contiguous() for x in (global_k, global_v))
     table = packed_table(rows, columns)
     switches = flags(q_norm, k_norm, rows)
-    for_q, for_kv = (options(kernel, tile, head_dim, q.element_size()) for kernel in ("grad_q", "grad_kv"))
+    for_q, for_kv = (
+        options(kernel, tile, head_dim, q.element_size(), _is_hopper(q)) for kernel in ("grad_q", "grad_kv")
+    )
     scores_scale = scale * LOG2_E
 
     delta = torch.empty_like(lse)

@@ -47,8 +47,7 @@ def load_rows(
 
 @triton.jit
 def query_block(pid, heads, height, width, TILE: tl.constexpr, BQ: tl.constexpr):
-    """Program number -> (head, tile row, tile column, y [BQ], x [BQ], inside [BQ]). Heads vary fastest, then columns:
-    programs that run together share key windows in L2."""
+    """Program number -> (head, tile row, tile column, y, x, inside [BQ]). Neighbours in time share key windows in L2."""
     CHUNKS: tl.constexpr = (TILE * TILE + BQ - 1) // BQ
     head = pid % heads
     chunk = pid // heads % CHUNKS

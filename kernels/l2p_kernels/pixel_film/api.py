@@ -15,7 +15,7 @@ from .reference import pixel_film_reference
 def pixel_film(pixels: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
     """`pixels * (1 + scale) + shift`, where `(scale, shift) = weight @ token + bias` for each pixel of the token's patch.
 
-    The `[N, P, 2 C]` modulation (0.75 GiB a block at 2048 px in bf16, 16 channels) is made and used in pieces.
+    The `[N, P, 2 C]` modulation (0.25 GiB at 2048 px in bf16 with 16 channels) is made and used in pieces.
 
     Args:
         pixels: `[N, P, C]`: N patches (tokens) of P pixels of C channels.
