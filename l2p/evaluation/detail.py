@@ -1,8 +1,8 @@
 """Detail: energy of a picture's finest structure, for telling soft pictures from sharp ones.
 
-The Frechet distance on the judge's features forgives softness: with 256 pictures and a floor of 2.3 it gives 2.7 for a
-blur of one pixel, 3.1 for pictures brought to half their size and back, 11.5 for a quarter (and 4.3 for a tint of 0.05,
-6.4 for 64 pictures shown four times). This ratio falls to a quarter where that distance has hardly moved.
+The Frechet distance on the judge's features forgives softness. Measured on 256 real renders, floor 2.3: a blur of one
+pixel gives 2.7, a reduction to half the size and back 3.1, to a quarter 11.5 (a tint of 0.05: 4.3; 64 pictures shown
+four times: 6.4; noise of 0.05: 2.3). Their detail energies over the clean ones are 0.06, 0.04, 0.01 (1.0; 0.9; 2.9).
 """
 
 from __future__ import annotations

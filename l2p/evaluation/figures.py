@@ -10,7 +10,7 @@ from l2p.evaluation.detail import detail_energy
 from l2p.evaluation.fidelity import psnr
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, gaussian_distance
 from l2p.evaluation.judge import Judge
-from l2p.evaluation.seams import seam_index
+from l2p.evaluation.seams import seam_index, seam_ratio
 
 
 class Figures:
@@ -59,9 +59,8 @@ class Figures:
     def frechet_to(self, other: Figures) -> float | None:
         return None if self.judge is None else frechet_distance(self.features, other.features)
 
-    def seam(self, period: int) -> float:
-        """Mean seam index at one period."""
-        return float(torch.cat(self.seams[period]).mean())
+    def seam_ratio_to(self, other: Figures, period: int) -> float:
+        return seam_ratio(torch.cat(self.seams[period]), torch.cat(other.seams[period]))
 
     @property
     def detail(self) -> float:
@@ -75,10 +74,10 @@ class Figures:
             "attribute_accuracy": self.score.accuracy if self.judge is not None else None,
             "frechet": self.frechet_to_real,
             "detail_ratio": self.detail / max(clean.detail, 1e-12),
-            "seam_index": self.seam(first),
-            "seam_ratio": self.seam(first) / clean.seam(first),
+            "seam_index": float(torch.cat(self.seams[first]).mean()),
+            "seam_ratio": self.seam_ratio_to(clean, first),
             "seam_ratio_by_period": {
-                str(period): self.seam(period) / clean.seam(period) for period in self.periods
+                str(period): self.seam_ratio_to(clean, period) for period in self.periods
             },
         }
         if self.judge is not None:

@@ -251,7 +251,7 @@ def read_history(folder: Path, settings: dict[str, Any]) -> History:
     history.stages = sorted(
         markers, key=lambda m: order.index(m["stage"]) if m["stage"] in order else len(order)
     )
-    psnr: tuple[list[float], list[float]] = ([], [])
+    psnr: dict[str, tuple[list[float], list[float]]] = {}
     done = 0
     for stage in TRAINING:
         rows = _read_csv(folder / "logs" / f"{stage}.csv")
@@ -263,15 +263,16 @@ def read_history(folder: Path, settings: dict[str, Any]) -> History:
         series = {term: (steps, [float(row[term] or "nan") for row in rows]) for term in terms}
         chart = line_chart(f"{stage.replace('_', ' ')}: loss over steps", series, log=True, smooth=0.9)
         history.charts += [chart] if chart else []
-        measured = [
-            (done + step, float(row["psnr"]))
-            for step, row in zip(steps, rows, strict=True)
-            if row.get("psnr")
-        ]
-        psnr[0].extend(x for x, _ in measured)
-        psnr[1].extend(y for _, y in measured)
+        measured = [k for k, row in enumerate(rows) if row.get("psnr")]
+        if (
+            measured
+        ):  # a line for each stage: one with many steps and one with a single step are not one curve
+            psnr[stage.replace("_", " ")] = (
+                [done + steps[k] for k in measured],
+                [float(rows[k]["psnr"]) for k in measured],
+            )
         done += steps[-1]
-    chart = line_chart("Held-out PSNR to the teacher, dB", {"student": psnr}) if len(psnr[0]) > 1 else None
+    chart = line_chart("Held-out PSNR to the teacher, dB", psnr)
     history.charts += [chart] if chart else []
     history.strips = _strips(folder, settings, markers)
     return history

@@ -153,6 +153,6 @@ def test_keys_that_do_not_fit_are_named(broken):
     message = str(caught.value)
     assert f"missing: {blocks[0]}"[:20] in message and f"and {len(blocks) - 3} more" in message
     assert "unexpected: head.decoder.weight" in message
-    assert "misshapen: head.out.bias ([5] for [48])" in message
+    assert "misshapen: head.out.bias ([5] for [192])" in message
     assert "not finite: head.open.bias" in message
     assert "\n" not in message

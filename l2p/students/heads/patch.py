@@ -15,11 +15,15 @@ from torch.utils.checkpoint import checkpoint
 from l2p.errors import UserError
 from l2p.patches import patchify, unpatchify
 
+PIXEL_CHANNELS = 12  # numbers a pixel gets before the last convolution
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
 
 
 class PatchHead(nn.Module):
     """Fine tokens from the core and from the noise, a few :class:`PatchBlock`, one linear layer to pixels.
+
+    The linear layer writes each fine patch alone, so its borders would show; a 3x3 convolution over
+    :data:`PIXEL_CHANNELS` numbers a pixel mends them.
 
     Args:
         core_dim: width of the core's features.
@@ -62,9 +66,8 @@ class PatchHead(nn.Module):
             PatchBlock(width, time_dim, head_dim, tile, halo, residual_scale=(2 * num_blocks) ** -0.5)
             for _ in range(num_blocks)
         )
-        self.out = nn.Linear(width, 3 * fine_patch**2)
-        nn.init.normal_(self.out.weight, std=0.02)
-        nn.init.zeros_(self.out.bias)
+        self.out = nn.Linear(width, PIXEL_CHANNELS * fine_patch**2)
+        self.conv_out = nn.Conv2d(PIXEL_CHANNELS, 3, 3, padding=1, padding_mode="replicate")
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         x = _spread(self.open(_norm(features)), self.fold)
@@ -76,7 +79,7 @@ class PatchHead(nn.Module):
                 x = checkpoint(block, x, c, rope, use_reentrant=False)
             else:
                 x = block(x, c, rope)
-        return unpatchify(self.out(_norm(x)), self.fine_patch)
+        return self.conv_out(F.silu(unpatchify(self.out(_norm(x)), self.fine_patch)))
 
     def _angles(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Angles in radians of the rows [H, head_dim / 4] and columns [W, head_dim / 4] of x [B, H, W, C]."""
