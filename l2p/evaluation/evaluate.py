@@ -266,7 +266,8 @@ def evaluate_folder(
         raise UserError(
             f"{student_path} does not say which teacher it comes from, so there is nothing to compare it with"
         )
-    teacher_config = TeacherConfig(path=name, **{k: v for k, v in origin.items() if k in _TEACHER_KEYS})
+    keys = ("revision", "num_inference_steps", "guidance_scale", "height", "width")
+    teacher_config = TeacherConfig(path=name, **{key: origin[key] for key in keys if key in origin})
     config = EvaluationConfig(**recipe.get("evaluation", {}))
     config.num_images = num_images or config.num_images
     weights = torch.float32 if pipeline.device.type == "cpu" else pipeline.dtype
@@ -296,6 +297,3 @@ def evaluate_folder(
     )
     write_report(out, title=f"{recipe.get('name', student_path.name)}: {student_path.name}")
     return metrics
-
-
-_TEACHER_KEYS = ("revision", "num_inference_steps", "guidance_scale", "height", "width")

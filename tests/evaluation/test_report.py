@@ -126,7 +126,7 @@ def test_history_shows_stages_curves_and_previews(folder):
     assert len([tag for tag, _ in page.tags if tag == "path"]) == 3  # two terms, and the held-out PSNR
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 20 + 5 * 3
     assert "one step, step 200" in page.text
-    from l2p.evaluation.report import png_uri
+    from l2p.evaluation.history import png_uri
 
     assert png_uri(grid["student, 1 step"][2]) in text and png_uri(grid["teacher"][0]) in text
 
