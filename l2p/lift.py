@@ -46,6 +46,8 @@ class Lift:
         r2: share of the pixel variance explained by this map; not above ``r2_lstsq``.
         r2_lstsq: the same for the best affine map of latents to pixels.
         r2_pca: the same for the best d-dimensional subspace of pixels, whatever the latents: the ceiling.
+        readout: the best affine map itself, weight [D, d] and bias [D], which explains ``r2_lstsq``; a head may
+            start from it. ``s A`` and b where it was not fitted.
     """
 
     basis: Tensor
@@ -54,10 +56,15 @@ class Lift:
     r2: float
     r2_lstsq: float
     r2_pca: float
+    readout: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.readout is None:
+            object.__setattr__(self, "readout", (self.scale * self.basis, self.offset))
 
     def to(self, device: torch.device | str) -> Lift:
-        values = {**vars(self), "basis": self.basis.to(device), "offset": self.offset.to(device)}
-        return Lift(**values)
+        moved = {"basis": self.basis.to(device), "offset": self.offset.to(device)}
+        return Lift(**{**vars(self), **moved, "readout": tuple(part.to(device) for part in self.readout)})
 
     def k(self, t: Tensor | float) -> Tensor | float:
         """Factor between projected pixels and latents at pixel time ``t``: ``scale`` at 0, 1 at 1."""
@@ -99,8 +106,10 @@ class Lift:
 
         numbers = {name: getattr(self, name) for name in ("scale", "r2", "r2_lstsq", "r2_pca")}
         with atomic_path(path) as partial:
+            tensors = {"basis": self.basis, "offset": self.offset}
+            tensors |= {"readout.weight": self.readout[0], "readout.bias": self.readout[1]}
             save_file(
-                {"basis": self.basis.contiguous(), "offset": self.offset.contiguous()},
+                {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
                 partial,
                 metadata={"l2p_lift": json.dumps(numbers)},
             )
@@ -115,7 +124,9 @@ class Lift:
         try:
             with safe_open(path, framework="pt") as file:
                 numbers = json.loads((file.metadata() or {})["l2p_lift"])
-                return cls(basis=file.get_tensor("basis"), offset=file.get_tensor("offset"), **numbers)
+                readout = file.get_tensor("readout.weight"), file.get_tensor("readout.bias")
+                basis, offset = file.get_tensor("basis"), file.get_tensor("offset")
+                return cls(basis=basis, offset=offset, readout=readout, **numbers)
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(
                 f"{path} is no lift or is cut short ({error}): delete it and run the lift stage again"
@@ -173,7 +184,8 @@ def fit_lift(pixels: Tensor, latents: Tensor, scale: Literal["procrustes", "ener
     inside = torch.einsum("ij,ik,kj->", basis, xx, basis)  # |X A|^2
     s = sigma.sum() / energy_z if scale == "procrustes" else (inside / energy_z).sqrt()
     residual = energy_x - 2 * s * sigma.sum() + s**2 * energy_z
-    explained = (torch.linalg.pinv(zz, hermitian=True) @ xz.T @ xz).trace()
+    weight = xz @ torch.linalg.pinv(zz, hermitian=True)
+    explained = (weight @ xz.T).trace()
     top = torch.linalg.eigvalsh(xx)[-latents.shape[1] :].sum()
     return Lift(
         basis=basis,
@@ -182,6 +194,7 @@ def fit_lift(pixels: Tensor, latents: Tensor, scale: Literal["procrustes", "ener
         r2=(1 - residual / energy_x).item(),
         r2_lstsq=(explained / energy_x).item(),
         r2_pca=(top / energy_x).item(),
+        readout=(weight, mean_x - weight @ mean_z),
     )
 
 

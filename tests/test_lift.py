@@ -195,3 +195,19 @@ def test_broken_files_are_one_clear_line(lift, tmp_path):
 def test_impossible_fits_are_refused(pixels, latents, message):
     with pytest.raises(ValueError, match=message):
         fit_lift(pixels, latents)
+
+
+def test_the_readout_is_the_best_affine_map():
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(500, 6, generator=generator, dtype=torch.float64) + 1
+    pixels = latents @ torch.randn(6, 20, generator=generator, dtype=torch.float64)
+    pixels = pixels + torch.randn(500, 20, generator=generator, dtype=torch.float64)
+    lift = fit_lift(pixels, latents)
+    weight, bias = lift.readout
+    design = torch.cat([latents, torch.ones(500, 1, dtype=torch.float64)], dim=1)
+    solution = torch.linalg.lstsq(design, pixels).solution
+    torch.testing.assert_close(weight, solution[:-1].T, atol=1e-9, rtol=0)
+    torch.testing.assert_close(bias, solution[-1], atol=1e-9, rtol=0)
+    residual = (pixels - latents @ weight.T - bias).square().sum()
+    explained = 1 - residual / (pixels - pixels.mean(0)).square().sum()
+    assert abs(float(explained) - lift.r2_lstsq) < 1e-9

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from l2p.errors import UserError
 from l2p.students.core import core_config
-from l2p.students.heads import KNOBS, LinearHead
+from l2p.students.heads import KNOBS, LinearHead, PatchHead
 from l2p.students.student import PixelStudent, StudentSpec
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def from_teacher(
 ) -> PixelStudent:
     """The step-zero student, in the teacher's dtype and on its device; it shares no memory with the teacher.
 
-    With the linear head it draws what the lifted teacher draws. The other heads start fresh: a head that
-    starts from the lift keeps the lift's patch borders in its pictures.
+    With the linear head it draws what the lifted teacher draws; the patch head starts from a draft of that and
+    learns what to add and which borders to mend; the U-Net starts fresh.
 
     Args:
         size: height and width in pixels to record as the student's own.
@@ -91,8 +91,11 @@ def from_teacher(
     student.head = student.new_head().to(teacher.device, embedder.weight.dtype)
     student.basis = basis.float()
     student.offset = lift.offset.to(teacher.device).float()
+    final = next(iter(transformer.all_final_layer.values()))
     if isinstance(student.head, LinearHead):
-        _fold_head(student.head, next(iter(transformer.all_final_layer.values())), lift, basis)
+        _fold_head(student.head, final, lift, basis)
+    elif isinstance(student.head, PatchHead):
+        _start_draft(student.head, final, lift, basis)
     student.set_gradient_checkpointing(config.gradient_checkpointing)
     set_trainable(student, config.train_blocks)
     return student
@@ -105,6 +108,16 @@ def _fold_head(head: LinearHead, final: nn.Module, lift: Lift, basis: Tensor) ->
     head.final.linear.weight.copy_(_product(lift.scale * basis, final.linear.weight))
     head.final.linear.bias.copy_(_product(lift.scale * basis, final.linear.bias))
     head.basis, head.offset = basis.float(), lift.offset.to(basis.device).float()
+
+
+@torch.no_grad()
+def _start_draft(head: PatchHead, final: nn.Module, lift: Lift, basis: Tensor) -> None:
+    """The teacher's last layer as it is, and the best affine map of its latents to pixels."""
+    head.final.load_state_dict(final.state_dict())
+    weight, bias = lift.readout
+    head.readout.weight.copy_(weight)
+    head.readout.bias.copy_(bias)
+    head.basis = basis.float()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ import torch
 from l2p.errors import UserError
 from l2p.students.heads import KNOBS, PatchHead, UNetHead, build_head
 
-SIZES = {"core_dim": 24, "time_dim": 20, "latent_dim": 64, "scale": 0.5, "patch_size": 16}
+SIZES = {"core_dim": 24, "time_dim": 24, "latent_dim": 64, "scale": 0.5, "patch_size": 16}
 
 
 def reach(head: torch.nn.Module, pixel: tuple[int, int], grid: int = 4) -> torch.Tensor:
     """Which input pixels [64, 64] and core tokens [4, 4] one output pixel depends on."""
+    if isinstance(head, PatchHead):  # which at the start draws its draft alone
+        torch.nn.init.normal_(head.conv_out.weight)
     features = torch.randn(1, grid, grid, 24, requires_grad=True)
     x_in = torch.randn(1, 3, grid * 16, grid * 16, requires_grad=True)
-    head(features, torch.randn(1, 20), x_in, torch.ones(1))[0, :, pixel[0], pixel[1]].sum().backward()
+    head(features, torch.randn(1, 24), x_in, torch.ones(1))[0, :, pixel[0], pixel[1]].sum().backward()
     return x_in.grad[0].abs().sum(0) > 0, features.grad[0].abs().sum(-1) > 0
 
 
@@ -37,13 +39,13 @@ def test_every_kind_builds_and_unknown_ones_are_named():
 )
 def test_patch_head_refuses_sizes_that_do_not_fit(knobs, message):
     with pytest.raises(UserError, match=message):
-        PatchHead(24, 20, 16, **knobs)
+        PatchHead(24, 24, 16, 64, **knobs)
 
 
 def test_patch_head_crosses_patch_borders_and_stays_local():
     """One block: a query sees its tile and the halo, and the convolution one fine token more."""
     torch.manual_seed(0)
-    head = PatchHead(24, 20, 16, fine_patch=4, width=16, num_blocks=1, head_dim=16, tile=2, halo=1)
+    head = PatchHead(24, 24, 16, 64, fine_patch=4, width=16, num_blocks=1, head_dim=16, tile=2, halo=1)
     pixels, tokens = reach(head, (17, 30))  # fine token (4, 7), core token (1, 1)
     rows, columns = pixels.any(1).nonzero().flatten(), pixels.any(0).nonzero().flatten()
     # The convolution reads the fine rows 3 to 5, of tiles 1 and 2, whose windows are the fine rows 1 to 6.
@@ -55,16 +57,18 @@ def test_patch_head_crosses_patch_borders_and_stays_local():
 def test_patch_head_opens_features_where_they_are():
     """Without blocks a core token writes its own patch and nothing else, the noise its own fine patch."""
     torch.manual_seed(0)
-    head = PatchHead(24, 20, 16, fine_patch=4, width=16, num_blocks=0, head_dim=16)
+    head = PatchHead(24, 24, 16, 64, fine_patch=4, width=16, num_blocks=0, head_dim=16)
     pixels, tokens = reach(head, (37, 61))
     assert pixels[36:40, 60:64].all() and pixels.sum() == 16
     assert tokens[2, 3] and tokens.sum() == 1
 
 
 def test_patch_head_modulation_is_one_at_the_start():
-    head = PatchHead(24, 20, 16, width=32, num_blocks=1, head_dim=16)
+    head = PatchHead(24, 24, 16, 64, width=32, num_blocks=1, head_dim=16)
+    torch.nn.init.normal_(head.conv_out.weight)
+    torch.nn.init.zeros_(head.readout.weight)  # the draft is the teacher's, and does depend on the time
     inputs = torch.randn(2, 2, 2, 24), torch.randn(2, 3, 32, 32), torch.ones(2)
-    same = [head(inputs[0], c, *inputs[1:]) for c in (torch.zeros(2, 20), torch.randn(2, 20))]
+    same = [head(inputs[0], c, *inputs[1:]) for c in (torch.zeros(2, 24), torch.randn(2, 24))]
     assert torch.equal(*same)
 
 

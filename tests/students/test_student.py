@@ -16,10 +16,11 @@ def noisy(batch: int = 2, height: int = 32, width: int = 48, seed: int = 0) -> t
     return 0.8 * torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("kind", ["linear", "patch"])
 @pytest.mark.parametrize("size", [(32, 64), (80, 48)])
-def test_step_zero_is_the_lifted_teacher(teacher, lift, captions, student_config, size):
-    """x_0 and velocity of the folded student against the teacher's latent velocity, lifted in closed form."""
-    student = from_teacher(teacher, lift, student_config("linear"))
+def test_step_zero_is_the_lifted_teacher(teacher, lift, captions, student_config, size, kind):
+    """x_0 and velocity of the untrained student against the teacher's latent velocity, lifted in closed form."""
+    student = from_teacher(teacher, lift, student_config(kind))
     x_t, t, conditioning = noisy(4, *size), torch.tensor([0.1, 0.4, 0.8, 1.0]), captions([5, 40, 9, 33])
     with torch.no_grad():
         tokens = patchify(x_t, 16)

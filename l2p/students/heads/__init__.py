@@ -39,7 +39,7 @@ def build_head(
     if kind == "linear":
         return LinearHead(core_dim, patch_size, latent_dim, scale)
     if kind == "patch":
-        return PatchHead(core_dim, time_dim, patch_size, **knobs)
+        return PatchHead(core_dim, time_dim, patch_size, latent_dim, **knobs)
     if kind == "unet":
         return UNetHead(core_dim, patch_size, **knobs)
     raise UserError(f"no head {kind!r}: expected one of {', '.join(KNOBS)}")

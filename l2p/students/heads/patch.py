@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
+from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last convolution
@@ -23,10 +24,13 @@ class PatchHead(nn.Module):
     """Fine tokens from the core and from the noise, a few :class:`PatchBlock`, one linear layer to pixels.
 
     The linear layer writes each fine patch alone, so its borders would show; a 3x3 convolution over
-    :data:`PIXEL_CHANNELS` numbers a pixel mends them.
+    :data:`PIXEL_CHANNELS` numbers a pixel mends them. The same convolution adds a draft: the latent that the
+    teacher's own final layer reads off the core, seen through a linear map. With both from the teacher and the
+    lift, and the rest of the convolution at zero, an untrained student draws.
 
     Args:
         core_dim: width of the core's features.
+        latent_dim: d, values of the teacher's token.
         time_dim: width of the core's time embedding.
         patch_size: p, pixels a side of a core token.
         fine_patch: f, pixels a side of a fine token, a divisor of p; halving it costs four times the work.
@@ -42,6 +46,7 @@ class PatchHead(nn.Module):
         core_dim: int,
         time_dim: int,
         patch_size: int,
+        latent_dim: int,
         fine_patch: int = 4,
         width: int = 96,
         num_blocks: int = 3,
@@ -67,19 +72,36 @@ class PatchHead(nn.Module):
             for _ in range(num_blocks)
         )
         self.out = nn.Linear(width, PIXEL_CHANNELS * fine_patch**2)
-        self.conv_out = nn.Conv2d(PIXEL_CHANNELS, 3, 3, padding=1, padding_mode="replicate")
+        self.conv_out = nn.Conv2d(3 + PIXEL_CHANNELS, 3, 3, padding=1, padding_mode="replicate")
+        nn.init.zeros_(self.conv_out.bias)
+        nn.init.dirac_(self.conv_out.weight)
+
+        from diffusers.models.transformers.transformer_z_image import FinalLayer
+
+        self.patch_size = patch_size
+        self.final = FinalLayer(core_dim, latent_dim)
+        self.readout = nn.Linear(latent_dim, 3 * patch_size**2)
+        self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         x = _spread(self.open(_norm(features)), self.fold)
         x = x + self.embed(patchify(x_in.to(self.embed.weight.dtype), self.fine_patch))
-        c = F.silu(c)
+        time, c = c, F.silu(c)
         rope = self._angles(x)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, c, rope, use_reentrant=False)
             else:
                 x = block(x, c, rope)
-        return self.conv_out(F.silu(unpatchify(self.out(_norm(x)), self.fine_patch)))
+        fine = F.silu(unpatchify(self.out(_norm(x)), self.fine_patch))
+        return self.conv_out(torch.cat([self._draft(features, time, x_in, t).to(fine.dtype), fine], dim=1))
+
+    def _draft(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
+        """The picture of ``z_0 = z_t - t u``, with the velocity u (diffusers' sign is the other) of the core."""
+        out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])
+        z_t = patchify(x_in, self.patch_size) @ self.basis.to(x_in.dtype)
+        z_0 = z_t + time_like(t, z_t).to(z_t.dtype) * out
+        return unpatchify(self.readout(z_0.to(self.readout.weight.dtype)), self.patch_size)
 
     def _angles(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Angles in radians of the rows [H, head_dim / 4] and columns [W, head_dim / 4] of x [B, H, W, C]."""
