@@ -27,6 +27,8 @@ class PairsObjective(Objective):
 
     Args:
         pixel: weight of the Charbonnier distance ``mean(sqrt(d^2 + edge^2) - edge)``.
+        gradient: weight of the same distance of differences between neighbouring pixels: sharp edges where the
+            teacher has them, and no seams where it has none.
         edge: where Charbonnier turns from squared to absolute, in units of [-1, 1].
         latent: weight of ``L1 + MSE / 2`` in the teacher's latent space.
         latent_space: "lift" projects both pictures with ``A^T`` (almost free, and zero for the teacher's own picture,
@@ -48,6 +50,7 @@ class PairsObjective(Objective):
         lift: Lift,
         weight: float = 1.0,
         pixel: float = 1.0,
+        gradient: float = 1.0,
         edge: float = 1e-3,
         latent: float = 0.5,
         latent_space: Literal["lift", "encoder"] = "lift",
@@ -59,6 +62,7 @@ class PairsObjective(Objective):
     ) -> None:
         super().__init__(weight)
         self.pixel = at_least("objectives.pairs.pixel", pixel, 0)
+        self.gradient = at_least("objectives.pairs.gradient", gradient, 0)
         self.latent = at_least("objectives.pairs.latent", latent, 0)
         self.perceptual = at_least("objectives.pairs.perceptual", perceptual, 0)
         self.edge = within("objectives.pairs.edge", edge, 0, 1)
@@ -81,6 +85,9 @@ class PairsObjective(Objective):
         terms: dict[str, Tensor] = {}
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)
+        if self.gradient:
+            differences = (charbonnier(x.diff(dim=axis), target.diff(dim=axis), self.edge) for axis in (2, 3))
+            terms["gradient"] = self.gradient * sum(differences)
         if self.latent:
             terms["latent"] = self.latent * self._latent(ctx, x)
         if self.perceptual:

@@ -115,7 +115,8 @@ def _start_draft(head: PatchHead, final: nn.Module, lift: Lift, basis: Tensor) -
     """The teacher's last layer as it is, and the best affine map of its latents to pixels."""
     head.final.load_state_dict(final.state_dict())
     weight, bias = lift.readout
-    head.readout.weight.copy_(weight)
+    head.readout.weight.zero_()
+    head.readout.weight[:, :, 1, 1] = weight.to(head.readout.weight)
     head.readout.bias.copy_(bias)
     head.basis = basis.float()
 

@@ -20,7 +20,7 @@ from l2p.errors import UserError
 
 # Matrices that read from or write to a foreign space (pixels, captions, time) are no hidden layers.
 BORDER_LAYERS = re.compile(
-    r"embed|token|final|lm_head|(^|\.)(head\.)?(linear|output|out|to_pixels|conv_in|conv_out|proj_out|proj_in|input)\.weight$"
+    r"embed|token|final|lm_head|(^|\.)(head\.)?(linear|output|out|readout|to_pixels|conv_in|conv_out|proj_out|proj_in|input)\.weight$"
 )
 SCHEDULES = ("cosine", "linear", "constant")
 

@@ -21,7 +21,7 @@ def test_zero_loss_and_zero_gradient_at_equality(context, teacher, lift):
     images = context(None).batch.images
     picture = images.clone().requires_grad_()
     terms = PairsObjective(teacher=teacher, lift=lift)(context(one_step(picture), images))
-    assert set(terms) == {"pixel", "latent", "perceptual"}
+    assert set(terms) == {"pixel", "gradient", "latent", "perceptual"}
     assert all(abs(value.item()) < 1e-6 for value in terms.values())
     sum(terms.values()).backward()
     assert picture.grad.abs().max() < 1e-6
@@ -39,6 +39,21 @@ def test_a_constant_offset_has_its_closed_form(context, teacher, lift):
     assert terms["latent"].item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def test_a_ramp_and_a_seam_have_their_closed_form(context, teacher, lift):
+    """A ramp of g a column moves every difference along the rows by g; a seam of height h one column of them."""
+    edge, g, h = 0.01, 0.02, 0.4
+    images = context(None).batch.images * 0.5
+    width = images.shape[3]
+    columns = torch.arange(width, dtype=images.dtype)
+    objective = PairsObjective(
+        teacher=teacher, lift=lift, gradient=3.0, edge=edge, latent=0.0, perceptual=0.0
+    )
+    ramp = objective(context(one_step(images + g * columns), images))["gradient"].item()
+    assert ramp == pytest.approx(3 * (math.sqrt(g**2 + edge**2) - edge), rel=1e-4)
+    seam = objective(context(one_step(images + h * (columns >= width // 2)), images))["gradient"].item()
+    assert seam == pytest.approx(3 * (math.sqrt(h**2 + edge**2) - edge) / (width - 1), rel=1e-4)
+
+
 def test_the_encoder_compares_with_the_kept_latent(context, teacher, lift):
     step = context(one_step(torch.zeros(4, 3, 16, 16)))
     knobs = {"pixel": 0.0, "latent": 1.0, "latent_space": "encoder", "perceptual": 0.0}
@@ -49,7 +64,7 @@ def test_the_encoder_compares_with_the_kept_latent(context, teacher, lift):
 
 def test_terms_of_weight_zero_are_not_computed(context, teacher, lift):
     teacher.encode, teacher.vae = None, None
-    objective = PairsObjective(teacher=teacher, lift=lift, latent=0.0, perceptual=0.0)
+    objective = PairsObjective(teacher=teacher, lift=lift, gradient=0.0, latent=0.0, perceptual=0.0)
     assert set(objective(_with_latents(context))) == {"pixel"}
 
 

@@ -24,9 +24,9 @@ class PatchHead(nn.Module):
     """Fine tokens from the core and from the noise, a few :class:`PatchBlock`, one linear layer to pixels.
 
     The linear layer writes each fine patch alone, so its borders would show; a 3x3 convolution over
-    :data:`PIXEL_CHANNELS` numbers a pixel mends them. The same convolution adds a draft: the latent that the
-    teacher's own final layer reads off the core, seen through a linear map. With both from the teacher and the
-    lift, and the rest of the convolution at zero, an untrained student draws.
+    :data:`PIXEL_CHANNELS` numbers a pixel mends them. The same convolution adds a draft: the latents that the
+    teacher's own final layer reads off the core, seen through a linear map that training lets reach over to the
+    neighbouring tokens. With layer and map from teacher and lift, and all else at zero, an untrained student draws.
 
     Args:
         core_dim: width of the core's features.
@@ -80,7 +80,7 @@ class PatchHead(nn.Module):
 
         self.patch_size = patch_size
         self.final = FinalLayer(core_dim, latent_dim)
-        self.readout = nn.Linear(latent_dim, 3 * patch_size**2)
+        self.readout = nn.Conv2d(latent_dim, 3 * patch_size**2, 3, padding=1)
         self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
@@ -101,7 +101,8 @@ class PatchHead(nn.Module):
         out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])
         z_t = patchify(x_in, self.patch_size) @ self.basis.to(x_in.dtype)
         z_0 = z_t + time_like(t, z_t).to(z_t.dtype) * out
-        return unpatchify(self.readout(z_0.to(self.readout.weight.dtype)), self.patch_size)
+        z_0 = z_0.to(self.readout.weight.dtype).permute(0, 3, 1, 2)
+        return unpatchify(self.readout(z_0).permute(0, 2, 3, 1), self.patch_size)
 
     def _angles(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Angles in radians of the rows [H, head_dim / 4] and columns [W, head_dim / 4] of x [B, H, W, C]."""
