@@ -149,6 +149,8 @@ def _attention() -> list[Finding]:
     from l2p_kernels.dispatch import choose
     from l2p_kernels.patch_attention.api import IMPLS
 
+    from l2p import runtime
+
     q = torch.zeros(1, 8, 8, 1, 16, device=runtime.pick_device())
     patch_attention(q, q, q, tile=8, halo=4)
     return [Finding("patch attention", f"impl={choose('patch_attention', 'auto', IMPLS, q)!r}")]
