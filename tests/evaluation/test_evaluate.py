@@ -1,5 +1,6 @@
 """The whole evaluation with a tiny random teacher: structure, identities, cache, determinism, mistakes."""
 
+import copy
 import json
 from pathlib import Path
 
