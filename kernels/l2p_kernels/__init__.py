@@ -5,7 +5,8 @@ torch, the other files are fast paths. `impl=` picks a path and never changes th
 """
 
 from .adaln import adaln
+from .gated_residual import gated_residual
 from .patch_attention import patch_attention
 from .pixel_film import pixel_film
 
-__all__ = ["adaln", "patch_attention", "pixel_film"]
+__all__ = ["adaln", "gated_residual", "patch_attention", "pixel_film"]

@@ -1,58 +1,58 @@
-"""`python -m l2p_kernels bench`: times every path on the device at hand, after checking that it is right.
+"""`python -m l2p_kernels bench [OPERATOR]`: times every path on the device at hand, after checking that it is right.
 
 Rounds are interleaved (one run of every path, then the next round), so that other load falls on all alike; the table
-gives medians with the 20th and 80th percentile. A path whose result is wrong is not timed, and the command fails.
+gives medians with the 20th and 80th percentile. Where a path's result is wrong nothing is timed, and the command fails.
+Without an operator all of them run, at their default sizes.
 """
 
 import argparse
-import importlib.util
+import importlib
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from .patch_attention import patch_attention
-from .patch_attention.cases import Case, errors_against_reference, relative_rms
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+OPERATORS = ("patch_attention", "adaln", "gated_residual", "pixel_film")
 
 
-def unfold_sdpa(q: Tensor, k: Tensor, v: Tensor, tile: int, halo: int) -> Tensor:
-    """The naive formulation: pad, unfold every window of k and v at once, masked SDPA. H, W multiples of tile."""
-    batch, height, width, heads, dim = q.shape
-    side = tile + 2 * halo
+@dataclass
+class Contest:
+    """What an operator's `bench.py` offers for timing. Every path returns one tensor."""
 
-    def windows(x: Tensor) -> Tensor:
-        x = F.pad(x.flatten(3).movedim(3, 1), (halo,) * 4)  # [B, h d, H + 2 halo, W + 2 halo]
-        x = F.unfold(x, side, stride=tile).unflatten(1, (heads, dim, side * side))
-        return x.permute(0, 4, 1, 3, 2).flatten(0, 1)  # [B tiles, h, side * side, d]
-
-    valid = F.unfold(F.pad(q.new_ones(1, 1, height, width), (halo,) * 4), side, stride=tile)[0].T > 0
-    mask = valid.repeat(batch, 1)[:, None, None]
-    queries = q.unflatten(1, (-1, tile)).unflatten(3, (-1, tile)).permute(0, 1, 3, 5, 2, 4, 6)
-    shape = queries.shape  # [B, ny, nx, h, tile, tile, d]
-    out = F.scaled_dot_product_attention(
-        queries.flatten(4, 5).flatten(0, 2), windows(k), windows(v), attn_mask=mask
-    )
-    return out.view(shape).permute(0, 1, 4, 2, 5, 3, 6).reshape(q.shape)
+    title: str
+    inputs: list[Tensor]  # what the backward pass is asked for
+    paths: dict[str, Callable[[], Tensor]]  # the operator; the first is what the others must equal
+    others: dict[str, Callable[[], Tensor]] = field(default_factory=dict)  # other operators, for scale
+    errors: dict[str, float] = field(default_factory=dict)  # of each path on a small case, against fp64
 
 
-def full_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over the whole grid: another operator, timed for scale."""
-    out = F.scaled_dot_product_attention(*(x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)))
-    return out.transpose(1, 2).view(q.shape)
+def relative_rms(got: Tensor, wanted: Tensor) -> float:
+    """`|got - wanted| / |wanted|` in fp64."""
+    wanted = wanted.double()
+    return ((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-300)).item()
 
 
-def natten(q: Tensor, k: Tensor, v: Tensor, tile: int, halo: int) -> Tensor:
-    """Neighbourhood attention with the same number of keys: another operator, timed for scale."""
-    from natten.functional import na2d
+def worst_error(call: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: list[Tensor]) -> float:
+    """The largest relative error of `call(*inputs)` and of its gradients against `reference` in fp64."""
 
-    return na2d(q, k, v, kernel_size=tile + 2 * halo, stride=tile)
+    def results(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        out = function(*inputs)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+        return [out, *torch.autograd.grad(out, inputs, grad)]
+
+    exact = results(reference, [x.double() for x in inputs])
+    return max(relative_rms(a, b) for a, b in zip(results(call, inputs), exact, strict=True))
+
+
+def our_impls(cpu_path: str, device: str) -> list[str]:
+    return [cpu_path, "triton"] if device == "cuda" else [cpu_path]
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
@@ -66,73 +66,80 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def main(arguments: list[str]) -> int:
-    """Checks, times, prints; 1 where a path is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m l2p_kernels bench", description=__doc__)
-    parser.add_argument(
-        "--grid", type=int, default=128, help="tokens a side, a multiple of the tile (default 128)"
-    )
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--tile", type=int, default=8)
-    parser.add_argument("--halo", type=int, default=4)
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--backward", action="store_true", help="time forward and backward together")
-    parser.add_argument("--no-full", action="store_true", help="leave full SDPA out (slow on large grids)")
-    options = parser.parse_args(arguments)
-    device, dtype, tile, halo = (
-        "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype], options.tile, options.halo,
-    )  # fmt: skip
-    if options.grid % tile:
-        parser.error(f"--grid must be a multiple of the tile {tile}; got {options.grid}")
+def fault(contest: Contest, dtype: torch.dtype) -> str | None:
+    """What is wrong with a path, or None."""
+    for name, error in contest.errors.items():
+        if error > TOLERANCE[dtype]:
+            return f"{name} is wrong (relative error {error:.1e}); nothing is timed"
+    first, *rest = contest.paths
+    wanted = contest.paths[first]()
+    for name in rest:
+        if (error := relative_rms(contest.paths[name](), wanted)) > 2 * TOLERANCE[dtype]:
+            return f"{name} differs from {first} by {error:.1e}; nothing is timed"
+    return None
 
-    ours = ["windowed"] + (["triton"] if device == "cuda" else [])
-    small = Case(1, 3 * tile, 2 * tile, options.heads, options.head_dim, tile, halo)
-    for impl in ours:
-        worst = max(errors_against_reference(small, impl, dtype, device).values())
-        if worst > TOLERANCE[dtype]:
-            print(f"{impl} is wrong (relative error {worst:.1e}); nothing is timed", file=sys.stderr)
-            return 1
 
-    shape = (options.batch, options.grid, options.grid, options.heads, options.head_dim)
-    torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(shape, device=device, dtype=dtype, requires_grad=options.backward) for _ in range(3)
-    )
-    runs = {
-        impl: lambda impl=impl: patch_attention(q, k, v, tile=tile, halo=halo, impl=impl) for impl in ours
-    }
-    runs["unfold + SDPA"] = lambda: unfold_sdpa(q, k, v, tile, halo)
-    if device == "cuda":
-        runs["flex"] = lambda: patch_attention(q, k, v, tile=tile, halo=halo, impl="flex")
-    wanted = runs["windowed"]()
-    for name, run in runs.items():
-        if (error := relative_rms(run(), wanted)) > 2 * TOLERANCE[dtype]:
-            print(f"{name} differs from windowed by {error:.1e}; nothing is timed", file=sys.stderr)
-            return 1
-    if not options.no_full:
-        runs["full SDPA (*)"] = lambda: full_sdpa(q, k, v)
-    if device == "cuda" and importlib.util.find_spec("natten"):
-        runs["NATTEN (*)"] = lambda: natten(q, k, v, tile, halo)
-    grad = torch.randn(shape, device=device, dtype=dtype)
+def report(contest: Contest, device: str, rounds: int, backward: bool) -> None:
+    """Times the paths and prints the table."""
+    runs = contest.paths | {f"{name} (*)": run for name, run in contest.others.items()}
+    grad = torch.randn_like(contest.paths[next(iter(runs))]())
 
     def timed(run: Callable[[], Tensor]) -> Callable[[], object]:
-        return (lambda: torch.autograd.grad(run(), (q, k, v), grad)) if options.backward else run
+        return (lambda: torch.autograd.grad(run(), contest.inputs, grad)) if backward else run
 
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, run in runs.items():
             times[name].append(seconds(timed(run), device))
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    what = "forward + backward" if options.backward else "forward"
-    print(
-        f"patch_attention {what}, {where}, torch {torch.__version__}, {options.dtype} {list(shape)}, {tile=} {halo=}"
-    )
+    what = "forward + backward" if backward else "forward"
+    print(f"{contest.title}, {what}, {where}, torch {torch.__version__}")
     print(f"{'path':16} {'median ms':>10} {'p20':>9} {'p80':>9}")
     for name, found in times.items():
         low, high = (statistics.quantiles(found, n=5)[i] if len(found) > 1 else found[0] for i in (0, 3))
         print(f"{name:16} {statistics.median(found) * 1e3:10.2f} {low * 1e3:9.2f} {high * 1e3:9.2f}")
-    print("(*) attends to other keys: here for scale")
-    return 0
+    if contest.others:
+        print("(*) another operator: here for scale")
+
+
+def main(arguments: list[str]) -> int:
+    """Checks, times, prints; 1 where a path is wrong."""
+    named = bool(arguments) and arguments[0] in OPERATORS
+    operators = arguments[:1] if named else list(OPERATORS)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    status = 0
+    for operator in operators:
+        module = importlib.import_module(f".{operator}.bench", "l2p_kernels")
+        usage = f"python -m l2p_kernels bench {operator}" if named else "python -m l2p_kernels bench"
+        choices = ", ".join(OPERATORS)
+        parser = argparse.ArgumentParser(
+            prog=usage if named else f"{usage} [OPERATOR]",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=None
+            if named
+            else f"OPERATOR: {choices}. With one named first, --help lists its sizes too.",
+        )
+        parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+        parser.add_argument("--rounds", type=int, default=10)
+        parser.add_argument("--backward", action="store_true", help="time forward and backward together")
+        if named:
+            module.add_arguments(parser)
+            options = parser.parse_args(arguments[1:])
+        else:
+            options = parser.parse_args(arguments)
+            sizes = argparse.ArgumentParser()
+            module.add_arguments(sizes)
+            sizes.parse_args([], options)
+        dtype = DTYPES[options.dtype]
+        torch.manual_seed(0)
+        try:
+            contest = module.contest(options, device, dtype)
+        except ValueError as error:
+            parser.error(str(error))
+        if wrong := fault(contest, dtype):
+            print(f"{operator}: {wrong}", file=sys.stderr)
+            status = 1
+            continue
+        report(contest, device, options.rounds, options.backward)
+    return status

@@ -1,6 +1,6 @@
 """Makes a PyTorch operator of a pair of functions, so that models holding it compile with fullgraph and export."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -90,6 +90,16 @@ def register(
 def rows_in_flight(values_a_row: int, limit: int = 1 << 20) -> int:
     """How many rows of `values_a_row` fp32 values a chunked path works at a time (4 MiB by default)."""
     return max(1, limit // values_a_row)
+
+
+def bands(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of the pictures and tokens of `x [B, N, D]`, of few enough values to stay in cache."""
+    batch, tokens, width = x.shape
+    rows = rows_in_flight(width)
+    pictures, rows = max(1, rows // tokens), min(rows, tokens)
+    for first in range(0, batch, pictures):
+        for row in range(0, tokens, rows):
+            yield slice(first, first + pictures), slice(row, row + rows)
 
 
 def floating(name: str, x: Tensor, shape: tuple, like: Tensor, what: str) -> None:

@@ -7,27 +7,37 @@ import sys
 
 import pytest
 
-from . import bench, roofline
+from . import aot, bench, roofline
+from .patch_attention import bench as attention_bench
 
 
-def test_compile_one_kernel(tmp_path):
+def _compile(tmp_path, *options):
+    """The table that `compile` writes; fails where the command does."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [
-        sys.executable,
-        "-m",
-        "l2p_kernels",
-        "compile",
-        "--arch",
-        "sm_80",
-        "--only",
-        "pixel_film grad_pixels",
-    ]
-    done = subprocess.run(
-        [*command, "--json", str(tmp_path / "t.json")], capture_output=True, text=True, env=environment
-    )
+    table = tmp_path / "table.json"
+    command = [sys.executable, "-m", "l2p_kernels", "compile", "--json", str(table), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    (row,) = json.loads((tmp_path / "t.json").read_text())
-    assert row["spilled"] == 0 and row["instructions"]["mma.sync"] > 0 and 0 < row["shared"] <= 166_912
+    return json.loads(table.read_text())
+
+
+def test_compile_for_two_architectures(tmp_path):
+    """The fine grid's sizes, where wgmma is asked for and where shared memory is smallest."""
+    names = ("d 32", "d 64", "D 192", "pixel_film")
+    rows = _compile(tmp_path, "--arch", "sm_90", "sm_120", "--only", *names)
+    assert {row["arch"] for row in rows} == {"sm_90", "sm_120"}
+    assert {row["kernel"].split()[0] for row in rows} == set(bench.OPERATORS)
+    for row in rows:
+        assert not row["faults"] and row["spilled"] == 0 and row["shared"] <= 101_376 and row["occupancy"] > 0
+        if row["kernel"].startswith("patch_attention"):
+            assert row["instructions"]["wgmma" if row["arch"] == "sm_90" else "mma.sync"] > 0
+
+
+@pytest.mark.slow
+def test_compile_everything(tmp_path):
+    rows = _compile(tmp_path)
+    assert {row["arch"] for row in rows} == set(aot.DEFAULT_ARCHS)
+    assert len(rows) == len(aot.DEFAULT_ARCHS) * len(list(aot.shipped()))
 
 
 @pytest.mark.parametrize("device", roofline.DEVICES.values(), ids=list(roofline.DEVICES))
@@ -43,16 +53,31 @@ def test_without_a_cache_every_window_is_read():
     assert roofline.triton_bytes(32, 1, 64, 8, 4, device) == half + 2 * keys * 64 * 2
 
 
-SMALL = ["--grid", "16", "--heads", "1", "--head-dim", "16", "--dtype", "fp32", "--rounds", "2"]
+ATTENTION = ["--grid", "16", "--heads", "1", "--head-dim", "16"]
+SMALL = {
+    "patch_attention": ([*ATTENTION], ("windowed", "unfold + SDPA", "full SDPA (*)")),
+    "adaln": (["--tokens", "16", "--width", "16"], ("chunked", "reference")),
+    "gated_residual": (["--tokens", "16", "--width", "16"], ("chunked", "reference")),
+    "pixel_film": (["--tokens", "4", "--pixels", "4", "--width", "8"], ("chunked", "linear + FiLM")),
+}
 
 
-def test_bench_times_every_path(capsys):
-    assert bench.main([*SMALL, "--backward"]) == 0
+@pytest.mark.parametrize("operator", bench.OPERATORS)
+def test_bench_times_every_path(operator, capsys):
+    sizes, paths = SMALL[operator]
+    assert bench.main([operator, *sizes, "--dtype", "fp32", "--rounds", "2", "--backward"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("windowed", "unfold + SDPA", "full SDPA", "p80"))
+    assert all(name in text for name in (operator, *paths, "p80"))
 
 
 def test_bench_refuses_when_a_result_is_wrong(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "errors_against_reference", lambda *_: {"out": 0.1})
-    assert bench.main(SMALL) == 1
-    assert "nothing is timed" in capsys.readouterr().err
+    monkeypatch.setattr(attention_bench, "errors_against_reference", lambda *_: {"out": 0.1})
+    assert bench.main(["patch_attention", *ATTENTION]) == 1
+    captured = capsys.readouterr()
+    assert "nothing is timed" in captured.err and "median" not in captured.out
+
+
+def test_bench_explains_a_wrong_grid(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["patch_attention", "--grid", "15"])
+    assert "--grid must be a multiple of the tile 8; got 15" in capsys.readouterr().err

@@ -3,28 +3,17 @@
 Legend: B batch, N tokens, D width; `total` is x with the gated branch added.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from ..registration import rows_in_flight
+from ..registration import bands
 from .reference import adaln_reference
-
-
-def _bands(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    batch, tokens, width = x.shape
-    rows = rows_in_flight(width)
-    pictures, rows = max(1, rows // tokens), min(rows, tokens)
-    for first in range(0, batch, pictures):
-        for row in range(0, tokens, rows):
-            yield slice(first, first + pictures), slice(row, row + rows)
 
 
 def forward(x, scale, shift, branch, gate, layer_norm, eps) -> tuple[Tensor, Tensor]:
     out = x.new_empty(x.shape)
     total = out.new_empty(0) if branch is None else x.new_empty(x.shape)
-    for b, n in _bands(x):
+    for b, n in bands(x):
         part = adaln_reference(
             x[b, n],
             scale[b],
@@ -47,7 +36,7 @@ def backward(
     grad_x = x.new_empty(x.shape)
     grad_branch = None if branch is None else branch.new_empty(branch.shape)
     sums = [torch.zeros(p.shape, dtype=dtype, device=x.device) for p in (scale, shift, scale)]
-    for b, n in _bands(x):
+    for b, n in bands(x):
         y, g = x[b, n].to(dtype), grad[b, n].to(dtype)
         if branch is not None:
             added, weight = branch[b, n].to(dtype), gate[b].to(dtype)[:, None]

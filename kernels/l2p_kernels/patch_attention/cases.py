@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..bench import relative_rms
 from .api import patch_attention
 
 
@@ -52,12 +53,6 @@ class Case:
     def run(self, inputs: dict[str, Tensor], impl: str) -> Tensor:
         rope = self.angles(inputs["q"].device.type)
         return patch_attention(**inputs, tile=self.tile, halo=self.halo, rope=rope, impl=impl)
-
-
-def relative_rms(got: Tensor, wanted: Tensor) -> float:
-    """`|got - wanted| / |wanted|` in fp64."""
-    wanted = wanted.double()
-    return ((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-300)).item()
 
 
 def output_and_gradients(

@@ -40,6 +40,19 @@ def test_windowed_matches_the_fp64_reference(case, dtype, poisoned):
     assert max(errors.values()) <= TOLERANCE[dtype], errors
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    "case",
+    (Case(1, 7, 13, tile=4, halo=1), Case(2, 17, 12, head_dim=64, num_global=3, norm=True, rope=True)),
+    ids=str,
+)
+def test_flex_forward_matches_the_fp64_reference(case):
+    """Forward only: FlexAttention has no gradient on a CPU."""
+    inputs = {name: x.detach() for name, x in case.tensors().items()}
+    exact = case.run({name: x.double() for name, x in inputs.items()}, "reference")
+    assert relative_rms(case.run(inputs, "flex"), exact) <= 1e-5
+
+
 def test_many_bands_give_the_same_result(monkeypatch, poisoned):
     from . import windowed
 
