@@ -6,7 +6,6 @@ Border with diffusers' ``ZImagePipeline``: its transformer takes ``1 - t`` and r
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
@@ -46,9 +45,7 @@ class ZImageTeacher(Teacher):
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.15),
         )
-        self.scheduler.set_timesteps(
-            sigmas=np.array(get_default_z_image_sigmas(num_inference_steps)).tolist(), mu=mu
-        )
+        self.scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(num_inference_steps), mu=mu)
         return self.scheduler.sigmas.clone().float()
 
     def velocity(

@@ -18,14 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2p import flow, images, runtime
+from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json, write_text
 from l2p.landscapes import Scene, caption, render_batch
+from l2p.objectives.pairs import charbonnier
 from l2p.teachers import build
 from l2p.teachers.protocol import Conditioning
 from l2p.teachers.z_image import ZImageTeacher
 from l2p.training.loop import OptimConfig, fit
 
-CHUNK = 512
+CHUNK = 512  # pictures a file
+EDGE = 1e-3  # where the VAE's distance turns from squared to absolute
 CARD = """---
 license: apache-2.0
 library_name: diffusers
@@ -163,8 +166,9 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
             y = vae.decode(posterior.mean + posterior.std * noise).sample
         y = y.float()
         return {
-            "pixel": charbonnier(y - x),
-            "edge": config.edge_weight * (charbonnier(diff(y - x, 2)) + charbonnier(diff(y - x, 3))),
+            "pixel": charbonnier(y, x, EDGE),
+            "edge": config.edge_weight
+            * sum(charbonnier(y.diff(dim=axis), x.diff(dim=axis), EDGE) for axis in (2, 3)),
             "kl": config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel(),
         }
 
@@ -173,7 +177,7 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
         y = network.decode(network.encode(held_out).latent_dist.mean).sample
         rows = {
             "picture": images.to_uint8(held_out[:8]),
-            f"VAE, {psnr(y, held_out):.2f} dB": images.to_uint8(y[:8]),
+            f"VAE, {float(psnr(y, held_out).mean()):.2f} dB": images.to_uint8(y[:8]),
         }
         images.save_png(images.labelled_grid(rows), path)
 
@@ -183,20 +187,6 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(64)])
     vae.register_to_config(scaling_factor=1 / float(latents.std()), shift_factor=float(latents.mean()))
     return vae, seconds
-
-
-def charbonnier(x: Tensor, epsilon: float = 1e-3) -> Tensor:
-    return (x * x + epsilon**2).sqrt().mean()
-
-
-def diff(x: Tensor, dim: int) -> Tensor:
-    return x.diff(dim=dim)
-
-
-def psnr(x: Tensor, y: Tensor) -> float:
-    """Mean PSNR in dB of pictures in [-1, 1]."""
-    mse = ((x.clamp(-1, 1) - y) ** 2).mean(dim=(1, 2, 3)) / 4
-    return float((-10 * mse.log10()).mean())
 
 
 @torch.no_grad()
