@@ -46,8 +46,8 @@ class Lift:
         r2: share of the pixel variance explained by this map; not above ``r2_lstsq``.
         r2_lstsq: the same for the best affine map of latents to pixels.
         r2_pca: the same for the best d-dimensional subspace of pixels, whatever the latents: the ceiling.
-        readout: the best affine map itself, weight [D, d] and bias [D], which explains ``r2_lstsq``; a head may
-            start from it. ``s A`` and b where it was not fitted.
+        readout: an affine map of latents to pixels as a convolution, weight [D, d, 3, 3] and bias [D], from which a
+            head may start (:func:`fit_readout`). ``s A`` and b where none was fitted.
     """
 
     basis: Tensor
@@ -60,7 +60,8 @@ class Lift:
 
     def __post_init__(self) -> None:
         if self.readout is None:
-            object.__setattr__(self, "readout", (self.scale * self.basis, self.offset))
+            weight = torch.nn.functional.pad((self.scale * self.basis)[..., None, None], (1, 1, 1, 1))
+            object.__setattr__(self, "readout", (weight, self.offset))
 
     def to(self, device: torch.device | str) -> Lift:
         moved = {"basis": self.basis.to(device), "offset": self.offset.to(device)}
@@ -184,8 +185,7 @@ def fit_lift(pixels: Tensor, latents: Tensor, scale: Literal["procrustes", "ener
     inside = torch.einsum("ij,ik,kj->", basis, xx, basis)  # |X A|^2
     s = sigma.sum() / energy_z if scale == "procrustes" else (inside / energy_z).sqrt()
     residual = energy_x - 2 * s * sigma.sum() + s**2 * energy_z
-    weight = xz @ torch.linalg.pinv(zz, hermitian=True)
-    explained = (weight @ xz.T).trace()
+    explained = (xz @ torch.linalg.pinv(zz, hermitian=True) @ xz.T).trace()
     top = torch.linalg.eigvalsh(xx)[-latents.shape[1] :].sum()
     return Lift(
         basis=basis,
@@ -194,8 +194,34 @@ def fit_lift(pixels: Tensor, latents: Tensor, scale: Literal["procrustes", "ener
         r2=(1 - residual / energy_x).item(),
         r2_lstsq=(explained / energy_x).item(),
         r2_pca=(top / energy_x).item(),
-        readout=(weight, mean_x - weight @ mean_z),
     )
+
+
+def neighbourhoods(latents: Tensor) -> Tensor:
+    """3 x 3 neighbourhoods [B, h, w, 9 d] (channel, row, column) of latent tokens [B, h, w, d]; zero beyond the edge."""
+    height, width = latents.shape[1:3]
+    columns = torch.nn.functional.unfold(latents.permute(0, 3, 1, 2), 3, padding=1)
+    return columns.unflatten(2, (height, width)).permute(0, 2, 3, 1)
+
+
+def fit_readout(pixels: Tensor, around: Tensor) -> tuple[tuple[Tensor, Tensor], float]:
+    """The best affine map from latents to pixels that also sees the neighbouring tokens.
+
+    A decoder's patch depends on the latents around it, so a map that reads its own token alone leaves seams.
+
+    Args:
+        pixels: [N, D] pixel patches.
+        around: [N, 9 d] of the same tokens, from :func:`neighbourhoods`.
+
+    Returns:
+        the convolution's weight [D, d, 3, 3] and bias [D], fp64, and the share of the pixel variance it explains.
+    """
+    mean_x, mean_z, xx, xz, zz = _moments(pixels, around)
+    ridge = 1e-6 * zz.trace() / len(zz) * torch.eye(len(zz), dtype=zz.dtype, device=zz.device)
+    weight = torch.linalg.solve(zz + ridge, xz.T).T
+    explained = 2 * (weight * xz).sum() - torch.einsum("ij,jk,ik->", weight, zz, weight)
+    bias = mean_x - weight @ mean_z
+    return (weight.unflatten(1, (-1, 3, 3)), bias), float(explained / xx.trace())
 
 
 def asymmetric_velocity(x_t: Tensor, x_0: Tensor, t: Tensor, basis: Tensor, t_min: float = 0.05) -> Tensor:

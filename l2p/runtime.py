@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,33 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextM
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype)
+
+
+@contextmanager
+def weights_in_autocast_dtype(module: nn.Module) -> Iterator[None]:
+    """Under autocast, `module` holds its weights in the autocast dtype inside the `with`, its own ones after it.
+
+    For loops that call a frozen network many times: autocast casts its weights anew in every call, and its activations
+    back and forth between operations; on a CPU that is half of a small network's time.
+    """
+    weights = list(module.parameters())
+    kind = weights[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        yield
+        return
+    own = [weight.data for weight in weights]
+    cast_weights(module, torch.get_autocast_dtype(kind))
+    try:
+        yield
+    finally:
+        for weight, data in zip(weights, own, strict=True):
+            weight.data = data
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Bring the parameters to `dtype`; buffers, which may be exact on purpose, keep theirs."""
+    for weight in module.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def hush_loaders() -> None:

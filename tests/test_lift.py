@@ -7,7 +7,15 @@ import torch
 
 from l2p import flow
 from l2p.errors import UserError
-from l2p.lift import Lift, asymmetric_velocity, fit_lift, velocity_from_asymmetric, x_0_from_asymmetric
+from l2p.lift import (
+    Lift,
+    asymmetric_velocity,
+    fit_lift,
+    fit_readout,
+    neighbourhoods,
+    velocity_from_asymmetric,
+    x_0_from_asymmetric,
+)
 
 D, d = 48, 6  # values of a pixel patch and of a latent token
 
@@ -197,17 +205,30 @@ def test_impossible_fits_are_refused(pixels, latents, message):
         fit_lift(pixels, latents)
 
 
-def test_the_readout_is_the_best_affine_map():
+def test_r2_lstsq_is_of_the_best_affine_map():
     generator = torch.Generator().manual_seed(5)
     latents = torch.randn(500, 6, generator=generator, dtype=torch.float64) + 1
     pixels = latents @ torch.randn(6, 20, generator=generator, dtype=torch.float64)
     pixels = pixels + torch.randn(500, 20, generator=generator, dtype=torch.float64)
-    lift = fit_lift(pixels, latents)
-    weight, bias = lift.readout
     design = torch.cat([latents, torch.ones(500, 1, dtype=torch.float64)], dim=1)
-    solution = torch.linalg.lstsq(design, pixels).solution
-    torch.testing.assert_close(weight, solution[:-1].T, atol=1e-9, rtol=0)
-    torch.testing.assert_close(bias, solution[-1], atol=1e-9, rtol=0)
-    residual = (pixels - latents @ weight.T - bias).square().sum()
+    residual = (pixels - design @ torch.linalg.lstsq(design, pixels).solution).square().sum()
     explained = 1 - residual / (pixels - pixels.mean(0)).square().sum()
-    assert abs(float(explained) - lift.r2_lstsq) < 1e-9
+    assert abs(float(explained) - fit_lift(pixels, latents).r2_lstsq) < 1e-9
+
+
+def test_the_readout_finds_the_convolution_that_made_the_pixels():
+    generator = torch.Generator().manual_seed(6)
+    latents = torch.randn(40, 5, 4, 3, generator=generator, dtype=torch.float64)
+    weight = torch.randn(7, 3, 3, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(7, generator=generator, dtype=torch.float64)
+    made = torch.nn.functional.conv2d(latents.permute(0, 3, 1, 2), weight, bias, padding=1)
+    pixels = made.permute(0, 2, 3, 1).flatten(0, 2)
+    (found, offset), explained = fit_readout(pixels, neighbourhoods(latents).flatten(0, 2))
+    torch.testing.assert_close(found, weight, atol=1e-4, rtol=0)
+    torch.testing.assert_close(offset, bias, atol=1e-4, rtol=0)
+    assert 1 - 1e-6 < explained <= 1
+    noisy = pixels + torch.randn(pixels.shape, generator=generator, dtype=torch.float64)
+    (found, offset), explained = fit_readout(noisy, neighbourhoods(latents).flatten(0, 2))
+    drawn = torch.nn.functional.conv2d(latents.permute(0, 3, 1, 2), found, offset, padding=1)
+    residual = (noisy - drawn.permute(0, 2, 3, 1).flatten(0, 2)).square().sum()
+    assert abs(1 - float(residual / (noisy - noisy.mean(0)).square().sum()) - explained) < 1e-6

@@ -112,11 +112,10 @@ def _fold_head(head: LinearHead, final: nn.Module, lift: Lift, basis: Tensor) ->
 
 @torch.no_grad()
 def _start_draft(head: PatchHead, final: nn.Module, lift: Lift, basis: Tensor) -> None:
-    """The teacher's last layer as it is, and the best affine map of its latents to pixels."""
+    """The teacher's last layer as it is, and the lift's readout of its latents."""
     head.final.load_state_dict(final.state_dict())
     weight, bias = lift.readout
-    head.readout.weight.zero_()
-    head.readout.weight[:, :, 1, 1] = weight.to(head.readout.weight)
+    head.readout.weight.copy_(weight)
     head.readout.bias.copy_(bias)
     head.basis = basis.float()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
-from l2p.runtime import autocast, pick_device, pick_dtype
+from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
 from l2p.students.io import load_student
 from l2p.students.student import PixelStudent
 from l2p.teachers.text import TextEncoder
@@ -30,7 +30,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
-        dtype: "auto", "bf16", "fp16" or "fp32", of the arithmetic; weights stay as saved.
+        dtype: "auto", "bf16", "fp16" or "fp32", of the weights and the arithmetic.
 
     Raises:
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
@@ -43,7 +43,11 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
 
 
 class StudentPipeline:
-    """Args: dtype: of the arithmetic (autocast); the weights keep theirs."""
+    """Prompts in, pictures out.
+
+    Args:
+        dtype: of the arithmetic; the student's weights are brought to it, unless it is fp32.
+    """
 
     def __init__(
         self, student: PixelStudent, text_encoder: TextEncoder, dtype: torch.dtype = torch.float32
@@ -51,6 +55,8 @@ class StudentPipeline:
         self.student = student.eval()
         self.text_encoder = text_encoder
         self.dtype = dtype
+        if dtype != torch.float32:
+            cast_weights(self.student, dtype)
 
     @property
     def device(self) -> torch.device:

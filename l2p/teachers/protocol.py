@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from l2p import flow
+from l2p import flow, runtime
 from l2p.patches import patchify, unpatchify
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Teacher(ABC):
         name: folder or Hub name it was loaded from.
         revision: commit on the Hub, if any.
         license: SPDX name where the folder tells it, else "unknown".
+        transformer: the network behind ``velocity``.
         vae: diffusers' autoencoder; its encoder's features compare pictures.
     """
 
@@ -96,6 +97,7 @@ class Teacher(ABC):
     license: str
     geometry: LatentGeometry
     text_encoder: TextEncoder
+    transformer: nn.Module
     vae: nn.Module
     device: torch.device
 
@@ -151,6 +153,10 @@ class Teacher(ABC):
         times = self.times(num_inference_steps, eps.shape[2] * compression, eps.shape[3] * compression)
         if stop_at > 0:
             times = times[: int((times > stop_at).sum()) + 1]
-        return flow.euler(
-            lambda z_t, t: self.velocity(z_t, t, conditioning, guidance_scale), eps, times, progress=progress
-        )
+        with runtime.weights_in_autocast_dtype(self.transformer):
+            return flow.euler(
+                lambda z_t, t: self.velocity(z_t, t, conditioning, guidance_scale),
+                eps,
+                times,
+                progress=progress,
+            )

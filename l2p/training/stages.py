@@ -22,7 +22,7 @@ from l2p.corpus.synthesis import latent_noise
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.landscapes import render_batch
-from l2p.lift import Lift, fit_lift
+from l2p.lift import Lift, fit_lift, fit_readout, neighbourhoods
 from l2p.objectives import build_objectives
 from l2p.objectives.base import Batch
 from l2p.patches import patchify
@@ -120,11 +120,15 @@ def load_averaged(student: nn.Module, path: Path) -> None:
 
 def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     """Fit the lift on pictures and their latents; write it, the step-zero student, and what that one draws."""
-    pixels, latents = _lift_tokens(run)
+    pixels, around = _lift_tokens(run)
+    latents = around.unflatten(1, (-1, 9))[:, :, 4]  # the middle of each neighbourhood
     lift = fit_lift(pixels, latents, scale=run.recipe.lift.scale)
+    readout, r2_readout = fit_readout(pixels, around)
+    lift = replace(lift, readout=readout)
     lift.save(run.folder.path / "lift.safetensors")
     run.lift = lift.to(run.device)
     figures = {name: getattr(lift, name) for name in ("r2", "r2_lstsq", "r2_pca", "scale")}
+    figures["r2_readout"] = r2_readout
     figures["num_tokens"] = len(pixels)
 
     student = run.new_student(head="linear")
@@ -136,13 +140,13 @@ def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
 
 
 def _lift_tokens(run: Run) -> tuple[Tensor, Tensor]:
-    """Matching pixel tokens [N, D] and latent tokens [N, d] of `lift.num_images` pictures, on the CPU."""
+    """Pixel tokens [N, D] and latent neighbourhoods [N, 9 d] of `lift.num_images` pictures, on the CPU."""
     count, geometry = run.recipe.lift.num_images, run.teacher.geometry
     pixels, latents = [], []
     with bar("lift", count, run.progress) as shown:
         for images, z in _lift_pictures(run, count):
-            x_tokens, z_tokens = patchify(images, geometry.token_pixels), run.teacher.pack(z)
-            x_tokens, z_tokens = x_tokens.flatten(0, 2).float().cpu(), z_tokens.flatten(0, 2).float().cpu()
+            x_tokens = patchify(images, geometry.token_pixels).flatten(0, 2).float().cpu()
+            z_tokens = neighbourhoods(run.teacher.pack(z).float().cpu()).flatten(0, 2)
             keep = min(len(x_tokens), max(1, MAX_TOKENS * len(images) // count))
             chosen = torch.randperm(
                 len(x_tokens), generator=step_generator(run.recipe.seed, "lift", len(pixels))

@@ -61,6 +61,7 @@ class VAETraining:
     full_size_from: float = 0.85
     kl_weight: float = 2e-4
     edge_weight: float = 0.5
+    mse_weight: float = 6.0
 
 
 @dataclass
@@ -70,6 +71,7 @@ class TransformerTraining:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon"))
     caption_dropout: float = 0.1
     time_shift: float = 2.0
+    compile: bool = False
 
 
 @dataclass
@@ -169,6 +171,7 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
             "pixel": charbonnier(y, x, EDGE),
             "edge": config.edge_weight
             * sum(charbonnier(y.diff(dim=axis), x.diff(dim=axis), EDGE) for axis in (2, 3)),
+            "mse": config.mse_weight * F.mse_loss(y, x),
             "kl": config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel(),
         }
 
@@ -237,6 +240,9 @@ def train_transformer(recipe, vae, latents, folder, device, dtype, resume):
     network = PromptedVelocity(teacher).requires_grad_(True)
     if device.type == "cpu":  # for sequences this short, half the time of the fused backward pass
         transformer.set_attention_backend("_native_math")
+    if config.compile:
+        for layer in (*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers):
+            layer.compile()
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([recipe.seed, 2, step])

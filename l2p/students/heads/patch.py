@@ -25,8 +25,7 @@ class PatchHead(nn.Module):
 
     The linear layer writes each fine patch alone, so its borders would show; a 3x3 convolution over
     :data:`PIXEL_CHANNELS` numbers a pixel mends them. The same convolution adds a draft: the latents that the
-    teacher's own final layer reads off the core, seen through a linear map that training lets reach over to the
-    neighbouring tokens. With layer and map from teacher and lift, and all else at zero, an untrained student draws.
+    teacher's own final layer reads off the core, seen through a linear map of a token and its eight neighbours. With layer and map from teacher and lift, and all else at zero, an untrained student draws.
 
     Args:
         core_dim: width of the core's features.
