@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2p import flow, images, runtime
+from l2p.errors import UserError
 from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json, write_text
 from l2p.landscapes import Scene, caption, render_batch
@@ -90,6 +91,8 @@ class TeacherRecipe:
 
 def run(recipe: TeacherRecipe, resume: bool = True) -> Path:
     """Train all parts; returns the folder of the finished ``ZImagePipeline``."""
+    if recipe.transformer.compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError("transformer.compile needs a C++ compiler: install g++, or set transformer.compile=false")
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     runtime.setup(recipe.threads, recipe.seed)
