@@ -49,6 +49,7 @@ def student_spec(
         core=core_config(dict(transformer_config)),
         head=_head(config.head),
         num_steps=config.num_steps,
+        latest_time=config.latest_time,
         height=height,
         width=width,
         teacher=teacher or {},

@@ -86,10 +86,10 @@ class Run:
         return HeldOut(batch, prompts, self.dtype)
 
     def new_student(self, head: str | None = None) -> nn.Module:
-        """The untrained student of the recipe, or the same core under another kind of head."""
-        config = (
-            self.recipe.student if head is None else replace(self.recipe.student, head=HeadConfig(kind=head))
-        )
+        """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
+        config = self.recipe.student
+        if head is not None:
+            config = replace(config, head=HeadConfig(kind=head), latest_time=1.0)
         size = (self.recipe.teacher.height, self.recipe.teacher.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not

@@ -171,3 +171,19 @@ def test_a_frozen_core_leaves_only_the_head(student, captions):
     student(noisy(1), torch.ones(1), captions([5])).sum().backward()
     assert all(p.grad is None for p in student.core.parameters())
     assert any(p.grad is not None for p in student.head.parameters())
+
+
+def test_latest_time_changes_what_is_told_of_pure_noise_only(teacher, lift, captions, student_config):
+    plain = from_teacher(teacher, lift, student_config("linear"))
+    told = from_teacher(teacher, lift, student_config("linear", latest_time=0.9))
+    assert told.spec.latest_time == 0.9
+    x_t, conditioning = noisy(1), captions([9])
+    early, late = torch.tensor([0.2]), torch.ones(1)
+    with torch.no_grad():
+        assert torch.equal(plain(x_t, early, conditioning), told(x_t, early, conditioning))
+        # The lifted teacher's step from this noise as if it were at 0.9.
+        z_t = lift.to_latent(patchify(x_t, 16), late)
+        u_z = teacher.pack(teacher.velocity(teacher.unpack(z_t), torch.tensor([0.9]), conditioning))
+        expected = unpatchify(lift.to_pixels(z_t - 0.9 * u_z), 16)
+        torch.testing.assert_close(told(x_t, late, conditioning), expected, atol=1e-4, rtol=1e-4)
+        assert (told(x_t, late, conditioning) - plain(x_t, late, conditioning)).abs().max() > 0.01
