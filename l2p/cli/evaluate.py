@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else folder.parent / f"evaluation-{folder.name}"
     runtime.setup()
     runtime.hush_loaders()
-    from l2p.evaluation.evaluate import evaluate_folder
+    from l2p.evaluation.saved import evaluate_folder
 
     metrics = evaluate_folder(
         folder,

@@ -36,6 +36,7 @@ _HOME = {
     "seam_index": "seams",
     "seam_ratio": "seams",
     "ssim": "fidelity",
+    "wilson_interval": "bootstrap",
     "student_invention": "invention",
 }
 __all__ = sorted(_HOME)

@@ -8,8 +8,11 @@ little below 0 where the sets do not differ.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from l2p.evaluation.bootstrap import Interval, bootstrap_interval
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
@@ -26,6 +29,23 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     return float(
         _mean_off_diagonal(_cubic(a, a)) + _mean_off_diagonal(_cubic(b, b)) - 2 * _cubic(a, b).mean()
     )
+
+
+def kernel_interval(a: Tensor, b: Tensor, resamples: int = 200, seed: int = 0) -> Interval:
+    """95 % bootstrap interval of :func:`kernel_distance` over the features a, with b as it is."""
+    a, b = a.double(), b.double()
+    own, cross = _cubic(a, a), _cubic(a, b).mean(1)
+    own.fill_diagonal_(0)  # a picture drawn twice is no pair
+    reference = _mean_off_diagonal(_cubic(b, b))
+
+    def distance(chosen: np.ndarray) -> float:
+        times = torch.from_numpy(np.bincount(chosen, minlength=len(a))).double()
+        pairs = times.sum() ** 2 - times.square().sum()
+        if pairs == 0:
+            return float("nan")
+        return float(times @ own @ times / pairs + reference - 2 * (times @ cross) / times.sum())
+
+    return bootstrap_interval(distance, len(a), resamples=resamples, seed=seed)
 
 
 def _cubic(a: Tensor, b: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ class TeacherRecipe:
 def run(recipe: TeacherRecipe, resume: bool = True) -> Path:
     """Train all parts; returns the folder of the finished ``ZImagePipeline``."""
     if recipe.transformer.compile and not any(map(shutil.which, ("g++", "clang++"))):
-        raise UserError("transformer.compile needs a C++ compiler: install g++, or set transformer.compile=false")
+        raise UserError(
+            "transformer.compile needs a C++ compiler: install g++, or set transformer.compile=false"
+        )
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     runtime.setup(recipe.threads, recipe.seed)

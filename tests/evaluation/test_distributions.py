@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torchmetrics.image.kid import poly_mmd
 
-from l2p.evaluation import bootstrap_interval, kernel_distance, precision_recall
+from l2p.evaluation import bootstrap_interval, kernel_distance, precision_recall, wilson_interval
+from l2p.evaluation.kernel import kernel_interval
 
 
 def _features(count: int, seed: int, size: int = 16) -> torch.Tensor:
@@ -78,3 +80,23 @@ def test_interval_covers_the_scatter_of_a_biased_figure():
         bootstrap_interval(lambda chosen: 0.0, 1)
     with pytest.raises(ValueError, match="confidence=1"):
         bootstrap_interval(lambda chosen: 0.0, 5, confidence=1)
+
+
+def test_kernel_interval_holds_the_figure_and_narrows():
+    b = _features(300, 9)
+    widths = []
+    for count in (40, 300):
+        a = _features(count, 8) + 0.2
+        low, high = kernel_interval(a, b)
+        assert low < kernel_distance(a, b) < high
+        widths.append(high - low)
+    assert widths[1] < 0.6 * widths[0]
+    low, high = kernel_interval(_features(3, 1), b)  # where some sets hold one picture only
+    assert np.isfinite([low, high]).all()
+
+
+def test_wilson_equals_scipy():
+    for hits, count in ((0, 10), (7, 10), (10, 10), (930, 1000)):
+        theirs = binomtest(hits, count).proportion_ci(method="wilson")
+        assert wilson_interval(hits, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    assert wilson_interval(0, 0) == (0, 1)
