@@ -107,7 +107,9 @@ def evaluate(
     # seams are sought at the token's side, the fine token's and the VAE's own cell
     periods = tuple(dict.fromkeys((p, teacher.geometry.compression, 4)))
     limit = None if thorough else QUICK_LIMIT
-    sets = {name: Gathered(name, judge, periods, limit) for name in names}
+    repeats = {"real": None, "teacher": None, "vae": "real"}
+    repeats |= {name: "teacher" if with_teacher else None for name in PAINTERS[1:]}
+    sets = {name: Gathered(name, judge, periods, limit, repeats[name]) for name in names}
     shown: dict[str, list[Pictures]] = {name: [] for name in sets}
     captions: list[str] = []
     for indices in _batches(config, progress):
@@ -135,7 +137,7 @@ def evaluate(
         cycles = with_teacher and (limit is None or sets["student"].cycled < limit)
         z = source.latents(texts, seeds) if cycles else None
         for gathered in sets.values():
-            gathered.update(images, labels, z, source.encode)
+            gathered.update(images, labels, z if gathered.name in PAINTERS else None, source.encode)
         room = max(0, config.preview_images - len(captions))
         for name, pictures in drawn.items():
             shown[name].append(pictures[:room])
@@ -219,7 +221,7 @@ def _metrics(sets: dict[str, Gathered], latency: dict[str, float], judge: Any) -
     clean = sets.get("real", sets.get("teacher"))
     metrics: dict[str, Any] = {}
     for name, gathered in sets.items():
-        metrics[name] = gathered.report(clean, sets.get("real"), sets.get("teacher"))
+        metrics[name] = gathered.report(clean, sets.get("real"), sets.get(gathered.repeats))
         if name in latency:
             metrics[name]["latency_ms"] = round(latency[name], 2)
     student, teacher = metrics["student"], metrics.get("teacher")

@@ -64,11 +64,11 @@ class Figures:
     def frechet_to(self, other: Figures) -> float | None:
         return None if self.judge is None else frechet_distance(self.features, other.features)
 
-    def distances(self, real: Figures | None) -> dict:
+    def distances(self, real: Figures) -> dict:
         """JSON values: intervals, kernel distance, precision and recall; ``real`` is the set of real renders."""
         if self.judge is None:
             return {}
-        other = None if real is None or real is self else torch.cat(real.vectors)
+        other = None if real is self else torch.cat(real.vectors)
         mean, covariance = self.judge.reference_mean, self.judge.reference_covariance
         return distances(torch.cat(self.vectors), mean, covariance, other)
 

@@ -16,20 +16,25 @@ from l2p.evaluation.native import SIZE, native_crops
 from l2p.evaluation.pairs import Pairs
 from l2p.evaluation.traces import Traces
 
-# whose pictures a painter should repeat; all others repeat the teacher's
-REPEATS = {"real": None, "teacher": None, "vae": "real"}
-
 
 class Gathered:
     """What is measured on one painter's pictures.
 
     Args:
-        name: of the painter, which decides what its pictures should repeat.
+        name: of the painter.
         limit: pictures that the costly figures look at; None for all.
+        repeats: the painter whose pictures these should be, one by one; None for nobody's.
     """
 
-    def __init__(self, name: str, judge: Judge | None, periods: tuple[int, ...], limit: int | None) -> None:
-        self.name, self.judge, self.limit = name, judge, limit
+    def __init__(
+        self,
+        name: str,
+        judge: Judge | None,
+        periods: tuple[int, ...],
+        limit: int | None,
+        repeats: str | None,
+    ) -> None:
+        self.name, self.judge, self.repeats = name, judge, repeats
         self.figures = Figures(judge, periods)
         self.traces = Traces(periods[0], limit)
         self.pairs = Pairs(limit)
@@ -47,7 +52,7 @@ class Gathered:
         images: dict[str, Tensor],
         labels: Tensor | None,
         latents: Tensor | None,
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[[Tensor], Tensor] | None,
     ) -> None:
         """Add the next pictures.
 
@@ -57,40 +62,36 @@ class Gathered:
             latents: z [B, c, h, w] of the teacher's pictures; None to leave the cycle out.
         """
         own = images[self.name]
-        repeats = REPEATS.get(self.name, "teacher")
-        reference = images.get(repeats) if repeats else None
+        reference = images[self.repeats] if self.repeats else None
         self.figures.update(own, labels, reference)
         self.traces.update(own)
         if reference is not None:
             self.pairs.update(own, reference)
-        if latents is not None and self.name not in ("real", "vae"):
+        if latents is not None and encode is not None:
             self.cycle.append(latent_cycle_error(own, latents, encode).cpu())
         if self.judge is not None and min(own.shape[2:]) > 4 * SIZE:
             self.crops.update(self.judge.features(native_crops(own, first=self.seen)))
         self.seen += len(own)
 
-    def report(self, clean: Gathered, real: Gathered | None, teacher: Gathered | None) -> dict[str, Any]:
+    def report(self, clean: Gathered, real: Gathered | None, reference: Gathered | None) -> dict[str, Any]:
         """JSON values.
 
         Args:
             clean: pictures that seams and detail are compared with.
             real: real renders, for distances between distributions; None outside of landscapes.
-            teacher: the teacher's pictures; None where they were not drawn.
+            reference: the painter whose pictures these repeat; None where they repeat nobody's.
         """
         values = self.figures.report(clean.figures)
-        values |= self.figures.distances(real.figures if real else None)
+        if real is not None:
+            values |= self.figures.distances(real.figures)
         values |= self.traces.report(clean.traces)
-        repeats = REPEATS.get(self.name, "teacher")
-        if repeats == "real":
-            values["psnr_to_real"] = self.figures.mean_psnr
-        elif repeats == "teacher" and teacher is not None:
+        if self.repeats and reference is not None:
             # the same noise makes the same layout: this ratio scatters less than the one to other pictures
             first = self.figures.periods[0]
-            values["seam_ratio_to_teacher"] = self.figures.seam_ratio_to(teacher.figures, first)
-            values["frechet_to_teacher"] = self.figures.frechet_to(teacher.figures)
-            values["psnr_to_teacher"] = self.figures.mean_psnr
-        if repeats and self.pairs.values:
-            values |= self.pairs.report(repeats)
+            values[f"seam_ratio_to_{self.repeats}"] = self.figures.seam_ratio_to(reference.figures, first)
+            values[f"frechet_to_{self.repeats}"] = self.figures.frechet_to(reference.figures)
+            values[f"psnr_to_{self.repeats}"] = self.figures.mean_psnr
+            values |= self.pairs.report(self.repeats)
         if self.cycle:
             values["latent_cycle_error"] = float(torch.cat(self.cycle).mean())
         if real is not None and real is not self and self.crops.count > 1:
