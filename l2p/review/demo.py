@@ -106,23 +106,22 @@ class Painter:
 
 def demo_app(painter: Painter, host: str = LOCAL):
     """The application (FastAPI) around a painter."""
-    from fastapi import Body
     from fastapi.responses import HTMLResponse
 
     from l2p.evaluation.history import png_uri
 
     app = new_app(host)
 
-    @app.get("/")
-    def index() -> HTMLResponse:
-        return HTMLResponse(page("demo.html"))
+    @app.get("/", response_class=HTMLResponse)
+    def index() -> str:
+        return page("demo.html")
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
         return painter.about
 
     @app.post("/api/draw")
-    def draw(given: dict[str, Any] = Body()) -> dict[str, Any]:
+    def draw(given: dict[str, Any]) -> dict[str, Any]:
         picture, milliseconds = painter.draw(Wish.check(given))
         return {"picture": png_uri(picture), "milliseconds": round(milliseconds, 1)}
 

@@ -16,35 +16,33 @@ MAX_BOXES = 50
 
 def review_app(review: Review, folder: str | Path, host: str = LOCAL):
     """The application (FastAPI) that asks the pairs of a review and keeps the answers in ``folder/answers``."""
-    from fastapi import Body, Query
     from fastapi.responses import FileResponse, HTMLResponse
 
     app = new_app(host)
     answers = Answers(Path(folder) / "answers")
 
-    @app.get("/")
-    def index() -> HTMLResponse:
-        return HTMLResponse(page("review.html"))
+    @app.get("/", response_class=HTMLResponse)
+    def index() -> str:
+        return page("review.html")
 
     @app.get("/api/state")
-    def state(reviewer: str = Query()) -> dict[str, Any]:
+    def state(reviewer: str) -> dict[str, Any]:
         return _state(review, answers, reviewer)
 
-    @app.get("/api/picture")
-    def picture(reviewer: str = Query(), pair: str = Query(), side: str = Query()) -> FileResponse:
+    @app.get("/api/picture", response_class=FileResponse)
+    def picture(reviewer: str, pair: str, side: str) -> Any:
         item = review.pair(pair)
         if item is None or side not in ("left", "right"):
             raise UserError("there is no such picture in this review")
-        path = getattr(item, review.sides(reviewer, pair)[side])
-        return FileResponse(path, filename="picture", content_disposition_type="inline")
+        return FileResponse(getattr(item, review.sides(reviewer, pair)[side]))
 
     @app.post("/api/answer")
-    def answer(reviewer: str = Query(), given: dict[str, Any] = Body()) -> dict[str, Any]:
+    def answer(reviewer: str, given: dict[str, Any]) -> dict[str, Any]:
         answers.add(reviewer, _checked(review, reviewer, given))
         return _state(review, answers, reviewer)
 
     @app.post("/api/undo")
-    def undo(reviewer: str = Query()) -> dict[str, Any]:
+    def undo(reviewer: str) -> dict[str, Any]:
         taken = answers.undo(reviewer)
         found = _state(review, answers, reviewer)
         if taken is None:
