@@ -148,7 +148,7 @@ def _holds_pictures(folder: Path) -> bool:
     """A folder with pictures and without a model."""
     if not folder.is_dir() or (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         return False
-    from l2p.evaluation.pictures import picture_files
+    from l2p.files import picture_files
 
     return bool(picture_files(folder))
 

@@ -72,13 +72,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--num-images is {args.num_images}, expected at least 1")
     if not student.is_dir():
         raise UserError(f"no student and no pictures at {args.student}")
-    from l2p import runtime
     from l2p.review.pairs import prepare
     from l2p.review.server import review_app
     from l2p.review.serving import serve
 
-    runtime.setup()
-    runtime.hush_loaders()
     review = prepare(
         out,
         student,

@@ -19,18 +19,12 @@ from l2p.evaluation.alarms import alarms
 from l2p.evaluation.distances import distances
 from l2p.evaluation.evaluate import machine
 from l2p.evaluation.gather import Gathered
-from l2p.files import atomic_path, check_writable, write_json
+from l2p.files import PICTURES, atomic_path, check_writable, picture_files, write_json
 from l2p.images import Pictures, from_uint8
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 16
 PERIODS = (16, 8, 4)
 LEAST = 32  # pixels a side
-
-
-def picture_files(folder: str | Path) -> list[Path]:
-    """The pictures in a folder, by name."""
-    return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def read_picture(path: Path) -> Pictures:
@@ -140,7 +134,7 @@ def _checked(folder: str | Path, num_images: int | None) -> list[Path]:
     files = picture_files(folder)
     if len(files) < 2:
         raise UserError(
-            f"{folder} holds {len(files)} pictures, expected at least 2 files that end in {', '.join(SUFFIXES)}"
+            f"{folder} holds {len(files)} pictures, expected at least 2 files that end in {', '.join(PICTURES)}"
         )
     return files[:num_images]
 

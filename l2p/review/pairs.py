@@ -12,11 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from l2p.errors import UserError
-from l2p.evaluation.pictures import picture_files
-from l2p.files import check_writable, read_json, write_json
+from l2p.files import check_writable, picture_files, read_json, write_json
 
 if TYPE_CHECKING:
     from l2p.students.pipeline import StudentPipeline
@@ -154,6 +151,9 @@ def _draw(
     device: str,
     dtype: str,
 ) -> list[Pair]:
+    import numpy as np
+
+    from l2p import runtime
     from l2p.corpus.prompts import LANDSCAPES, prompts_for
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png
@@ -170,6 +170,8 @@ def _draw(
             "(l2p generate), then compare the two folders"
         )
     recipe = read_config(student).get("recipe") or {}
+    runtime.setup()
+    runtime.hush_loaders()
     source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
     first = EVALUATION_SEEDS if source == LANDSCAPES else 0
     texts = prompts_for(source, range(num_images), first)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from l2p.errors import UserError
 from l2p.evaluation.bootstrap import wilson_interval
-from l2p.files import write_json
+from l2p.files import atomic_path, write_json
 from l2p.review.agreement import cohen_kappa, fleiss_kappa
 from l2p.review.answers import QUESTIONS, Answer, Answers
 from l2p.review.pairs import Review, read_review
@@ -91,8 +91,6 @@ def _draw_heat(review: Review, heat: NDArray[np.float64], side: str, path: Path)
     """The heat map over the mean of the side's pictures."""
     from PIL import Image
 
-    from l2p.images import save_png
-
     total = np.zeros((256, 256, 3))
     for pair in review.pairs:
         with Image.open(getattr(pair, side)) as image:
@@ -100,4 +98,5 @@ def _draw_heat(review: Review, heat: NDArray[np.float64], side: str, path: Path)
     mean = (total / len(review.pairs)).mean(2, keepdims=True)
     strength = np.kron(heat, np.ones((256 // CELLS, 256 // CELLS)))[..., None] / max(heat.max(), 1e-9)
     drawn = mean * (1 - 0.7 * strength) + np.array([255.0, 60.0, 0.0]) * 0.7 * strength
-    save_png(drawn.clip(0, 255).round().astype(np.uint8), path)
+    with atomic_path(path) as partial:
+        Image.fromarray(drawn.clip(0, 255).round().astype(np.uint8)).save(partial)
