@@ -10,7 +10,7 @@ from l2p.evaluation.pictures import evaluate_pictures
 from l2p.images import save_png
 from l2p.landscapes import Scene, caption, render_batch
 
-SEEDS = range(9_600_000, 9_600_012)
+SEEDS = range(9_600_000, 9_600_006)
 
 
 def fill(folder, pictures, first=0):
