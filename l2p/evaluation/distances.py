@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2p.evaluation.bootstrap import bootstrap_interval
 from l2p.evaluation.coverage import precision_recall
-from l2p.evaluation.frechet import gaussian_distance
+from l2p.evaluation.frechet import gaussian_distance, symmetric_root
 from l2p.evaluation.kernel import kernel_distance, kernel_interval
 
 KEPT = 4096  # features kept of a set (2 MB): more sharpen no figure here
@@ -28,10 +28,11 @@ def distances(
     values: dict[str, Any] = {}
     features, mean, covariance = features.double(), mean.double().cpu(), covariance.double().cpu()
     if len(features) > 1:
+        root = symmetric_root(covariance)
 
         def frechet(chosen) -> float:
             some = features[torch.from_numpy(chosen)]
-            return gaussian_distance(mean, covariance, some.mean(0), torch.cov(some.T))
+            return gaussian_distance(mean, covariance, some.mean(0), torch.cov(some.T), root)
 
         interval = bootstrap_interval(frechet, len(features), resamples=RESAMPLES)
         values["frechet_interval"] = [max(0.0, interval.low), interval.high]

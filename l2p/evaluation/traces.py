@@ -16,6 +16,9 @@ from l2p.evaluation.repetition import ALARM, repeated_share
 from l2p.evaluation.spectrum import grid_peak, high_frequency_energy, radial_power_spectrum
 
 BINS = 32  # rings of the spectrum
+REPETITION_LIMIT = (
+    200  # pictures searched for copies, at some 40 ms each; a third of the limit where one is set
+)
 
 
 class Traces:
@@ -46,8 +49,10 @@ class Traces:
         self.count += len(looked_at)
         if max(images.shape[2:]) >= 4 * self.patch_size:
             self.peaks.append((grid_peak(looked_at, self.patch_size), len(looked_at)))
-        if min(images.shape[2:]) >= 32:
-            self.shares.append(repeated_share(looked_at).cpu())
+        searched = sum(map(len, self.shares))
+        most = REPETITION_LIMIT if self.limit is None else max(1, self.limit // 3)
+        if min(images.shape[2:]) >= 32 and searched < most:
+            self.shares.append(repeated_share(looked_at[: most - searched]).cpu())
         self.fine.append(high_frequency_energy(looked_at).cpu())
         self.frequencies, power = radial_power_spectrum(looked_at, min(BINS, min(images.shape[2:]) // 4))
         self.power = power.sum(0).cpu() + (0 if self.power is None else self.power)

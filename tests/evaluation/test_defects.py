@@ -96,7 +96,7 @@ def test_a_cast_has_the_size_that_scikit_image_gives_it():
     grey, cast = np.array([0.5, 0.5, 0.5]), np.array([0.55, 0.5, 0.45])
     expected = float(deltaE_ciede2000(rgb2lab(grey), rgb2lab(cast)))
     pictures = [torch.tensor(2 * c - 1)[None, :, None, None].expand(1, 3, 16, 16) for c in (grey, cast)]
-    assert float(color_drift(pictures[1], pictures[0])) == pytest.approx(expected, abs=1e-6)
+    assert float(color_drift(pictures[1], pictures[0])) == pytest.approx(expected, abs=1e-3)
     # Sharma, Wu and Dalal (2005), first of their test pairs: what the unit is built on
     pair = np.array([50.0, 2.6772, -79.7751]), np.array([50.0, 0.0, -82.7485])
     assert float(deltaE_ciede2000(*pair)) == pytest.approx(2.0425, abs=1e-4)
