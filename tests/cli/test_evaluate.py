@@ -36,14 +36,14 @@ def test_mistakes_are_one_line(l2p, student_folder, tmp_path, monkeypatch, argv,
 def test_a_student_beside_a_folder_with_gate_json_and_resume(
     l2p, student_folder, pictures, tmp_path, monkeypatch
 ):
-    argv = ["evaluate", student_folder, "--against", pictures, "--num-images", 3, "--out", tmp_path / "out"]
+    argv = ["evaluate", student_folder, "--against", pictures, "--num-images", 4, "--out", tmp_path / "out"]
     argv += ["--dtype", "fp32", "--device", "cpu", "--json", tmp_path / "figures.json"]
     code, out, _ = l2p(*argv, "--fail-if", "seam_index>0", "--fail-if", "recall>2")
     assert code == 1 and out.count("failed: ") == 1 and "failed: seam_index>0: seam_index is" in out
     metrics = json.loads((tmp_path / "figures.json").read_text())
-    assert metrics["settings"]["num_images"] == 3 and metrics["student"]["frechet_to_against"] > 0
+    assert metrics["settings"]["num_images"] == 4 and metrics["student"]["frechet_to_against"] > 0
     drawn = sorted((tmp_path / "out" / "evaluation" / "student").glob("*/*.png"))
-    assert len(drawn) == 3
+    assert len(drawn) == 4
     drawn[1].unlink()  # as after a kill
     from l2p.students.pipeline import StudentPipeline
 
