@@ -13,6 +13,7 @@ from typing import Any
 from l2p.errors import UserError
 
 PathLike = str | os.PathLike[str]
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @contextmanager
@@ -99,3 +100,8 @@ def check_writable(folder: PathLike) -> None:
     finally:
         if probe.parent.is_dir():
             probe.unlink(missing_ok=True)
+
+
+def picture_files(folder: PathLike) -> list[Path]:
+    """The pictures in a folder, by name; none if there is no such folder."""
+    return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in PICTURES)

@@ -1,10 +1,15 @@
-"""Measure a student beside its teacher, on captions and seeds that neither saw; writes metrics.json and report.html."""
+"""Measure a student beside its teacher, on captions and seeds that neither saw; writes metrics.json and report.html.
+
+STUDENT and the other side may be folders of pictures as well: pictures of equal names are then compared one by one, and
+the sets as sets.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from l2p.errors import UserError
 
@@ -12,47 +17,150 @@ EXAMPLES = """\
 examples:
   l2p evaluate runs/quickstart/student
   l2p evaluate runs/quickstart/student --num-images 1000 --out runs/quickstart/thorough
+  l2p evaluate runs/quickstart/student --fail-if "seam_ratio>1.1" --fail-if "attribute_accuracy<0.9"
+  l2p evaluate runs/quickstart/student --against photographs/ --json figures.json
+  l2p evaluate pictures/ --against others/
+
+exit code 1: a --fail-if condition holds
 """
-WHEN_STOPPED = "; run the same command again"
+WHEN_STOPPED = "; run the same command again, it goes on from here"
+PATHS = ("vae", "pid", "l2p")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="folder that `l2p distill` wrote")
+    parser.add_argument(
+        "student", metavar="STUDENT", help="folder that `l2p distill` wrote, or a folder of pictures"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="TEACHER|FOLDER",
+        help="another teacher (folder or Hub name), or a folder of pictures",
+    )
+    parser.add_argument(
+        "--paths",
+        default="vae,l2p",
+        metavar="LIST",
+        help="vae,l2p (default), or l2p alone: no teacher is run",
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="text file, a prompt a line; else as the recipe says"
+    )
     parser.add_argument(
         "--num-images", type=int, metavar="N", help="pictures measured; else as the recipe says"
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="where the results go; else evaluation-NAME beside the student"
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="figures as JSON, to FILE or else to the terminal",
+    )
+    parser.add_argument(
+        "--fail-if", action="append", default=[], metavar="EXPR", help="such as 'seam_ratio>1.1'; repeatable"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     if args.num_images is not None and args.num_images < 2:
         raise UserError(f"--num-images is {args.num_images}, expected at least 2")
-    from l2p import runtime
-    from l2p.students.io import read_config
+    from l2p.evaluation.gate import Condition
 
-    read_config(args.student)
+    conditions = [Condition.parse(text) for text in args.fail_if]
+    paths = _paths(args.paths)
     folder = Path(args.student).resolve()
     out = Path(args.out) if args.out else folder.parent / f"evaluation-{folder.name}"
+    metrics = _measure(args, folder, out, paths)
+    if args.json == "-":
+        print(json.dumps(metrics, indent=2))
+    else:
+        _tell(args, metrics, out)
+    failures = [line for condition in conditions if (line := condition.failure(metrics))]
+    for line in failures:
+        print(f"failed: {line}")
+    return int(bool(failures))
+
+
+def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str, ...]) -> dict[str, Any]:
+    from l2p.students.io import read_config
+
+    against = args.against
+    pictures = bool(against) and _holds_pictures(Path(against))
+    own_pictures = _holds_pictures(folder)
+    if not own_pictures:
+        read_config(args.student)
+    elif not pictures:
+        raise UserError(
+            f"{args.student} is a folder of pictures: name the pictures to compare with, --against FOLDER"
+        )
+    if args.json not in (None, "-"):
+        from l2p.files import check_writable
+
+        check_writable(Path(args.json).parent)
+    from l2p import runtime
+
     runtime.setup()
     runtime.hush_loaders()
-    from l2p.evaluation.evaluate import evaluate_folder
+    progress = args.json != "-"
+    if pictures:
+        from l2p.evaluation.pictures import draw_pictures, evaluate_pictures
 
-    metrics = evaluate_folder(
+        drawn = {"folder": folder, "prompts": args.prompts, "num_images": args.num_images}
+        if not own_pictures:
+            kept = out / "evaluation" / "student"
+            count, device, dtype = args.num_images, args.device, args.dtype
+            drawn = draw_pictures(folder, kept, count, args.prompts, device, dtype, progress)
+        return evaluate_pictures(**drawn, against=against, out=out, progress=progress)
+    from l2p.evaluation.saved import evaluate_folder
+
+    return evaluate_folder(
         folder,
         num_images=args.num_images,
         out=out,
         device=args.device,
         dtype=args.dtype,
-        progress=not args.json,
+        progress=progress,
+        against=against,
+        prompts=args.prompts,
+        paths=paths,
     )
-    if args.json:
-        print(json.dumps(metrics, indent=2))
-        return
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    for path in chosen:
+        if path not in PATHS:
+            raise UserError(f"--paths names {path!r}, expected a list of vae and l2p, such as vae,l2p")
+    if "pid" in chosen:
+        raise UserError(
+            "--paths names pid, the pixel diffusion decoder, which this version does not have: leave it out"
+        )
+    if "l2p" not in chosen:
+        raise UserError(f"--paths is {text!r}, but a student is to be measured: expected vae,l2p or l2p")
+    return chosen
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """A folder with pictures and without a model."""
+    if not folder.is_dir() or (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+        return False
+    from l2p.files import picture_files
+
+    return bool(picture_files(folder))
+
+
+def _tell(args: argparse.Namespace, metrics: dict[str, Any], out: Path) -> None:
     for name, value in metrics["summary"].items():
         print(f"  {name.replace('_', ' '):<24}{'-' if value is None else f'{value:.3f}'}")
+    for line in metrics["alarms"]:
+        print(f"  {'alarm':<24}{line}")
     print(f"  {'report':<24}{out / 'report.html'}")
+    if args.json:
+        from l2p.files import write_json
+
+        write_json(args.json, metrics)
+        print(f"  {'figures':<24}{args.json}")

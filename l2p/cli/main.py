@@ -1,6 +1,6 @@
 """`l2p VERB ...`: finds the verb, and turns every foreseeable failure into one line on stderr.
 
-Exit codes: 0 done, 1 `doctor` found something broken, 2 a mistake of the user or of the machine, 130 Ctrl-C.
+Exit codes: 0 done, 1 `doctor` found something broken or a gate of `evaluate` failed, 2 a mistake of the user or of the machine, 130 Ctrl-C.
 A failure that is none of these is a bug, and shows its traceback; L2P_DEBUG=1 shows the traceback of all.
 """
 
@@ -24,6 +24,8 @@ VERBS = {
     "generate": "draw pictures from prompts",
     "info": "what a student is",
     "evaluate": "measure a student beside its teacher",
+    "review": "let people judge pictures, blind and in pairs",
+    "demo": "a local page to try a student",
     "doctor": "what is installed, what will be slow, and the fix",
     "train-teacher": "train the bundled latent teacher",
     "train-judge": "train the judge that the evaluation asks",

@@ -1,8 +1,52 @@
-"""What a student won and what it lost: one metric a file, an evaluation that gathers them, a report to look at."""
+"""What a student won, what it lost and what it invented: one metric a file, an evaluation that gathers them, a report.
 
-from .detail import detail_energy
-from .fidelity import psnr
-from .frechet import FeatureStatistics, frechet_distance
-from .seams import seam_index, seam_ratio
+The names below are loaded when they are first used, so that importing this package costs nothing.
+"""
 
-__all__ = ["FeatureStatistics", "detail_energy", "frechet_distance", "psnr", "seam_index", "seam_ratio"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "FeatureStatistics": "frechet",
+    "Interval": "bootstrap",
+    "Seams": "grid",
+    "SeamSearch": "grid",
+    "bootstrap_interval": "bootstrap",
+    "color_difference": "color",
+    "color_drift": "color",
+    "detail_energy": "detail",
+    "downsample_consistency": "cycle",
+    "find_seams": "grid",
+    "frechet_distance": "frechet",
+    "free_noise": "invention",
+    "grid_peak": "spectrum",
+    "high_frequency_energy": "spectrum",
+    "invention_map": "invention",
+    "kernel_distance": "kernel",
+    "latent_cycle_error": "cycle",
+    "lpips_distance": "perceptual",
+    "native_crops": "native",
+    "patch_frechet": "native",
+    "precision_recall": "coverage",
+    "psnr": "fidelity",
+    "radial_power_spectrum": "spectrum",
+    "repeated_share": "repetition",
+    "seam_index": "seams",
+    "seam_ratio": "seams",
+    "ssim": "fidelity",
+    "wilson_interval": "bootstrap",
+    "student_invention": "invention",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

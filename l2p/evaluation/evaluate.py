@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ import torch
 from l2p import __version__, flow
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.errors import UserError
+from l2p.evaluation.alarms import alarms
 from l2p.evaluation.attributes import named_labels
-from l2p.evaluation.figures import Figures
+from l2p.evaluation.gather import Gathered
+from l2p.evaluation.invention import student_invention
 from l2p.evaluation.judge import load_judge
-from l2p.evaluation.latency import median_latency
-from l2p.evaluation.references import TeacherPictures
+from l2p.evaluation.latency import paths_latency
+from l2p.evaluation.references import TeacherPictures, fingerprint, remembered
 from l2p.files import atomic_path, check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 
 EVALUATION_SEEDS = 7_000_000  # scenes and noise from here on are for the evaluation alone
 PAINTERS = ("teacher", "teacher_one_step", "lift", "student")
+PATHS = {"vae": ("teacher", "teacher_one_step"), "l2p": ("lift", "student")}
+QUICK_LIMIT = 48  # pictures that the costly figures look at unless the evaluation is thorough
+DRAWS = {False: 4, True: 8}  # of the invention map, quick and thorough
 
 
 def evaluate(
@@ -49,6 +55,8 @@ def evaluate(
     prompts: str = LANDSCAPES,
     cache: str | Path | None = None,
     progress: bool = True,
+    paths: Sequence[str] = ("vae", "l2p"),
+    thorough: bool = False,
 ) -> dict[str, Any]:
     """Measure, and write ``output_dir/metrics.json`` and ``output_dir/evaluation/pictures.npz`` (for the report).
 
@@ -57,6 +65,10 @@ def evaluate(
         prompts: "landscapes", or a text file of prompts; there, without ground truth, attributes and Frechet distances
             are left out (None).
         cache: folder of the teacher's pictures, ``output_dir/evaluation/teacher`` by default.
+        paths: of "vae" (the teacher and its decoder) and "l2p" (the student, always drawn); "l2p" alone saves the
+            teacher's time and leaves out what compares with it.
+        thorough: all figures of all pictures (else the costly ones of the first 48), and the student's pictures are
+            kept on the disk, so that a run that was stopped goes on where it was.
 
     Returns:
         the content of metrics.json.
@@ -66,51 +78,75 @@ def evaluate(
     """
     if config.num_images < 2:
         raise UserError(f"evaluation.num_images is {config.num_images}: statistics need at least 2 pictures")
+    known_world = prompts == LANDSCAPES
+    with_teacher = "vae" in paths
+    if not with_teacher and not known_world:
+        raise UserError(
+            "--paths l2p alone has nothing to compare with on prompts of a file: add vae, or leave --prompts out"
+        )
     start = time.perf_counter()
     output_dir = Path(output_dir)
     check_writable(output_dir)
     device, dtype = teacher.device, pipeline.dtype
     p = pipeline.student.spec.patch_size
     size = (teacher_config.height, teacher_config.width)
-    known_world = prompts == LANDSCAPES
     judge = load_judge(device=device) if known_world else None
-    source = TeacherPictures(
-        teacher,
-        pipeline.student.basis,
-        teacher_config,
-        dtype,
-        Path(cache or output_dir / "evaluation" / "teacher"),
-    )
-    painters = {"lift": StudentPipeline(lift_student, teacher.text_encoder, dtype), "student": pipeline}
-
-    yardsticks = ("real", "vae") if known_world else ()
+    basis = pipeline.student.basis
+    kept = output_dir / "evaluation"
+    source = TeacherPictures(teacher, basis, teacher_config, dtype, Path(cache or kept / "teacher"))
+    painters = {"student": pipeline}
+    if with_teacher:
+        painters = {"lift": StudentPipeline(lift_student, teacher.text_encoder, dtype), **painters}
+    keys = {
+        name: {"weights": fingerprint([*painter.student.state_dict().values()]), "size": size, "dtype": str(dtype)}
+        | {"steps": painter.student.spec.num_steps, "device": device.type}
+        for name, painter in painters.items()
+    }  # fmt: skip
+    yardsticks = ("real",) * known_world + ("vae",) * (known_world and with_teacher)
+    names = (*(PATHS["vae"] if with_teacher else ()), *painters, *yardsticks)
     # seams are sought at the token's side, the fine token's and the VAE's own cell
     periods = tuple(dict.fromkeys((p, teacher.geometry.compression, 4)))
-    sets = {name: Figures(judge, periods) for name in (*PAINTERS, *yardsticks)}
+    limit = None if thorough else QUICK_LIMIT
+    repeats = {"real": None, "teacher": None, "vae": "real"}
+    repeats |= {name: "teacher" if with_teacher else None for name in PAINTERS[1:]}
+    sets = {name: Gathered(name, judge, periods, limit, repeats[name]) for name in names}
     shown: dict[str, list[Pictures]] = {name: [] for name in sets}
     captions: list[str] = []
     for indices in _batches(config, progress):
         texts = prompts_for(prompts, indices, EVALUATION_SEEDS)
         seeds = [EVALUATION_SEEDS + index for index in indices]
-        drawn = dict(zip(PAINTERS, source.get(texts, seeds), strict=False))
+        drawn = dict(zip(PATHS["vae"], source.get(texts, seeds), strict=True)) if with_teacher else {}
         noise = flow.noise(seeds, 3, *size)
         for name, painter in painters.items():
-            drawn[name] = _paint(painter, texts, noise, name)
+            if thorough:
+                key = {**keys[name], "prompts": texts, "seeds": seeds}
+                drawn[name] = remembered(
+                    kept / name,
+                    key,
+                    ("pictures",),
+                    lambda: {"pictures": _paint(painter, texts, noise, name)},  # noqa: B023 - called at once
+                )["pictures"]
+            else:
+                drawn[name] = _paint(painter, texts, noise, name)
         if known_world:
             drawn["real"] = render_batch(seeds, *size)
+        if "vae" in sets:
             drawn["vae"] = source.reconstruct(from_uint8(drawn["real"]))
         labels = named_labels(texts) if known_world else None
         images = {name: from_uint8(pictures).to(device) for name, pictures in drawn.items()}
-        for name, figures in sets.items():
-            repeats = {"real": None, "teacher": None, "vae": "real"}.get(name, "teacher")
-            figures.update(images[name], labels, images[repeats] if repeats else None)
+        cycles = with_teacher and (limit is None or sets["student"].cycled < limit)
+        z = source.latents(texts, seeds) if cycles else None
+        for gathered in sets.values():
+            gathered.update(images, labels, z if gathered.name in PAINTERS else None, source.encode)
         room = max(0, config.preview_images - len(captions))
         for name, pictures in drawn.items():
             shown[name].append(pictures[:room])
         captions += texts[:room]
 
-    latency = _latency(source, painters, captions or texts, config)
-    metrics = _metrics(sets, latency, judge, p)
+    latency = _latency(source if with_teacher else None, painters, captions or texts, config, size)
+    metrics = _metrics(sets, latency, judge)
+    invented = _invention(pipeline, captions, size, config, DRAWS[thorough])
+    metrics["student"]["invention"] = float(invented.mean())
     metrics["settings"] = {
         "num_images": config.num_images,
         "first_seed": EVALUATION_SEEDS + config.seed,
@@ -124,11 +160,17 @@ def evaluate(
         "teacher_guidance": teacher_config.guidance_scale,
         "latency_runs": config.latency_runs,
         "dtype": str(dtype).removeprefix("torch."),
-        **_machine(device),
+        "paths": list(paths),
+        "thorough": thorough,
+        "sampled_images": config.num_images if limit is None else min(limit, config.num_images),
+        "invention_draws": DRAWS[thorough],
+        **machine(device),
     }
+    metrics["alarms"] = alarms(metrics)
     metrics["seconds"] = round(time.perf_counter() - start, 1)
-    with atomic_path(output_dir / "evaluation" / "pictures.npz") as partial:
+    with atomic_path(kept / "pictures.npz") as partial:
         arrays = {name: np.concatenate(parts) for name, parts in shown.items()}
+        arrays["invention"] = invented.astype(np.float16)
         np.savez_compressed(partial, captions=np.array(captions, dtype=np.str_), **arrays)
     write_json(output_dir / "metrics.json", metrics)
     return metrics
@@ -153,64 +195,48 @@ def _paint(painter: StudentPipeline, texts: list[str], noise: torch.Tensor, name
     return to_uint8(pictures)
 
 
-def _latency(
-    source: TeacherPictures,
-    painters: dict[str, StudentPipeline],
+def _latency(source, painters, captions, config, size) -> dict[str, float]:
+    return paths_latency(source, painters, captions, config, size, EVALUATION_SEEDS)
+
+
+def _invention(
+    pipeline: StudentPipeline,
     captions: list[str],
+    size: tuple[int, int],
     config: EvaluationConfig,
-) -> dict[str, float]:
-    """Milliseconds from one prompt to one 8-bit picture; captions are read anew each time."""
-    size = (source.config.height, source.config.width)
-
-    def teacher(num_steps: int):
-        def draw(number: int) -> Pictures:
-            noise = flow.noise([EVALUATION_SEEDS + number % config.num_images], 3, *size)
-            return source.draw([captions[number % len(captions)]], noise, num_steps)
-
-        return draw
-
-    def student(painter: StudentPipeline):
-        def draw(number: int):
-            seed = EVALUATION_SEEDS + number % config.num_images
-            return painter.generate(
-                captions[number % len(captions)], seeds=seed, height=size[0], width=size[1]
-            )
-
-        return draw
-
-    def forget() -> None:
-        for encoder in {id(painter): painter.text_encoder for painter in painters.values()}.values():
-            encoder.forget()
-
-    paths = {"teacher": teacher(source.config.num_inference_steps), "teacher_one_step": teacher(1)}
-    paths |= {name: student(painter) for name, painter in painters.items()}
-    return median_latency(paths, config.latency_runs, source.teacher.device, before=forget)
+    draws: int,
+) -> np.ndarray:
+    """Invention maps [n, H, W] of the pictures shown."""
+    p = pipeline.student.spec.patch_size
+    maps = []
+    for k, text in enumerate(captions):  # one at a time: these pictures may be large
+        seed = EVALUATION_SEEDS + config.seed + k
+        noise = flow.noise([seed], 3, size[0] + -size[0] % p, size[1] + -size[1] % p)
+        found = student_invention(pipeline, pipeline.text_encoder([text]), noise, draws, seed * 1000)
+        maps.append(found[:, : size[0], : size[1]].numpy())
+    return np.concatenate(maps) if maps else np.zeros((0, *size))
 
 
-def _metrics(sets: dict[str, Figures], latency: dict[str, float], judge: Any, p: int) -> dict[str, Any]:
-    teacher, student = sets["teacher"], sets["student"]
-    clean = sets.get("real", teacher)
+def _metrics(sets: dict[str, Gathered], latency: dict[str, float], judge: Any) -> dict[str, Any]:
+    clean = sets.get("real", sets.get("teacher"))
     metrics: dict[str, Any] = {}
-    for name, figures in sets.items():
-        metrics[name] = figures.report(clean)
+    for name, gathered in sets.items():
+        metrics[name] = gathered.report(clean, sets.get("real"), sets.get(gathered.repeats))
         if name in latency:
             metrics[name]["latency_ms"] = round(latency[name], 2)
-        if name == "vae":
-            metrics[name]["psnr_to_real"] = figures.mean_psnr
-        elif name in PAINTERS[1:]:
-            # the same noise makes the same layout: this ratio scatters less than the one to other pictures
-            metrics[name]["seam_ratio_to_teacher"] = figures.seam_ratio_to(teacher, p)
-            metrics[name]["frechet_to_teacher"] = figures.frechet_to(teacher)
-            metrics[name]["psnr_to_teacher"] = figures.mean_psnr
+    student, teacher = metrics["student"], metrics.get("teacher")
     summary: dict[str, Any] = {
-        "psnr_to_teacher": student.mean_psnr,
-        "seam_ratio": metrics["student"]["seam_ratio"],
-        "seam_ratio_to_teacher": metrics["student"]["seam_ratio_to_teacher"],
-        "speedup": latency["teacher"] / latency["student"],
+        "psnr_to_teacher": student.get("psnr_to_teacher"),
+        "seam_ratio": student["seam_ratio"],
+        "seam_ratio_to_teacher": student.get("seam_ratio_to_teacher"),
+        "speedup": latency["teacher"] / latency["student"] if teacher else None,
     }
     if judge is not None:
-        summary["attribute_points_lost"] = 100 * (teacher.score.accuracy - student.score.accuracy)
-        summary["frechet_over_teacher"] = student.frechet_to_real / max(teacher.frechet_to_real, 1e-9)
+        lost = frechet = None
+        if teacher:
+            lost = 100 * (teacher["attribute_accuracy"] - student["attribute_accuracy"])
+            frechet = student["frechet"] / max(teacher["frechet"], 1e-9)
+        summary |= {"attribute_points_lost": lost, "frechet_over_teacher": frechet}
         report = judge.report
         metrics["judge"] = {
             "accuracy": report["accuracy"],
@@ -220,7 +246,8 @@ def _metrics(sets: dict[str, Figures], latency: dict[str, float], judge: Any, p:
     return {"summary": summary, **metrics}
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
+    """Device and versions, as they stand in a report."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} ({name})",
@@ -229,71 +256,3 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def evaluate_folder(
-    student_path: str | Path,
-    num_images: int | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Evaluate a saved student against the teacher it names; write metrics, pictures and report.html.
-
-    Args:
-        num_images: pictures measured; the recipe's if None.
-        out: folder of the results, ``evaluation-NAME`` beside the student by default.
-
-    Raises:
-        UserError: not a student, a student that names no teacher, or the teacher cannot be found.
-    """
-    from l2p.evaluation.report import write_report
-    from l2p.lift import Lift
-    from l2p.recipe import EvaluationConfig, HeadConfig, StudentConfig, TeacherConfig
-    from l2p.students.build import from_teacher
-    from l2p.students.io import read_config
-    from l2p.students.pipeline import load
-    from l2p.teachers import load_teacher
-
-    student_path = Path(student_path)
-    recipe = read_config(student_path).get("recipe") or {}
-    pipeline = load(student_path, device, dtype)
-    spec = pipeline.student.spec
-    origin = {**spec.teacher, **recipe.get("teacher", {})}
-    name = origin.get("path") or origin.get("name")
-    if not name:
-        raise UserError(
-            f"{student_path} does not say which teacher it comes from, so there is nothing to compare it with"
-        )
-    keys = ("revision", "num_inference_steps", "guidance_scale", "height", "width")
-    teacher_config = TeacherConfig(path=name, **{key: origin[key] for key in keys if key in origin})
-    config = EvaluationConfig(**recipe.get("evaluation", {}))
-    config.num_images = num_images or config.num_images
-    weights = torch.float32 if pipeline.device.type == "cpu" else pipeline.dtype
-    teacher = load_teacher(name, teacher_config.revision, pipeline.device, weights)
-    nothing = float("nan")  # how well the lift fits was measured when it was made, and is not in the student
-    lift = Lift(
-        pipeline.student.basis.double(),
-        spec.lift_scale,
-        pipeline.student.offset.double(),
-        nothing,
-        nothing,
-        nothing,
-    )
-    student_config = StudentConfig(patch_size=spec.patch_size, head=HeadConfig(kind="linear"))
-    lift_student = from_teacher(teacher, lift, student_config, (teacher_config.height, teacher_config.width))
-    out = Path(out) if out else student_path.resolve().parent / f"evaluation-{student_path.resolve().name}"
-    source = recipe.get("corpus", {}).get("prompts", LANDSCAPES)
-    metrics = evaluate(
-        pipeline,
-        teacher,
-        lift_student,
-        config,
-        out,
-        teacher_config=teacher_config,
-        prompts=source,
-        progress=progress,
-    )
-    write_report(out, title=f"{recipe.get('name', student_path.name)}: {student_path.name}")
-    return metrics

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from l2p.evaluation.attributes import AttributeScore
+from l2p.evaluation.bootstrap import wilson_interval
 from l2p.evaluation.detail import detail_energy
+from l2p.evaluation.distances import KEPT, distances
 from l2p.evaluation.fidelity import psnr
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, gaussian_distance
 from l2p.evaluation.judge import Judge
@@ -25,6 +27,7 @@ class Figures:
         self.judge, self.periods = judge, periods
         self.features, self.score = FeatureStatistics(), AttributeScore()
         self.seams: dict[int, list[Tensor]] = {period: [] for period in periods}
+        self.vectors: list[Tensor] = []
         self.psnr: list[Tensor] = []
         self.energies: list[Tensor] = []
 
@@ -39,6 +42,8 @@ class Figures:
         if self.judge is not None:
             features, predictions = self.judge.judge(images)
             self.features.update(features)
+            if self.features.count <= KEPT:
+                self.vectors.append(features.cpu())
             if labels is not None:
                 self.score.update(predictions.cpu(), labels)
         self.energies.append(detail_energy(images).cpu())
@@ -58,6 +63,14 @@ class Figures:
 
     def frechet_to(self, other: Figures) -> float | None:
         return None if self.judge is None else frechet_distance(self.features, other.features)
+
+    def distances(self, real: Figures) -> dict:
+        """JSON values: intervals, kernel distance, precision and recall; ``real`` is the set of real renders."""
+        if self.judge is None:
+            return {}
+        other = None if real is self else torch.cat(real.vectors)
+        mean, covariance = self.judge.reference_mean, self.judge.reference_covariance
+        return distances(torch.cat(self.vectors), mean, covariance, other)
 
     def seam_ratio_to(self, other: Figures, period: int) -> float:
         return seam_ratio(torch.cat(self.seams[period]), torch.cat(other.seams[period]))
@@ -82,6 +95,8 @@ class Figures:
         }
         if self.judge is not None:
             values["attribute_accuracy_by_attribute"] = self.score.by_attribute
+            hits, asked = int(self.score.hits.sum()), int(self.score.asked.sum())
+            values["attribute_accuracy_interval"] = list(wilson_interval(hits, asked))
         return values
 
     @property

@@ -57,11 +57,22 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
-def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """The same for means [d] and covariances [d, d] (float64)."""
+def gaussian_distance(
+    mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor, root_a: Tensor | None = None
+) -> float:
+    """The same for means [d] and covariances [d, d] (float64).
+
+    Args:
+        root_a: ``symmetric_root(cov_a)``, where it is at hand because many are compared with a.
+    """
     # S_a S_b has the eigenvalues of the symmetric S_a^(1/2) S_b S_a^(1/2), which eigvalsh finds without complex dust
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root = symmetric_root(cov_a) if root_a is None else root_a
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(0.0, float(distance))
+
+
+def symmetric_root(covariance: Tensor) -> Tensor:
+    """The symmetric square root [d, d] of a covariance; what rounding made negative counts as 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from l2p.evaluation.references import TeacherPictures
+    from l2p.recipe import EvaluationConfig
+    from l2p.students.pipeline import StudentPipeline
 
 
 def median_latency(
@@ -41,3 +47,47 @@ def median_latency(
             if number >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def paths_latency(
+    source: TeacherPictures | None,
+    painters: Mapping[str, StudentPipeline],
+    captions: Sequence[str],
+    config: EvaluationConfig,
+    size: tuple[int, int],
+    first_seed: int,
+) -> dict[str, float]:
+    """Milliseconds from one prompt to one 8-bit picture of each path; captions are read anew each time.
+
+    Args:
+        source: the teacher, timed with its many steps and with one; None leaves it out.
+        size: height and width in pixels.
+    """
+    from l2p import flow
+
+    def teacher(num_steps: int) -> Callable[[int], object]:
+        def draw(number: int) -> object:
+            noise = flow.noise([first_seed + number % config.num_images], 3, *size)
+            return source.draw([captions[number % len(captions)]], noise, num_steps)
+
+        return draw
+
+    def student(painter: StudentPipeline) -> Callable[[int], object]:
+        def draw(number: int) -> object:
+            seed = first_seed + number % config.num_images
+            return painter.generate(
+                captions[number % len(captions)], seeds=seed, height=size[0], width=size[1]
+            )
+
+        return draw
+
+    def forget() -> None:
+        for encoder in {id(painter): painter.text_encoder for painter in painters.values()}.values():
+            encoder.forget()
+
+    paths = {}
+    if source is not None:
+        paths = {"teacher": teacher(source.config.num_inference_steps), "teacher_one_step": teacher(1)}
+    paths |= {name: student(painter) for name, painter in painters.items()}
+    device = next(iter(painters.values())).device
+    return median_latency(paths, config.latency_runs, device, before=forget)

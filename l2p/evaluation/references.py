@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -55,37 +55,72 @@ class TeacherPictures:
 
     def get(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Pictures, Pictures]:
         """uint8 [B, H, W, 3] of many steps and of one, from the disk or drawn now."""
-        key = json.dumps({**self.key, "prompts": list(prompts), "seeds": list(seeds)}, sort_keys=True)
-        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-        if path.is_file():
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    return file["many"], file["one"]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                path.unlink()  # damaged from outside: draw it again
-        noise = flow.noise(seeds, 3, self.config.height, self.config.width)
-        many = self.draw(prompts, noise, self.config.num_inference_steps)
-        one = self.draw(prompts, noise, 1)
-        with atomic_path(path) as partial:
-            np.savez_compressed(partial, many=many, one=one)
-        return many, one
+        arrays = self._arrays(prompts, seeds)
+        return arrays["many"], arrays["one"]
 
-    @torch.no_grad()
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """The latents z [B, c, h, w] of which the pictures of many steps were decoded, rounded to fp16."""
+        return torch.from_numpy(self._arrays(prompts, seeds)["z"]).float().to(self.teacher.device)
+
+    def _arrays(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
+        def draw() -> dict[str, np.ndarray]:
+            noise = flow.noise(seeds, 3, self.config.height, self.config.width)
+            z = self.sample(prompts, noise, self.config.num_inference_steps)
+            one = self.draw(prompts, noise, 1)
+            return {"many": self.decode(z), "one": one, "z": z.cpu().half().numpy()}
+
+        key = {**self.key, "prompts": list(prompts), "seeds": list(seeds)}
+        return remembered(self.folder, key, ("many", "one", "z"), draw)
+
     def draw(self, prompts: Sequence[str], noise: Tensor, num_steps: int) -> Pictures:
         """Pictures of pixel noise [B, 3, H, W], prompt to 8-bit."""
+        return self.decode(self.sample(prompts, noise, num_steps))
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], noise: Tensor, num_steps: int) -> Tensor:
+        """Latents [B, c, h, w] of pixel noise [B, 3, H, W]."""
         teacher = self.teacher
         tokens = patchify(noise.to(teacher.device), teacher.geometry.token_pixels)
         eps = teacher.unpack(tokens @ self.basis.to(tokens))
         conditioning = teacher.encode_prompts(prompts)
         with autocast(teacher.device, self.dtype):
-            z = teacher.sample(eps, conditioning, num_steps, self.config.guidance_scale)
-            return to_uint8(teacher.decode(z))
+            return teacher.sample(eps, conditioning, num_steps, self.config.guidance_scale)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Pictures:
+        """Latents to 8-bit pictures."""
+        with autocast(self.teacher.device, self.dtype):
+            return to_uint8(self.teacher.decode(z))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] to latents [B, c, h, w], fp32."""
+        with autocast(self.teacher.device, self.dtype):
+            return self.teacher.encode(images.to(self.teacher.device)).float()
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Pictures:
         """Images [B, 3, H, W] in [-1, 1] through the teacher's encoder and decoder."""
         with autocast(self.teacher.device, self.dtype):
             return to_uint8(self.teacher.decode(self.teacher.encode(images.to(self.teacher.device))))
+
+
+def remembered(
+    folder: Path, key: dict[str, Any], names: Sequence[str], draw: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Arrays of these names from the file that the key names, or drawn now and kept there."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = folder / f"{digest}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in names}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            path.unlink()  # damaged from outside, or of an older version: draw it again
+    arrays = draw()
+    with atomic_path(path) as partial:
+        np.savez_compressed(partial, **arrays)
+    return arrays
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> str:

@@ -1,15 +1,16 @@
 """The report: one self-contained page about a run, made from the files that the run left.
 
 Reads ``metrics.json`` and ``evaluation/pictures.npz`` and, where a distillation left them, ``recipe.yaml``,
-``stages/*.json``, ``logs/*.csv`` and ``previews/*.png``. Captions and names are hostile input: the template escapes all.
+``stages/*.json``, ``logs/*.csv`` and ``previews/*.png``. Captions and names are hostile input: the template escapes all,
+and the page's own policy lets no script run but the one that came with it.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2p.errors import UserError
-from l2p.evaluation.charts import HEIGHT, LEFT, RIGHT, WIDTH
+from l2p.evaluation.charts import HEIGHT, LEFT, RIGHT, WIDTH, line_chart
 from l2p.evaluation.history import png_uri, read_history
+from l2p.evaluation.tables import INVENTED, table
+from l2p.evaluation.tables import RIGHT as FIGURES
+from l2p.evaluation.tables import number as _number
 from l2p.files import read_json, write_text
 
+TEMPLATES = Path(__file__).parent / "templates"
 PAINTERS = {
-    "teacher": "Teacher, {steps} steps",
-    "teacher_one_step": "Teacher, one step",
-    "lift": "Lift, untrained",
-    "student": "Student, {student_steps}",
+    "teacher": "Teacher, {steps} steps (vae)",
+    "teacher_one_step": "Teacher, one step (vae)",
+    "lift": "Lift, untrained (l2p)",
+    "against": "Beside: {against}",
+    "student": "Student, {student_steps} (l2p)",
 }
 YARDSTICKS = {"vae": "VAE of real renders", "real": "Real renders"}
-# key, title, decimals, factor, what is better: +1 more, -1 less, 0 nearer to 1
-_COLUMNS = (
-    ("attribute_accuracy", "Attributes %", 1, 100, 1),
-    ("frechet", "Fréchet to real", 2, 1, -1),
-    ("frechet_to_teacher", "Fréchet to teacher", 2, 1, -1),
-    ("psnr_to_teacher", "PSNR to teacher, dB", 1, 1, 1),
-    ("detail_ratio", "Detail", 2, 1, 0),
-    ("seam_ratio", "Seams", 3, 1, 0),
-    ("latency_ms", "Latency, ms", 0, 1, -1),
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    cells: list[Cell]
-    yardstick: bool = False
+MAP_COLOR = (255, 60, 0)
 
 
 def write_report(folder: str | Path, title: str | None = None) -> Path:
@@ -64,24 +48,33 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
         UserError: metrics.json or the pictures are missing or broken.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     folder = Path(folder)
     metrics = read_json(folder / "metrics.json")
-    captions, pictures = _pictures(folder / "evaluation" / "pictures.npz")
     settings = metrics["settings"]
-    steps = settings["student_steps"]
-    names = {
-        "steps": settings["teacher_steps"],
-        "student_steps": "one step" if steps == 1 else f"{steps} steps",
-    }
-    labels = {key: text.format(**names) for key, text in PAINTERS.items()}
+    captions, pictures, maps = _pictures(folder / "evaluation" / "pictures.npz")
+    labels = _labels(metrics, pictures)
+    scale = max(0.02, float(np.quantile(maps, 0.995))) if maps is not None and maps.size else 0.0
     cases = [
-        {"caption": caption, "pictures": [(labels[key], png_uri(pictures[key][k])) for key in PAINTERS]}
+        {
+            "caption": caption,
+            "pictures": [
+                (label, png_uri(pictures[key][k])) for key, label in labels.items() if k < len(pictures[key])
+            ],
+            "map": _map_uri(maps[k], scale) if maps is not None and k < len(maps) else None,
+        }
         for k, caption in enumerate(captions)
     ]
+    yardsticks = {name: text for name, text in YARDSTICKS.items() if name in metrics}
+    made = [
+        table("Right and sharp", "figures", FIGURES, metrics, labels, yardsticks),
+        table("Invented", "invented", INVENTED, metrics, labels, yardsticks),
+    ]
     history = read_history(folder, settings)
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -91,17 +84,20 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
         title=title or folder.resolve().name,
         metrics=metrics,
         settings=settings,
-        labels=labels,
+        alarms=metrics.get("alarms", []),
         tiles=_tiles(metrics),
         cases=cases,
-        columns=[column[1] for column in _COLUMNS],
-        rows=_rows(metrics, labels),
+        map_scale=scale,
+        tables=[item for item in made if item],
+        plots=_plots(metrics, {**labels, **yardsticks}),
         history=history,
         longest=max((stage["seconds"] for stage in history.stages), default=0.0),
         chart={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT},
         facts=_facts(settings, metrics),
-        data=base64.b64encode(json.dumps(metrics, indent=2).encode()).decode(),
+        json_uri=json_uri,
         duration=duration,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -119,92 +115,122 @@ def duration(seconds: float) -> str:
     )
 
 
-def _pictures(path: Path) -> tuple[list[str], dict[str, NDArray[np.uint8]]]:
+def json_uri(value: Any) -> str:
+    """A value as a data URI that downloads as JSON."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "data:application/json;base64," + base64.b64encode(text.encode()).decode()
+
+
+def _pictures(path: Path) -> tuple[list[str], dict[str, NDArray[np.uint8]], NDArray[np.float16] | None]:
+    """Captions, pictures by painter, and invention maps where there are some."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run the evaluation first")
     with np.load(path, allow_pickle=False) as file:
-        return [str(text) for text in file["captions"]], {name: file[name] for name in PAINTERS}
+        pictures = {name: file[name] for name in PAINTERS if name in file}
+        maps = file["invention"].astype(np.float32) if "invention" in file else None
+        return [str(text) for text in file["captions"]], pictures, maps
 
 
-def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value * factor:,.{digits}f}"
+def _map_uri(values: NDArray[np.float32], scale: float) -> str:
+    """A map [H, W] as a picture whose opacity is the value over ``scale``."""
+    from PIL import Image
+
+    layer = np.empty((*values.shape, 4), np.uint8)
+    layer[..., :3] = MAP_COLOR
+    layer[..., 3] = np.clip(255 * values / scale, 0, 255).round()
+    buffer = io.BytesIO()
+    Image.fromarray(layer).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _rows(metrics: dict[str, Any], labels: dict[str, str]) -> list[Row]:
-    def merit(name: str, column: tuple[str, str, int, float, int]) -> float | None:
-        """How good a cell is as it is shown: more is better; None for an empty one."""
-        key, _, digits, factor, better = column
-        value = metrics[name].get(key)
-        if value is None or not math.isfinite(value):
-            return None
-        shown = round(value * factor, digits)
-        return shown * better if better else -round(abs(shown - 1), digits)
+def _labels(metrics: dict[str, Any], pictures: dict[str, Any]) -> dict[str, str]:
+    settings = metrics["settings"]
+    steps = settings.get("student_steps")
+    names = {
+        "steps": settings.get("teacher_steps", ""),
+        "student_steps": "one step" if steps == 1 else f"{steps} steps",
+        "against": Path(settings.get("against", "")).name,
+    }
+    labels = {
+        key: text.format(**names) for key, text in PAINTERS.items() if key in metrics and key in pictures
+    }
+    if steps is None:
+        labels["student"] = Path(settings.get("student") or settings["pictures"]).name
+    return labels
 
-    rows = []
-    for name, label in {**labels, **YARDSTICKS}.items():
-        if name not in metrics:
-            continue
-        cells = []
-        for column in _COLUMNS:
-            merits = [m for painter in PAINTERS if (m := merit(painter, column)) is not None]
-            own = merit(name, column) if name in PAINTERS else None
-            text = _number(metrics[name].get(column[0]), column[2], column[3])
-            cells.append(Cell(text, own is not None and own == max(merits)))
-        rows.append(Row(label, cells, name in YARDSTICKS))
-    return rows
+
+def _plots(metrics: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
+    plots = []
+    spectra = {name: metrics[name]["spectrum"] for name in labels if "spectrum" in metrics[name]}
+    lines = {labels[n]: ([200 * f for f in s["frequencies"]], s["power"]) for n, s in spectra.items()}
+    chart = line_chart("Power over frequency", lines, log=True)
+    if chart:
+        note = "Across: frequency in % of the finest the pixels can show. A line below the others is softer."
+        plots.append({"title": chart.title, "chart": chart, "note": note, "file": "spectra", "data": spectra})
+    times = {name: metrics[name]["latency_ms"] for name in labels if metrics[name].get("latency_ms")}
+    if times:
+        bars = [(labels[name], value) for name, value in times.items()]
+        plot = {
+            "title": "Latency of one picture",
+            "chart": None,
+            "bars": bars,
+            "longest": max(times.values()),
+        }
+        plots.append({**plot, "note": "Prompt to 8-bit.", "file": "latency", "data": times})
+    return plots
 
 
 def _tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(figure, what it is, what to compare it with)."""
-    summary, teacher, student = metrics["summary"], metrics["teacher"], metrics["student"]
-    tiles = [
-        (
-            f"{summary['speedup']:.1f}×",
-            "faster than the teacher",
-            f"{_number(student['latency_ms'], 0)} against {_number(teacher['latency_ms'], 0)} ms, prompt to picture",
-        ),
-        (
-            f"{_number(summary['psnr_to_teacher'], 1)} dB",
-            "PSNR to the teacher’s picture",
-            f"same noise; the untrained lift has {_number(metrics['lift']['psnr_to_teacher'], 1)} dB",
-        ),
-    ]
-    if student["attribute_accuracy"] is not None:
-        tiles += [
-            (
-                f"{_number(student['attribute_accuracy'], 1, 100)} %",
-                "of what prompts name is there",
-                f"teacher {_number(teacher['attribute_accuracy'], 1, 100)} %, "
-                f"real renders {_number(metrics['real']['attribute_accuracy'], 1, 100)} %",
-            ),
-            (
-                f"{_number(student['frechet'], 2)}",
-                "Fréchet distance to real renders",
-                f"teacher {_number(teacher['frechet'], 2)}, floor {_number(metrics['real']['frechet'], 2)}",
-            ),
-        ]
-    seams = (
-        f"{_number(summary['seam_ratio'], 2)}",
-        "seam energy at patch borders",
-        "1.00 is a picture without seams",
-    )
-    return [*tiles, seams]
+    summary, student = metrics["summary"], metrics["student"]
+    teacher, lift = metrics.get("teacher", {}), metrics.get("lift", {})
+    tiles = []
+    if summary.get("speedup"):
+        times = f"{_number(student['latency_ms'], 0)} against {_number(teacher['latency_ms'], 0)} ms, prompt to picture"
+        tiles.append((f"{summary['speedup']:.1f}×", "faster than the teacher", times))
+    if summary.get("psnr_to_teacher") is not None:
+        beside = f"same noise; the untrained lift has {_number(lift.get('psnr_to_teacher'), 1)} dB"
+        tiles.append(
+            (f"{_number(summary['psnr_to_teacher'], 1)} dB", "PSNR to the teacher’s picture", beside)
+        )
+    if summary.get("frechet_to_against") is not None:
+        beside = "on the landscapes judge’s features; 0 for equal sets"
+        tiles.append((_number(summary["frechet_to_against"], 2), "Fréchet distance between the sets", beside))
+    if student.get("attribute_accuracy") is not None:
+        others = {"teacher": teacher, "real renders": metrics.get("real", {})}
+        beside = [f"{n} {_number(v['attribute_accuracy'], 1, 100)} %" for n, v in others.items() if v]
+        score = f"{_number(student['attribute_accuracy'], 1, 100)} %"
+        tiles.append((score, "of what prompts name is there", ", ".join(beside) or "read by the judge"))
+    if student.get("frechet") is not None:
+        others = {"teacher": teacher, "floor": metrics.get("real", {})}
+        beside = ", ".join(f"{name} {_number(v['frechet'], 2)}" for name, v in others.items() if v)
+        tiles.append((_number(student["frechet"], 2), "Fréchet distance to real renders", beside))
+    seams = _number(summary["seam_ratio"], 2)
+    return [*tiles, (seams, "seam energy at patch borders", "1.00 is a picture without seams")]
 
 
 def _facts(settings: dict[str, Any], metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    guidance = f", guidance {settings['teacher_guidance']:g}" if settings["teacher_guidance"] else ""
-    facts = [
-        ("Teacher", f"{settings['teacher']}, {settings['teacher_steps']} steps{guidance}"),
-        ("Pictures", f"{settings['num_images']} of {settings['height']} × {settings['width']} px"),
-        ("Prompts", f"{settings['prompts']}, unseen; seeds from {settings['first_seed']:,}"),
-        ("Device", f"{settings['device']}, {settings['threads']} threads, {settings['dtype']}"),
+    facts = []
+    if "teacher" in settings:
+        guidance = f", guidance {settings['teacher_guidance']:g}" if settings["teacher_guidance"] else ""
+        facts.append(("Teacher", f"{settings['teacher']}, {settings['teacher_steps']} steps{guidance}"))
+    else:
+        facts.append(("Beside", settings["against"]))
+    facts.append(("Pictures", f"{settings['num_images']} of {settings['height']} × {settings['width']} px"))
+    if "first_seed" in settings:
+        facts.append(("Prompts", f"{settings['prompts']}, unseen; seeds from {settings['first_seed']:,}"))
+    if settings.get("sampled_images", settings["num_images"]) < settings["num_images"]:
+        facts.append(("Costly figures", f"of the first {settings['sampled_images']} pictures"))
+    if "judge" in metrics:
+        judge = metrics["judge"]
+        facts += [
+            ("Judge", f"right on {100 * judge['accuracy']:.1f} % of unseen real renders’ attributes"),
+            ("Fréchet reference", f"{judge['reference_images']:,} real renders of other scenes"),
+        ]
+    number = f", {settings['dtype']}" if "dtype" in settings else ""
+    return [
+        *facts,
+        ("Device", f"{settings['device']}, {settings['threads']} threads{number}"),
         ("Versions", f"l2p {settings['l2p']}, torch {settings['torch']}, Python {settings['python']}"),
         ("Evaluated in", duration(metrics["seconds"])),
     ]
-    if "judge" in metrics:
-        judge = metrics["judge"]
-        facts.insert(
-            3, ("Judge", f"right on {100 * judge['accuracy']:.1f} % of unseen real renders’ attributes")
-        )
-        facts.insert(4, ("Fréchet reference", f"{judge['reference_images']:,} real renders of other scenes"))
-    return facts

@@ -11,8 +11,9 @@ import torch
 from l2p import flow
 from l2p.errors import UserError
 from l2p.evaluation import evaluate as module
-from l2p.evaluation.evaluate import EVALUATION_SEEDS, PAINTERS, evaluate, evaluate_folder
+from l2p.evaluation.evaluate import EVALUATION_SEEDS, PAINTERS, evaluate
 from l2p.evaluation.references import TeacherPictures, fingerprint
+from l2p.evaluation.saved import evaluate_folder
 from l2p.images import from_uint8, to_uint8
 from l2p.lift import Lift
 from l2p.patches import patchify
@@ -108,7 +109,7 @@ def test_a_rerun_takes_the_teacher_from_the_disk_and_agrees(
         raise AssertionError("the teacher drew again")
 
     monkeypatch.setattr(module, "_latency", lambda *_: dict.fromkeys(PAINTERS, 1.0))
-    monkeypatch.setattr(TeacherPictures, "draw", refuse)
+    monkeypatch.setattr(TeacherPictures, "sample", refuse)
     student = copy.deepcopy(students["patch"])  # which, untrained, draws what the lift draws
     torch.nn.init.constant_(student.head.conv_out.bias, 0.1)
     pipeline = StudentPipeline(student, teacher.text_encoder)

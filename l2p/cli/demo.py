@@ -1,0 +1,35 @@
+"""A local page to try a student: prompt, seed, size and path in, a picture and its latency out."""
+
+from __future__ import annotations
+
+import argparse
+
+from l2p.cli.review import add_address, check_port
+
+EXAMPLES = """\
+examples:
+  l2p demo runs/quickstart/student
+  l2p demo runs/quickstart/student --port 9000
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("student", metavar="STUDENT", help="folder that `l2p distill` wrote")
+    add_address(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
+
+
+def run(args: argparse.Namespace) -> None:
+    check_port(args.port)
+    from l2p.students.io import read_config
+
+    read_config(args.student)
+    from l2p import runtime
+    from l2p.review.demo import Painter, demo_app
+    from l2p.review.serving import serve
+
+    runtime.setup()
+    runtime.hush_loaders()
+    painter = Painter(args.student, args.device, args.dtype)
+    serve(demo_app(painter, args.host), args.host, args.port, "demo")

@@ -1,0 +1,99 @@
+"""All figures of one painter's pictures, gathered batch by batch: the basic ones, the traces, the pairs, the cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2p.evaluation.cycle import latent_cycle_error
+from l2p.evaluation.figures import Figures
+from l2p.evaluation.frechet import FeatureStatistics, frechet_distance
+from l2p.evaluation.judge import Judge
+from l2p.evaluation.native import SIZE, native_crops
+from l2p.evaluation.pairs import Pairs
+from l2p.evaluation.traces import Traces
+
+
+class Gathered:
+    """What is measured on one painter's pictures.
+
+    Args:
+        name: of the painter.
+        limit: pictures that the costly figures look at; None for all.
+        repeats: the painter whose pictures these should be, one by one; None for nobody's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        judge: Judge | None,
+        periods: tuple[int, ...],
+        limit: int | None,
+        repeats: str | None,
+    ) -> None:
+        self.name, self.judge, self.repeats = name, judge, repeats
+        self.figures = Figures(judge, periods)
+        self.traces = Traces(periods[0], limit)
+        self.pairs = Pairs(limit)
+        self.crops = FeatureStatistics()
+        self.cycle: list[Tensor] = []
+        self.seen = 0
+
+    @property
+    def cycled(self) -> int:
+        """Pictures whose latents were compared."""
+        return sum(map(len, self.cycle))
+
+    def update(
+        self,
+        images: dict[str, Tensor],
+        labels: Tensor | None,
+        latents: Tensor | None,
+        encode: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        """Add the next pictures.
+
+        Args:
+            images: name to [B, 3, H, W] in [-1, 1], of this painter and of the one it should repeat.
+            labels: int64 [B, attributes], see Figures.
+            latents: z [B, c, h, w] of the teacher's pictures; None to leave the cycle out.
+        """
+        own = images[self.name]
+        reference = images[self.repeats] if self.repeats else None
+        self.figures.update(own, labels, reference)
+        self.traces.update(own)
+        if reference is not None:
+            self.pairs.update(own, reference)
+        if latents is not None and encode is not None:
+            self.cycle.append(latent_cycle_error(own, latents, encode).cpu())
+        if self.judge is not None and min(own.shape[2:]) > 4 * SIZE:
+            self.crops.update(self.judge.features(native_crops(own, first=self.seen)))
+        self.seen += len(own)
+
+    def report(self, clean: Gathered, real: Gathered | None, reference: Gathered | None) -> dict[str, Any]:
+        """JSON values.
+
+        Args:
+            clean: pictures that seams and detail are compared with.
+            real: real renders, for distances between distributions; None outside of landscapes.
+            reference: the painter whose pictures these repeat; None where they repeat nobody's.
+        """
+        values = self.figures.report(clean.figures)
+        if real is not None:
+            values |= self.figures.distances(real.figures)
+        values |= self.traces.report(clean.traces)
+        if self.repeats and reference is not None:
+            # the same noise makes the same layout: this ratio scatters less than the one to other pictures
+            first = self.figures.periods[0]
+            values[f"seam_ratio_to_{self.repeats}"] = self.figures.seam_ratio_to(reference.figures, first)
+            values[f"frechet_to_{self.repeats}"] = self.figures.frechet_to(reference.figures)
+            values[f"psnr_to_{self.repeats}"] = self.figures.mean_psnr
+            values |= self.pairs.report(self.repeats)
+        if self.cycle:
+            values["latent_cycle_error"] = float(torch.cat(self.cycle).mean())
+        if real is not None and real is not self and self.crops.count > 1:
+            values["patch_frechet"] = frechet_distance(self.crops, real.crops)
+        return values

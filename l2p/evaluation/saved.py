@@ -1,0 +1,91 @@
+"""Evaluation of a student as it lies on the disk, beside the teacher it names or another one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2p.corpus.prompts import LANDSCAPES
+from l2p.errors import UserError
+from l2p.evaluation.evaluate import evaluate
+
+
+def evaluate_folder(
+    student_path: str | Path,
+    num_images: int | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: bool = True,
+    against: str | None = None,
+    prompts: str | None = None,
+    paths: Sequence[str] = ("vae", "l2p"),
+) -> dict[str, Any]:
+    """Evaluate a saved student against the teacher it names; write metrics, pictures and report.html.
+
+    Args:
+        num_images: pictures measured; the recipe's if None.
+        against: another teacher (folder or name on the Hub) of the same latents.
+        prompts: "landscapes" or a text file, one prompt a line; what the recipe's corpus was drawn from if None.
+        paths: see :func:`l2p.evaluation.evaluate.evaluate`.
+        out: folder of the results, ``evaluation-NAME`` beside the student by default.
+
+    Raises:
+        UserError: not a student, a student that names no teacher, or the teacher cannot be found.
+    """
+    from l2p.evaluation.report import write_report
+    from l2p.lift import Lift
+    from l2p.recipe import EvaluationConfig, HeadConfig, StudentConfig, TeacherConfig
+    from l2p.students.build import from_teacher
+    from l2p.students.io import read_config
+    from l2p.students.pipeline import load
+    from l2p.teachers import load_teacher
+
+    student_path = Path(student_path)
+    recipe = read_config(student_path).get("recipe") or {}
+    pipeline = load(student_path, device, dtype)
+    spec = pipeline.student.spec
+    origin = {**spec.teacher, **recipe.get("teacher", {})}
+    name = against or origin.get("path") or origin.get("name")
+    if against:
+        origin.pop("revision", None)
+    if not name:
+        raise UserError(
+            f"{student_path} does not say which teacher it comes from, so there is nothing to compare it with"
+        )
+    keys = ("revision", "num_inference_steps", "guidance_scale", "height", "width")
+    teacher_config = TeacherConfig(path=name, **{key: origin[key] for key in keys if key in origin})
+    config = EvaluationConfig(**recipe.get("evaluation", {}))
+    config.num_images = num_images or config.num_images
+    weights = torch.float32 if pipeline.device.type == "cpu" else pipeline.dtype
+    teacher = load_teacher(name, teacher_config.revision, pipeline.device, weights)
+    nothing = float("nan")  # how well the lift fits was measured when it was made, and is not in the student
+    lift = Lift(
+        pipeline.student.basis.double(),
+        spec.lift_scale,
+        pipeline.student.offset.double(),
+        nothing,
+        nothing,
+        nothing,
+    )
+    student_config = StudentConfig(patch_size=spec.patch_size, head=HeadConfig(kind="linear"))
+    lift_student = from_teacher(teacher, lift, student_config, (teacher_config.height, teacher_config.width))
+    out = Path(out) if out else student_path.resolve().parent / f"evaluation-{student_path.resolve().name}"
+    source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
+    metrics = evaluate(
+        pipeline,
+        teacher,
+        lift_student,
+        config,
+        out,
+        teacher_config=teacher_config,
+        prompts=source,
+        progress=progress,
+        paths=paths,
+        thorough=True,
+    )
+    write_report(out, title=f"{recipe.get('name', student_path.name)}: {student_path.name}")
+    return metrics

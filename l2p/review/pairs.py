@@ -1,0 +1,229 @@
+"""The pairs of a review: two pictures of one prompt, drawn or found, and the order in which a reviewer meets them.
+
+Order and sides are drawn from the reviewer's name, so they are the same after a reload or a restart, other for each
+reviewer, and nothing in the page tells which picture is whose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2p.errors import UserError
+from l2p.files import check_writable, picture_files, read_json, write_json
+
+if TYPE_CHECKING:
+    from l2p.students.pipeline import StudentPipeline
+
+MANIFEST = "review.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``a`` and ``b`` are paths of pictures."""
+
+    id: str
+    prompt: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """``a`` and ``b`` name what is compared; ``made_from`` holds the settings that the pictures were drawn with."""
+
+    a: str
+    b: str
+    pairs: list[Pair]
+    made_from: dict[str, Any]
+
+    def order(self, reviewer: str) -> list[Pair]:
+        """The pairs in this reviewer's order."""
+        pairs = list(self.pairs)
+        _random("order", reviewer).shuffle(pairs)
+        return pairs
+
+    def sides(self, reviewer: str, pair: str) -> dict[str, str]:
+        """What stands "left" and "right": "a" or "b"."""
+        swapped = _random("sides", reviewer, pair).random() < 0.5
+        return {"left": "b", "right": "a"} if swapped else {"left": "a", "right": "b"}
+
+    def pair(self, pair: str) -> Pair | None:
+        """The pair of this id."""
+        return next((item for item in self.pairs if item.id == pair), None)
+
+
+def _random(*words: str) -> random.Random:
+    # random.Random(str) differs between no versions, but a hash says plainly what it depends on
+    return random.Random(int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:8], "big"))
+
+
+def read_review(folder: str | Path) -> Review:
+    """Raises UserError if the folder holds no review."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} holds no review: start one with l2p review STUDENT --against OTHER")
+    values = read_json(path)
+    try:
+        return Review(**{**values, "pairs": [Pair(**pair) for pair in values["pairs"]]})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no review of this version: {error}") from error
+
+
+def prepare(
+    folder: str | Path,
+    student: str | Path,
+    against: str,
+    *,
+    prompts: str | None = None,
+    num_images: int = 30,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Review:
+    """Find or draw the pictures of both sides and write ``review.json``; a review that is there goes on as it is.
+
+    Args:
+        student, against: a student's folder or a folder of pictures; ``against`` also a teacher. Two folders of pictures
+            are paired by name.
+        prompts: "landscapes" or a text file, one prompt a line; what the student's corpus was drawn from if None.
+
+    Raises:
+        UserError: nothing to pair, or the folder holds a review of other pictures.
+    """
+    folder = Path(folder)
+    made_from = {
+        "student": str(student),
+        "against": str(against),
+        "prompts": prompts,
+        "num_images": num_images,
+    }
+    if (folder / MANIFEST).is_file():
+        review = read_review(folder)
+        if review.made_from != made_from:
+            raise UserError(
+                f"{folder} holds a review with other settings ({review.made_from}): repeat those, or choose another --out"
+            )
+        return review
+    check_writable(folder)
+    found = {
+        side: picture_files(path) if _is_pictures(path) else None
+        for side, path in (("a", student), ("b", against))
+    }
+    if found["a"] and found["b"]:
+        pairs = _pair_files(found["a"], found["b"], num_images, prompts)
+    else:
+        pairs = _draw(folder, student, against, found, prompts, num_images, device, dtype)
+    review = Review(Path(student).name, Path(against).name, pairs, made_from)
+    write_json(folder / MANIFEST, asdict(review))
+    return review
+
+
+def _is_pictures(path: str | Path) -> bool:
+    return Path(path).is_dir() and not (Path(path) / "config.json").is_file() and bool(picture_files(path))
+
+
+def _pair_files(a: list[Path], b: list[Path], num_images: int, prompts: str | None) -> list[Pair]:
+    from l2p.corpus.prompts import prompts_for
+
+    others = {path.name: path for path in b}
+    shared = [(path, others[path.name]) for path in a if path.name in others][:num_images]
+    if not shared:
+        raise UserError(
+            f"no pictures of equal names in {a[0].parent} and {b[0].parent}: pairs are made of equal names"
+        )
+    texts = prompts_for(prompts, range(len(shared))) if prompts else [path.stem for path, _ in shared]
+    return [
+        Pair(f"{k:04d}", text, str(one.resolve()), str(two.resolve()))
+        for k, ((one, two), text) in enumerate(zip(shared, texts, strict=True))
+    ]
+
+
+def _draw(
+    folder: Path,
+    student: str | Path,
+    against: str,
+    found: dict[str, list[Path] | None],
+    prompts: str | None,
+    num_images: int,
+    device: str,
+    dtype: str,
+) -> list[Pair]:
+    import numpy as np
+
+    from l2p import runtime
+    from l2p.corpus.prompts import LANDSCAPES, prompts_for
+    from l2p.evaluation.evaluate import EVALUATION_SEEDS
+    from l2p.images import save_png
+    from l2p.students.io import read_config
+    from l2p.students.pipeline import load
+
+    if found["a"]:
+        raise UserError(
+            f"{student} is a folder of pictures, so {against} must be one too: pairs are made of equal names"
+        )
+    if found["b"]:
+        raise UserError(
+            f"{against} is a folder of pictures and {student} a student: draw its pictures under the same names first "
+            "(l2p generate), then compare the two folders"
+        )
+    recipe = read_config(student).get("recipe") or {}
+    runtime.setup()
+    runtime.hush_loaders()
+    source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
+    first = EVALUATION_SEEDS if source == LANDSCAPES else 0
+    texts = prompts_for(source, range(num_images), first)
+    pipeline = load(student, device, dtype)
+    spec = pipeline.student.spec
+    size = (spec.height or 128, spec.width or 128)
+    painters = {"a": pipeline.generate, "b": other_painter(against, pipeline, recipe, size, device, dtype)}
+    paths: dict[str, list[Path]] = {"a": [], "b": []}
+    for side, paint in painters.items():
+        for k, text in enumerate(texts):
+            path = folder / "pictures" / side / f"{k:04d}.png"
+            if not path.is_file():
+                image = paint(text, seeds=EVALUATION_SEEDS + k, height=size[0], width=size[1])[0]
+                save_png(np.asarray(image), path)
+            paths[side].append(path.resolve())
+    return [
+        Pair(f"{k:04d}", text, str(a), str(b))
+        for k, (text, a, b) in enumerate(zip(texts, paths["a"], paths["b"], strict=True))
+    ]
+
+
+def other_painter(
+    against: str,
+    pipeline: StudentPipeline,
+    recipe: dict[str, Any],
+    size: tuple[int, int],
+    device: str,
+    dtype: str,
+):
+    """``(prompt, seeds, height, width) -> [picture]`` of another student or of a teacher, from the same pixel noise."""
+    from l2p.students.pipeline import load
+
+    if (Path(against) / "config.json").is_file():
+        return load(against, device, dtype).generate
+    import torch
+    from PIL import Image
+
+    from l2p import flow
+    from l2p.evaluation.references import TeacherPictures
+    from l2p.recipe import TeacherConfig
+    from l2p.teachers import load_teacher
+
+    weights = torch.float32 if pipeline.device.type == "cpu" else pipeline.dtype
+    teacher = load_teacher(against, None, pipeline.device, weights)
+    settings = {
+        k: v for k, v in recipe.get("teacher", {}).items() if k in ("num_inference_steps", "guidance_scale")
+    }
+    config = TeacherConfig(path=against, height=size[0], width=size[1], **settings)
+    source = TeacherPictures(teacher, pipeline.student.basis, config, pipeline.dtype, Path())
+
+    def paint(prompt: str, seeds: int, height: int, width: int) -> list[Image.Image]:
+        noise = flow.noise([seeds], 3, height, width)
+        return [Image.fromarray(source.draw([prompt], noise, config.num_inference_steps)[0])]
+
+    return paint

@@ -1,0 +1,99 @@
+"""`l2p review` and `l2p demo`: mistakes in one line, the summary, the pages' start."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from l2p.review import serving
+from l2p.review.answers import Answer, Answers
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, color in (("new", "red"), ("old", "blue")):
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            Image.new("RGB", (16, 16), color).save(tmp_path / name / f"{k}.png")
+    return tmp_path / "new", tmp_path / "old"
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What would have been served."""
+    calls = []
+    monkeypatch.setattr(serving, "serve", lambda app, host, port, what: calls.append((app, host, port, what)))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["review", "nowhere", "--against", "x"], "no student and no pictures at nowhere"),
+        (["review", "."], "--against is missing"),
+        (["review", ".", "--against", "x", "--num-images", "0"], "--num-images is 0"),
+        (["review", ".", "--summary"], "holds no review"),
+        (["review", ".", "--against", "x", "--port", "0"], "--port is 0"),
+        (["demo", "nowhere"], "no student at nowhere"),
+        (["demo", "nowhere", "--port", "70000"], "--port is 70000"),
+    ],
+)
+def test_mistakes_are_one_line(l2p, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = l2p(*argv)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1
+
+
+def test_two_folders_are_reviewed_and_summed_up(l2p, folders, served):
+    new, old = folders
+    code, out, _ = l2p("review", new, "--against", old)
+    assert code == 0 and "2 pairs" in out and served[0][1:] == ("127.0.0.1", 8765, "review")
+    folder = new.parent / "review-new"
+    code, _, err = l2p("review", new, "--summary")
+    assert code == 2 and "no answer yet" in err
+    Answers(folder / "answers").add("Ann", Answer("0000", "a", "tie"))
+    code, out, _ = l2p("review", new, "--summary")
+    assert code == 0 and "100.0 %" in out and "Ann" in out
+    code, out, _ = l2p("review", new, "--summary", "--json")
+    assert json.loads(out)["real"]["win_rate"] == 0.5
+
+
+def test_a_student_beside_its_teacher(l2p, student_folder, tiny_pipeline, served, tmp_path):
+    argv = [
+        "review",
+        student_folder,
+        "--against",
+        tiny_pipeline,
+        "--num-images",
+        2,
+        "--out",
+        tmp_path / "out",
+    ]
+    code, out, err = l2p(*argv, "--device", "cpu", "--dtype", "fp32")
+    assert code == 0, err
+    pictures = [Image.open(path).size for path in sorted((tmp_path / "out" / "pictures").glob("*/*.png"))]
+    assert pictures == [(48, 32)] * 4
+
+
+def test_the_demo_draws_with_student_and_teacher(l2p, student_folder, served):
+    code, _, err = l2p("demo", student_folder, "--device", "cpu", "--dtype", "fp32")
+    assert code == 0, err
+    from l2p.review.demo import Painter, Wish
+
+    painter = Painter(student_folder, "cpu", "fp32")
+    assert painter.about["paths"] == ["l2p", "vae"] and painter.about["width"] == 48
+    for path in ("l2p", "vae"):
+        picture, milliseconds = painter.draw(Wish("a lake", 3, 32, 48, path))
+        assert picture.shape == (32, 48, 3) and milliseconds > 0
+
+
+def test_an_address_that_is_taken_is_told(l2p):
+    import socket
+
+    from l2p.errors import UserError
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="cannot listen on 127.0.0.1"):
+            serving.serve(None, "127.0.0.1", taken.getsockname()[1], "demo")

@@ -1,0 +1,113 @@
+"""Folders of pictures: planted defects raise their alarm and no other, clean pictures none; files and names."""
+
+import json
+
+import numpy as np
+import pytest
+
+from l2p.errors import UserError
+from l2p.evaluation.pictures import evaluate_pictures
+from l2p.images import save_png
+from l2p.landscapes import Scene, caption, render_batch
+
+SEEDS = range(9_600_000, 9_600_006)
+
+
+def fill(folder, pictures, first=0):
+    for k, picture in enumerate(pictures, first):
+        save_png(picture, folder / f"{k:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def renders():
+    return render_batch(SEEDS, 96, 96)
+
+
+@pytest.fixture(scope="module")
+def clean(renders, tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("clean"), renders)
+
+
+def seams(pictures):
+    stripes = (8 * ((np.arange(96) // 11) % 2) - 4)[None, None, :, None]
+    return np.clip(pictures.astype(int) + stripes, 0, 255).astype(np.uint8)
+
+
+def hue(pictures):
+    changed = pictures.copy()
+    changed[:, :24, :24] = pictures[:, :24, :24, ::-1]
+    return changed
+
+
+def texture(pictures):
+    changed = pictures.copy()
+    noise = np.random.default_rng(0).integers(-40, 40, (len(pictures), 12, 12, 3))
+    patch = np.clip(pictures[:, 48:60, 48:60].astype(int) + noise, 0, 255).astype(np.uint8)
+    changed[:, 48:, 36:] = np.tile(patch, (1, 4, 5, 1))
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("defect", "words"),
+    [(seams, "seams every 11 px"), (hue, "colours drift"), (texture, "repeated texture"), (None, None)],
+)
+def test_each_defect_raises_its_own_alarm(renders, clean, tmp_path, defect, words):
+    folder = fill(tmp_path / "drawn", renders if defect is None else defect(renders))
+    metrics = evaluate_pictures(folder, clean, tmp_path / "out", progress=False)
+    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    lines = metrics["alarms"]
+    assert any(words in line for line in lines) if words else not lines, lines
+    if defect in (seams, hue):
+        assert len(lines) == 1, lines
+    assert metrics["settings"]["paired"] and (tmp_path / "out" / "report.html").is_file()
+    if defect is None:
+        assert (
+            metrics["student"]["psnr_to_against"] == 100 and metrics["summary"]["frechet_to_against"] < 1e-6
+        )
+
+
+def test_a_missing_object_is_read_off_the_prompts(tmp_path):
+    scenes = [s for s in map(Scene.from_seed, range(9_610_000, 9_610_060)) if "house" in caption(s)][:8]
+    scenes = [s for s in scenes if s.house == "yes"]
+    bare = [Scene.from_attributes(s.seed, **{**s.attributes, "house": "no"}) for s in scenes]
+    from l2p.landscapes import render
+
+    (tmp_path / "prompts.txt").write_text("\n".join(caption(s) for s in scenes))
+    with_houses = fill(tmp_path / "a", [render(s) for s in scenes])
+    without = fill(tmp_path / "b", [render(s) for s in bare])
+    metrics = evaluate_pictures(
+        without, with_houses, tmp_path / "out", prompts=str(tmp_path / "prompts.txt"), progress=False
+    )
+    assert metrics["student"]["attribute_accuracy_by_attribute"]["house"] < 0.3
+    assert metrics["against"]["attribute_accuracy"] is None
+
+
+def test_sets_of_other_names_are_compared_as_sets(renders, clean, tmp_path):
+    other = fill(tmp_path / "other", render_batch(range(9_620_000, 9_620_008), 96, 96), first=500)
+    metrics = evaluate_pictures(other, clean, tmp_path / "out", progress=False, num_images=6)
+    assert not metrics["settings"]["paired"] and "psnr_to_against" not in metrics["student"]
+    assert metrics["settings"]["num_images"] == 6
+    student = metrics["student"]
+    low, high = student["frechet_interval"]
+    assert low <= student["frechet_to_against"] <= high and 0 <= student["recall"] <= 1
+    again = evaluate_pictures(other, clean, tmp_path / "out2", progress=False, num_images=6)
+    for metric in (metrics, again):
+        del metric["seconds"]
+    assert metrics == again
+
+
+def test_what_cannot_be_measured_is_named(renders, clean, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds 0 pictures"):
+        evaluate_pictures(tmp_path / "empty", clean, tmp_path / "out", progress=False)
+    mixed = fill(tmp_path / "mixed", renders[:2])
+    save_png(renders[0][:64], mixed / "zz.png")
+    with pytest.raises(UserError, match="zz.png is 64 x 96, the others are 96 x 96"):
+        evaluate_pictures(mixed, clean, tmp_path / "out", progress=False)
+    (mixed / "zz.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="zz.png is no picture"):
+        evaluate_pictures(mixed, clean, tmp_path / "out", progress=False)
+    small = fill(tmp_path / "small", renders[:3, :16, :16])
+    with pytest.raises(UserError, match="expected at least 32 x 32"):
+        evaluate_pictures(small, clean, tmp_path / "out", progress=False)

@@ -1,0 +1,76 @@
+"""The demo: what it refuses, what it draws, and its page in a real browser."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2p.errors import UserError
+from l2p.review.demo import Wish, demo_app
+
+GOOD = {"prompt": "a lake", "seed": 7, "height": 32, "width": 48, "path": "l2p"}
+
+
+class FakePainter:
+    """Says what it was asked for by a colour."""
+
+    about = {"name": "quick", "height": 32, "width": 48, "paths": ["l2p", "vae"], "device": "cpu"}
+
+    def draw(self, wish):
+        red = 250 if wish.path == "vae" else 10
+        return np.full((wish.height, wish.width, 3), (red, wish.seed % 256, 0), np.uint8), 12.34
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": " "}, "prompt"),
+        ({"prompt": "x" * 1001}, "prompt"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1.5}, "whole number"),
+        ({"seed": True}, "whole number"),
+        ({"height": 7}, "multiple of 8"),
+        ({"width": 4096}, "multiple of 8"),
+        ({"path": "pid"}, "path must be l2p"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Wish.check({**GOOD, **change})
+
+
+def test_a_picture_and_its_latency(serve, call):
+    address = serve(demo_app(FakePainter()))
+    assert call(address, "/api/about")[1]["name"] == "quick"
+    status, made = call(address, "/api/draw", GOOD)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(made["picture"].partition(",")[2]))))
+    assert status == 200 and made["milliseconds"] == 12.3 and picture.shape == (32, 48, 3)
+    assert picture[0, 0].tolist() == [10, 7, 0]
+    status, error = call(address, "/api/draw", {**GOOD, "height": 33})
+    assert status == 400 and "multiple of 8" in error["detail"]
+
+
+def test_the_page(chromium, until, serve):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    def one(selector):
+        return chromium.find_element(By.CSS_SELECTOR, selector)
+
+    chromium.get(serve(demo_app(FakePainter())))
+    until(lambda: one("#title").text == "quick")
+    assert one("#width").get_property("value") == "48"
+    one("#draw").click()
+    until(lambda: "12 ms" in one("#caption").text)
+    assert "l2p, 48 × 32, seed 7" in one("#caption").text
+    Select(one("#path")).select_by_value("vae")
+    one("#prompt").clear()
+    one("#prompt").send_keys("<b>a river</b>")
+    one("#draw").click()
+    until(lambda: "vae, 48" in one("#caption").text)
+    assert "<b>a river</b>" in one("#caption").text
+    before = one("#seed").get_property("value")
+    one("#another").click()
+    until(lambda: one("#seed").get_property("value") != before)
