@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from PIL import Image
@@ -14,9 +14,11 @@ from torch import Tensor
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
+from l2p.remote import HubName
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
-from l2p.students.io import load_student
+from l2p.students.io import load_student, read_config
 from l2p.students.student import PixelStudent
+from l2p.teachers import PATTERNS, resolve
 from l2p.teachers.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -30,16 +32,45 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
-        dtype: "auto", "bf16", "fp16" or "fp32", of the weights and the arithmetic.
+        dtype: "bf16", "fp16" or "fp32", of the weights and the arithmetic; "auto" keeps a bf16 or fp16 copy as it
+            is, and takes for fp32 weights what the device is fast in.
 
     Raises:
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
     """
     chosen = pick_device(device)
     student = load_student(path, chosen)
-    return StudentPipeline(
-        student, TextEncoder.from_pretrained(path, device=chosen), pick_dtype(dtype, chosen)
-    )
+    saved = next(student.parameters()).dtype
+    picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
+    if picked != saved:
+        cast_weights(student, picked)
+    text_dtype = picked if dtype == "fp32" else "auto"
+    return StudentPipeline(student, load_text_encoder(path, chosen, text_dtype), picked)
+
+
+def load_text_encoder(
+    path: str | Path, device: torch.device, dtype: torch.dtype | Literal["auto"] = "auto"
+) -> TextEncoder:
+    """The text encoder in a student's folder, or in the teacher on the Hub that its config names.
+
+    Raises:
+        UserError: neither is there, or it cannot be fetched.
+    """
+    path = Path(path)
+    reference = read_config(path).get("text_encoder")
+    if reference is not None and not (path / "text_encoder").is_dir():
+        name, revision = (
+            reference.get(k) if isinstance(reference, dict) else None for k in ("name", "revision")
+        )
+        if (
+            HubName.parse(f"{name}@{revision}") is None
+        ):  # a folder from elsewhere must not name a path of this machine
+            raise UserError(
+                f"{path} takes its text encoder from {reference!r}, expected a Hub name and a revision"
+            )
+        parts = [f"{part}/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
+        path = resolve(name, revision, parts)
+    return TextEncoder.from_pretrained(path, device=device, dtype=dtype)
 
 
 class StudentPipeline:
