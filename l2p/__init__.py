@@ -21,11 +21,12 @@ __all__ = ["UserError", "__version__", "load"]
 
 
 def load(path: str, device: str = "auto", dtype: str = "auto") -> StudentPipeline:
-    """The student saved in the folder `path`, ready to draw.
+    """The student in the folder `path`, or called so on the Hub (``USER/NAME[@revision]``), ready to draw.
 
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto", "bf16", "fp16" or "fp32".
     Raises UserError when the folder holds no student or its weights do not fit.
     """
+    from l2p.hub import resolve_student
     from l2p.students.pipeline import load as load_pipeline
 
-    return load_pipeline(path, device=device, dtype=dtype)
+    return load_pipeline(resolve_student(path), device=device, dtype=dtype)

@@ -17,12 +17,18 @@ WHEN_STOPPED = "; run the same command again"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="folder that `l2p distill` wrote")
+    parser.add_argument(
+        "student",
+        metavar="STUDENT",
+        help="folder that `l2p distill` wrote, or USER/NAME[@REVISION] on the Hub",
+    )
     parser.add_argument(
         "--num-images", type=int, metavar="N", help="pictures measured; else as the recipe says"
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", help="where the results go; else evaluation-NAME beside the student"
+        "--out",
+        metavar="FOLDER",
+        help="where the results go; else evaluation-NAME beside the student, or here for one from the Hub",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
@@ -33,11 +39,14 @@ def run(args: argparse.Namespace) -> None:
     if args.num_images is not None and args.num_images < 2:
         raise UserError(f"--num-images is {args.num_images}, expected at least 2")
     from l2p import runtime
-    from l2p.students.io import read_config
+    from l2p.hub import resolve_student
+    from l2p.teachers import commit_of
 
-    read_config(args.student)
-    folder = Path(args.student).resolve()
-    out = Path(args.out) if args.out else folder.parent / f"evaluation-{folder.name}"
+    folder = resolve_student(args.student).resolve()
+    # A student from the Hub lies in the Hub's cache, which is no place for results.
+    place = Path.cwd() if commit_of(folder) else folder.parent
+    name = Path(args.student).name if commit_of(folder) else folder.name
+    out = Path(args.out) if args.out else place / f"evaluation-{name}"
     runtime.setup()
     runtime.hush_loaders()
     from l2p.evaluation.evaluate import evaluate_folder

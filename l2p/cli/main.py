@@ -24,6 +24,8 @@ VERBS = {
     "generate": "draw pictures from prompts",
     "info": "what a student is",
     "evaluate": "measure a student beside its teacher",
+    "push": "publish a student on the Hub",
+    "pull": "fetch a student from the Hub",
     "doctor": "what is installed, what will be slow, and the fix",
     "train-teacher": "train the bundled latent teacher",
     "train-judge": "train the judge that the evaluation asks",

@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
 CONFIG = "config.json"
+FORMAT_KEYS = {"format_version", "needs", "written_by", "class"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
 LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours
 DEEPEST = 1000  # layers

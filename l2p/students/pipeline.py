@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -14,11 +14,11 @@ from torch import Tensor
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
-from l2p.remote import HubName
+from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
 from l2p.students.io import load_student, read_config
 from l2p.students.student import PixelStudent
-from l2p.teachers import PATTERNS, resolve
+from l2p.teachers import PATTERNS
 from l2p.teachers.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -44,33 +44,32 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
     if picked != saved:
         cast_weights(student, picked)
-    text_dtype = picked if dtype == "fp32" else "auto"
-    return StudentPipeline(student, load_text_encoder(path, chosen, text_dtype), picked)
+    texts = TextEncoder.from_pretrained(
+        text_encoder_folder(path), device=chosen, dtype=picked if dtype == "fp32" else "auto"
+    )
+    return StudentPipeline(student, texts, picked)
 
 
-def load_text_encoder(
-    path: str | Path, device: torch.device, dtype: torch.dtype | Literal["auto"] = "auto"
-) -> TextEncoder:
-    """The text encoder in a student's folder, or in the teacher on the Hub that its config names.
+def text_encoder_folder(path: str | Path) -> Path:
+    """The folder that has a student's ``text_encoder/`` and ``tokenizer/``: its own, or that of the teacher on the Hub
+    that its config names.
 
     Raises:
-        UserError: neither is there, or it cannot be fetched.
+        UserError: it names something else, or the teacher cannot be fetched.
     """
     path = Path(path)
     reference = read_config(path).get("text_encoder")
-    if reference is not None and not (path / "text_encoder").is_dir():
-        name, revision = (
-            reference.get(k) if isinstance(reference, dict) else None for k in ("name", "revision")
+    if reference is None or (path / "text_encoder").is_dir():
+        return path
+    name, revision = (reference.get(k) if isinstance(reference, dict) else None for k in ("name", "revision"))
+    if (
+        HubName.parse(f"{name}@{revision}") is None
+    ):  # a folder from elsewhere must not name a path of this machine
+        raise UserError(
+            f"{path} takes its text encoder from {reference!r}, expected a Hub name and a revision"
         )
-        if (
-            HubName.parse(f"{name}@{revision}") is None
-        ):  # a folder from elsewhere must not name a path of this machine
-            raise UserError(
-                f"{path} takes its text encoder from {reference!r}, expected a Hub name and a revision"
-            )
-        parts = [f"{part}/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
-        path = resolve(name, revision, parts)
-    return TextEncoder.from_pretrained(path, device=device, dtype=dtype)
+    parts = [f"{part}/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
+    return download(HubName(name, revision), parts)
 
 
 class StudentPipeline:

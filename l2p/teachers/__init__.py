@@ -5,7 +5,6 @@ A new family is a file with a :class:`~l2p.teachers.protocol.Teacher` and a line
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ __all__ = [
 PATTERNS = (*TEXTS, "*.safetensors")
 
 
-def resolve(path: str | Path, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
+def resolve(path: str | Path, revision: str | None = None) -> Path:
     """Folder of a teacher: a bundled name, a local folder, or a Hub name (downloaded into the Hub's cache)."""
     if (BUNDLED / str(path) / "model_index.json").is_file():
         return BUNDLED / str(path)
@@ -47,7 +46,7 @@ def resolve(path: str | Path, revision: str | None = None, patterns: Sequence[st
         raise UserError(
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
-    return download(HubName(name.repo, revision or name.revision), patterns)
+    return download(HubName(name.repo, revision or name.revision), PATTERNS)
 
 
 def commit_of(folder: Path) -> str | None:
