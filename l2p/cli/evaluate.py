@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.num_images is not None and args.num_images < 2:
         raise UserError(f"--num-images is {args.num_images}, expected at least 2")
     from l2p import runtime
-    from l2p.hub import resolve_student
+    from l2p.hub.fetch import resolve_student
     from l2p.teachers import commit_of
 
     folder = resolve_student(args.student).resolve()

@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args)
     _check_numbers(args)
-    from l2p.hub import resolve_student
+    from l2p.hub.fetch import resolve_student
 
     student = resolve_student(args.student)  # a wrong one is found before anything is made or loaded
     folder, file = _check_out(args.out, len(prompts) * args.num_images, args.grid)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
 def gather(student: str | Path) -> dict[str, Any]:
     """Everything a student's folder and the run around it say. Raises UserError when it is no student."""
-    from l2p.hub import resolve_student
+    from l2p.hub.fetch import resolve_student
     from l2p.hub.stage import find_metrics
     from l2p.students.io import read_config
 

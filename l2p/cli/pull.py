@@ -19,6 +19,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from l2p.hub import pull
+    from l2p.hub.fetch import pull
 
     print(pull(args.name, args.out, args.endpoint))

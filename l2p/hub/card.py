@@ -129,8 +129,6 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
     parts += ["## Evaluation", _table(metrics, settings, RIGHT)]
     if any(_is_number(values.get(key)) for values in _painters(metrics).values() for key in INVENTED):
         parts += ["### What was invented or lost on the way", _table(metrics, settings, INVENTED)]
-    if "quantized" in config:
-        parts += ["## Quantisation", _quantised(config["quantized"])]
     binding = "The student's weights began as the teacher's, so the teacher's licence binds them"
     if str(license) == "unknown":
         binding += ". **It is not recorded: find it before you use or share this model**"
@@ -177,14 +175,6 @@ def _table(
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     count = f"{settings.get('num_images', 'unknown')} unseen prompts of {settings.get('prompts', 'unknown')}"
     return "\n".join([*lines, "", f"{count}, measured in {settings.get('dtype', 'unknown')}."])
-
-
-def _quantised(facts: dict[str, Any]) -> str:
-    return (
-        f"The core's linear layers are in {facts['kind']}; the head stays in {facts['head']}, as quantising it bands the "
-        f"picture. Against the same student unquantised, {facts['pictures']} pictures of the same noise: "
-        f"PSNR {facts['psnr']:.1f} dB, largest difference {facts['largest']:.3f} of the range [-1, 1]."
-    )
 
 
 def _painters(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

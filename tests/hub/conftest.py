@@ -90,16 +90,3 @@ def hub(monkeypatch, tmp_path):
     yield server
     _http.close_session()
     server.close()
-
-
-@pytest.fixture
-def l2p(capsys):
-    """``l2p("push", folder, name) -> (exit code, stdout, stderr)``, in this process."""
-    from l2p.cli.main import main
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return code, *capsys.readouterr()
-
-    return run

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import l2p as library
+from l2p.hub.fetch import pull
 from l2p.hub.push import push
 from l2p.remote import HubName
 from l2p.students.io import load_student, save_student
@@ -135,7 +136,7 @@ def test_a_teacher_on_the_hub_is_named_unless_a_copy_is_asked_for(
     assert np.array_equal(picture(NAME), picture(student_folder))
     push(tmp_path / "student", "ann/whole", include_text_encoder=True)
     assert "text_encoder/config.json" in hub.repos["ann/whole"].files("main")[1]
-    push(library.hub.pull(NAME), "ann/again", include_text_encoder=True)  # a copy of what was named
+    push(pull(NAME), "ann/again", include_text_encoder=True)  # a copy of what was named
     assert "tokenizer/tokenizer.json" in hub.repos["ann/again"].files("main")[1]
 
 
@@ -212,7 +213,7 @@ def test_a_pull_survives(hub, student_folder, tmp_path):
     for action in (503, "cut"):
         hub.fail("GET", "/resolve/.*/model.safetensors", action)
     hub.fail("GET", "/api/models/ann/tiny/revision", 429, Retry_After="3")
-    library.hub.pull(NAME)
+    pull(NAME)
     assert not any(fault.times for fault in hub.faults) and any(3 <= wait <= 4 for wait in hub.waits)
     assert np.array_equal(picture(NAME), picture(student_folder))
 
@@ -309,7 +310,7 @@ def test_no_code_and_no_pickle_is_fetched(hub, student_folder):
     push(student_folder, NAME)
     repo = hub.repos[NAME]
     repo.commit("main", {**repo.files("main")[1], "evil.py": b"1/0", "pytorch_model.bin": b"\x80"})
-    folder = library.hub.pull(NAME)
+    folder = pull(NAME)
     assert not list(folder.rglob("*.py")) and not list(folder.rglob("*.bin"))
 
 
