@@ -26,7 +26,7 @@ VERBS = {
     "evaluate": "measure a student beside its teacher",
     "push": "publish a student on the Hub",
     "pull": "fetch a student from the Hub",
-    "export": "write a student for diffusers and other runtimes",
+    "export": "write a student as a pipeline for diffusers",
     "doctor": "what is installed, what will be slow, and the fix",
     "train-teacher": "train the bundled latent teacher",
     "train-judge": "train the judge that the evaluation asks",
