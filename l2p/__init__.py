@@ -14,18 +14,28 @@ from typing import TYPE_CHECKING
 from l2p.errors import UserError
 
 if TYPE_CHECKING:
+    from l2p.hub.pixel_pipeline import PixelPipeline
     from l2p.students.pipeline import StudentPipeline
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["PixelPipeline", "UserError", "__version__", "load"]
+
+
+def __getattr__(name: str) -> type[PixelPipeline]:
+    if name == "PixelPipeline":  # found when it is asked for: diffusers is slow to import
+        from l2p.hub.pixel_pipeline import PixelPipeline
+
+        return PixelPipeline
+    raise AttributeError(f"module 'l2p' has no attribute {name!r}")
 
 
 def load(path: str, device: str = "auto", dtype: str = "auto") -> StudentPipeline:
-    """The student saved in the folder `path`, ready to draw.
+    """The student in the folder `path`, or called so on the Hub (``USER/NAME[@revision]``), ready to draw.
 
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto", "bf16", "fp16" or "fp32".
     Raises UserError when the folder holds no student or its weights do not fit.
     """
+    from l2p.hub.fetch import resolve_student
     from l2p.students.pipeline import load as load_pipeline
 
-    return load_pipeline(path, device=device, dtype=dtype)
+    return load_pipeline(resolve_student(path), device=device, dtype=dtype)

@@ -84,6 +84,8 @@ def read_json(path: PathLike) -> Any:
         raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file, expected JSON") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep, expected plain JSON") from None
 
 
 def check_writable(folder: PathLike) -> None:

@@ -14,21 +14,25 @@ from torch import Tensor
 
 
 def noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tensor:
-    """White noise float32 [B, C, H, W] on the CPU; row i depends on seeds[i] (>= 0) alone, on every machine alike.
+    """White noise float32 [B, C, H, W] on the CPU; row i depends on seeds[i] (>= 0) alone, on every machine alike."""
+    return noise_from([torch.Generator().manual_seed(int(seed)) for seed in seeds], channels, height, width)
 
-    Uniform numbers of a seeded generator through Box-Muller, in fp64 and then rounded: `torch.randn` in fp32 takes
-    other instructions on other CPUs, which changes its last bits.
+
+def noise_from(generators: Sequence[torch.Generator], channels: int, height: int, width: int) -> Tensor:
+    """White noise float32 [B, C, H, W], row i drawn from the CPU's generators[i], which may be one and the same.
+
+    Uniform numbers through Box-Muller, in fp64 and then rounded: `torch.randn` in fp32 takes other instructions on
+    other CPUs, which changes its last bits.
     """
     size = channels * height * width
-    drawn = torch.empty(len(seeds), size)
-    for row, seed in zip(drawn, seeds, strict=True):
-        generator = torch.Generator().manual_seed(int(seed))
+    drawn = torch.empty(len(generators), size)
+    for row, generator in zip(drawn, generators, strict=True):
         half = -(-size // 2)
         radius = torch.rand(half, dtype=torch.float64, generator=generator).neg_().log1p_().mul_(-2).sqrt_()
         angle = torch.rand(half, dtype=torch.float64, generator=generator).mul_(2 * math.pi)
         row[:half] = angle.cos().mul_(radius)
         row[half:] = angle.sin_().mul_(radius)[: size - half]
-    return drawn.reshape(len(seeds), channels, height, width)
+    return drawn.reshape(len(generators), channels, height, width)
 
 
 def time_like(t: Tensor | float, x: Tensor) -> Tensor:

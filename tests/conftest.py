@@ -30,3 +30,16 @@ def tiny_pipeline(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("tiny") / "pipeline"
     pipeline.save_pretrained(folder, safe_serialization=True)
     return str(folder)
+
+
+@pytest.fixture
+def l2p(capsys):
+    """``l2p("info", folder) -> (exit code, stdout, stderr)``, in this process."""
+    from l2p.cli.main import main
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        return code, *capsys.readouterr()
+
+    return run

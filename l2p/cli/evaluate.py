@@ -29,7 +29,9 @@ PATHS = ("vae", "pid", "l2p")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "student", metavar="STUDENT", help="folder that `l2p distill` wrote, or a folder of pictures"
+        "student",
+        metavar="STUDENT",
+        help="folder that `l2p distill` wrote, USER/NAME[@REVISION] on the Hub, or a folder of pictures",
     )
     parser.add_argument(
         "--against",
@@ -49,7 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--num-images", type=int, metavar="N", help="pictures measured; else as the recipe says"
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", help="where the results go; else evaluation-NAME beside the student"
+        "--out",
+        metavar="FOLDER",
+        help="where the results go; else evaluation-NAME beside the student, or here for one from the Hub",
     )
     parser.add_argument(
         "--json",
@@ -72,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
     conditions = [Condition.parse(text) for text in args.fail_if]
     paths = _paths(args.paths)
-    folder = Path(args.student).resolve()
-    out = Path(args.out) if args.out else folder.parent / f"evaluation-{folder.name}"
+    folder, place, name = _find(args.student)
+    out = Path(args.out) if args.out else place / f"evaluation-{name}"
     metrics = _measure(args, folder, out, paths)
     if args.json == "-":
         print(json.dumps(metrics, indent=2))
@@ -85,6 +89,20 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
+def _find(student: str) -> tuple[Path, Path, str]:
+    """The folder of a student or of pictures, where its results go, and what they are called after."""
+    if _holds_pictures(Path(student)):
+        folder = Path(student).resolve()
+        return folder, folder.parent, folder.name
+    from l2p.hub.fetch import resolve_student
+    from l2p.teachers import commit_of
+
+    folder = resolve_student(student).resolve()
+    if commit_of(folder):  # in the Hub's cache, which is no place for results
+        return folder, Path.cwd(), Path(student).name
+    return folder, folder.parent, folder.name
+
+
 def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str, ...]) -> dict[str, Any]:
     from l2p.students.io import read_config
 
@@ -92,7 +110,7 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
     pictures = bool(against) and _holds_pictures(Path(against))
     own_pictures = _holds_pictures(folder)
     if not own_pictures:
-        read_config(args.student)
+        read_config(folder)
     elif not pictures:
         raise UserError(
             f"{args.student} is a folder of pictures: name the pictures to compare with, --against FOLDER"

@@ -27,7 +27,11 @@ PIXELS_AT_ONCE = 8 * 1024**2  # bounds the memory of a batch
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="folder that `l2p distill` wrote")
+    parser.add_argument(
+        "student",
+        metavar="STUDENT",
+        help="folder that `l2p distill` wrote, or USER/NAME[@REVISION] on the Hub",
+    )
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", default=[], help="what to draw")
     parser.add_argument("--prompts-file", metavar="FILE", help="text file, a prompt a line")
     parser.add_argument(
@@ -53,9 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args)
     _check_numbers(args)
-    from l2p.students.io import read_config
+    from l2p.hub.fetch import resolve_student
 
-    read_config(args.student)  # a wrong folder is found before anything is made or loaded
+    student = resolve_student(args.student)  # a wrong one is found before anything is made or loaded
     folder, file = _check_out(args.out, len(prompts) * args.num_images, args.grid)
     import numpy as np
 
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
     runtime.setup()
     runtime.hush_loaders()
-    pipeline = l2p.load(args.student, device=args.device, dtype=args.dtype)
+    pipeline = l2p.load(student, device=args.device, dtype=args.dtype)
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     tasks = [(row, prompt, seed + k) for row, prompt in enumerate(prompts) for k in range(args.num_images)]
     spec = pipeline.student.spec

@@ -18,29 +18,35 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="folder that `l2p distill` wrote")
+    parser.add_argument(
+        "student",
+        metavar="STUDENT",
+        help="folder that `l2p distill` wrote, or USER/NAME[@REVISION] on the Hub",
+    )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    facts = gather(Path(args.student))
+    facts = gather(args.student)
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         _print(facts)
 
 
-def gather(folder: Path) -> dict[str, Any]:
+def gather(student: str | Path) -> dict[str, Any]:
     """Everything a student's folder and the run around it say. Raises UserError when it is no student."""
+    from l2p.hub.fetch import resolve_student
+    from l2p.hub.stage import find_metrics
     from l2p.students.io import read_config
 
+    folder = resolve_student(student)
     config = read_config(folder)
-    facts = {"path": str(folder), "parameters": count_parameters(folder)}
+    facts = {"path": str(student), "parameters": count_parameters(folder)}
     facts["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts["config"] = {key: value for key, value in config.items() if key != "recipe"}
     facts["recipe"] = config.get("recipe")
-    metrics = folder.resolve().parent / "metrics.json"
-    facts["metrics"] = _read_metrics(metrics) if metrics.is_file() else None
+    facts["metrics"] = find_metrics(folder)
     return facts
 
 
@@ -59,13 +65,6 @@ def count_parameters(folder: Path) -> int:
         except SafetensorError as error:
             raise UserError(f"{file} is broken or cut short ({error})") from None
     return total
-
-
-def _read_metrics(path: Path) -> dict[str, Any] | None:
-    from l2p.files import read_json
-
-    metrics = read_json(path)
-    return metrics if isinstance(metrics, dict) else None
 
 
 def _print(facts: dict[str, Any]) -> None:

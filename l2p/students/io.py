@@ -1,7 +1,8 @@
-"""Students on disk: ``config.json``, ``model.safetensors``, and the ``text_encoder/`` and ``tokenizer/`` they
-use.
+"""Students on disk: ``config.json``, the weights, and the ``text_encoder/`` and ``tokenizer/`` they use, or the name of
+the teacher that has them.
 
-Loading is strict and says what does not fit; saving replaces a folder whole or not at all.
+Loading is strict and says what does not fit; saving replaces a folder whole or not at all. The config, and with it
+the provenance, also travels in the weights' own metadata, so that a file that was parted from its folder still tells.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l2p import __version__
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
+from l2p.runtime import DTYPES
+from l2p.students import weights
 from l2p.students.student import PixelStudent, StudentSpec
 
 if TYPE_CHECKING:
@@ -23,8 +27,13 @@ if TYPE_CHECKING:
     from l2p.teachers.text import TextEncoder
 
 FORMAT_VERSION = 1
+NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
+FORMAT_KEYS = {"format_version", "needs", "written_by", "class"}
+TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
+LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours
+DEEPEST = 1000  # layers
 
 
 def save_student(
@@ -32,40 +41,79 @@ def save_student(
     folder: str | Path,
     text_encoder: TextEncoder | None = None,
     extra: dict[str, Any] | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = weights.SHARD_BYTES,
 ) -> None:
     """Write a student's folder; an older student there is replaced once the new one is complete.
 
     Args:
         extra: JSON values to keep in ``config.json`` beside the spec, such as ``recipe``.
+        dtype: "bf16", "fp16" or "fp32" to save a copy in; buffers, which are exact on purpose, keep theirs.
+        shard_bytes: weights beyond are written as several files and an index.
 
     Raises:
         UserError: if the folder holds something that is no student, or cannot be written.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    config = {"format_version": FORMAT_VERSION, "class": CLASS_NAME, **asdict(student.spec)}
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    config = {
+        "format_version": FORMAT_VERSION,
+        "needs": NEEDS,
+        "written_by": __version__,
+        "class": CLASS_NAME,
+    }
+    config.update(asdict(student.spec))
     clash = config.keys() & (extra or {}).keys()
     if clash:
         raise ValueError(f"extra may not hold {sorted(clash)}: these keys are the format's own")
-    config.update(extra or {})
-    state = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+    config = _without_tuples({**config, **(extra or {})})
     folder = Path(folder)
+    check_replaceable(folder)
+    try:
+        with atomic_path(folder) as partial:
+            partial.mkdir()
+            metadata = {"format": "pt", "config": json.dumps(config)}
+            weights.write_weights(_state(student, dtype), partial, metadata, shard_bytes)
+            write_json(partial / CONFIG, config)
+            if text_encoder is not None:
+                text_encoder.save_pretrained(partial)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot save the student in {folder}: {error}") from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises: UserError if `folder` holds something that is no student, which a save would destroy."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"cannot save a student as {folder}: there is a file of that name")
     if folder.is_dir() and any(folder.iterdir()) and not _is_student(folder):
         raise UserError(
             f"{folder} holds files that are no student, so it is left alone: choose another folder"
         )
-    try:
-        with atomic_path(folder) as partial:
-            partial.mkdir()
-            save_file(state, partial / WEIGHTS, metadata={"format": "pt", "config": json.dumps(config)})
-            write_json(partial / CONFIG, config)
-            if text_encoder is not None:
-                text_encoder.save_pretrained(partial)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot save the student in {folder}: {error}") from error
+
+
+def _state(student: PixelStudent, dtype: str | None) -> dict[str, Tensor]:
+    state = student.state_dict()
+    if dtype is not None:
+        state.update({name: p.detach().to(DTYPES[dtype]) for name, p in student.named_parameters()})
+    return state
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return {TUPLE: [_without_tuples(item) for item in value]}
+    if isinstance(value, dict):
+        return {key: _without_tuples(item) for key, item in value.items()}
+    return [_without_tuples(item) for item in value] if isinstance(value, list) else value
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {TUPLE} and isinstance(value[TUPLE], list):
+            return tuple(_with_tuples(item) for item in value[TUPLE])
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return [_with_tuples(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_student(folder: Path) -> bool:
@@ -94,12 +142,52 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder / CONFIG} does not describe a student; expected a folder that `l2p distill` wrote"
         )
     version = config.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or version < 1:
         raise UserError(
-            f"{folder} has student format {version}, this l2p reads up to {FORMAT_VERSION}: "
-            "upgrade with `pip install -U latent2pixel`"
+            f"{folder / CONFIG} is broken: format_version is {version!r}, expected a whole number"
         )
-    return config
+    if version > FORMAT_VERSION:
+        reader = f"latent2pixel {config['needs']}" if isinstance(config.get("needs"), str) else "a newer l2p"
+        raise UserError(
+            f"{folder} has student format {version}, which {reader} reads; this is {__version__} and reads up to "
+            f"{FORMAT_VERSION}: upgrade with `pip install -U latent2pixel`"
+        )
+    return _with_tuples(config)
+
+
+def read_spec(folder: str | Path) -> StudentSpec:
+    """The spec in a student's ``config.json``. Raises UserError when it lacks something or holds absurd sizes."""
+    folder = Path(folder)
+    config = read_config(folder)
+    names = [f.name for f in fields(StudentSpec)]
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise _broken(folder, f"it lacks {', '.join(missing)}")
+    for name in ("core", "head", "teacher"):
+        if not isinstance(config[name], dict):
+            raise _broken(folder, f"{name} is {config[name]!r}, expected a mapping")
+    for name in ("patch_size", "latent_dim", "num_steps"):
+        if type(config[name]) is not int or config[name] < 1:
+            raise _broken(folder, f"{name} is {config[name]!r}, expected a positive whole number")
+    if type(config["lift_scale"]) not in (int, float) or not 0 < config["lift_scale"] < LARGEST:
+        raise _broken(folder, f"lift_scale is {config['lift_scale']!r}, expected a positive number")
+    for name in ("height", "width"):
+        if config[name] is not None and (type(config[name]) is not int or not 0 < config[name] <= LARGEST):
+            raise _broken(folder, f"{name} is {config[name]!r}, expected pixels or null")
+    for key, value in [
+        *config["core"].items(),
+        *config["head"].items(),
+        ("patch_size", config["patch_size"]),
+    ]:
+        limit = DEEPEST if key in ("n_layers", "n_refiner_layers", "num_blocks", "patch_size") else LARGEST
+        sizes = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(size, (int, float)) and not abs(size) <= limit for size in sizes):
+            raise _broken(folder, f"{key} is {value!r}, beyond {limit}")
+    return StudentSpec(**{name: config[name] for name in names})
+
+
+def _broken(folder: Path, reason: str) -> UserError:
+    return UserError(f"{folder / CONFIG} is broken ({reason}): save the student again or restore the file")
 
 
 def load_student(folder: str | Path, device: torch.device | str = "cpu") -> PixelStudent:
@@ -109,53 +197,17 @@ def load_student(folder: str | Path, device: torch.device | str = "cpu") -> Pixe
         UserError: for anything but complete, matching, finite weights.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    spec = read_spec(folder)
     try:
-        spec = StudentSpec(**{f.name: config[f.name] for f in fields(StudentSpec)})
         with torch.device("meta"):
             student = PixelStudent(spec)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"{folder / CONFIG} is broken ({error}): save the student again or restore the file"
-        ) from error
-    state = _read_weights(folder / WEIGHTS, device)
-    _check(student.state_dict(), state, folder / WEIGHTS)
+        expected = student.state_dict()
+    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split()) or "its sizes do not fit one another"
+        raise _broken(folder, reason) from error
+    entries = weights.read_entries(folder)
+    weights.check_entries(expected, entries, folder)
+    state = weights.read_weights(entries, device)
+    weights.check_finite(state, folder)
     student.load_state_dict(state, strict=True, assign=True)
     return student.eval()
-
-
-def _read_weights(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the folder is incomplete; save or download the student again")
-    try:
-        return load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is broken or cut short ({error}): save or download the student again"
-        ) from error
-
-
-def _check(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    """Raises: UserError naming the first few keys that are missing, unexpected, misshapen, or not finite."""
-    shared = expected.keys() & found.keys()
-    faults = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
-        "misshapen": [
-            f"{key} ({list(found[key].shape)} for {list(expected[key].shape)})"
-            for key in expected
-            if key in shared and found[key].shape != expected[key].shape
-        ],
-        "not finite": [key for key in found if key in shared and not torch.isfinite(found[key]).all()],
-    }
-    lines = [f"{what}: {_few(keys)}" for what, keys in faults.items() if keys]
-    if lines:
-        raise UserError(f"the weights in {path} do not fit their config; {'; '.join(lines)}")
-
-
-def _few(keys: list[str], shown: int = 3) -> str:
-    rest = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return ", ".join(keys[:shown]) + rest

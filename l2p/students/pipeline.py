@@ -14,9 +14,11 @@ from torch import Tensor
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
+from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
-from l2p.students.io import load_student
+from l2p.students.io import load_student, read_config
 from l2p.students.student import PixelStudent
+from l2p.teachers import PATTERNS
 from l2p.teachers.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -30,16 +32,44 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
-        dtype: "auto", "bf16", "fp16" or "fp32", of the weights and the arithmetic.
+        dtype: "bf16", "fp16" or "fp32", of the weights and the arithmetic; "auto" keeps a bf16 or fp16 copy as it
+            is, and takes for fp32 weights what the device is fast in.
 
     Raises:
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
     """
     chosen = pick_device(device)
     student = load_student(path, chosen)
-    return StudentPipeline(
-        student, TextEncoder.from_pretrained(path, device=chosen), pick_dtype(dtype, chosen)
+    saved = next(student.parameters()).dtype
+    picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
+    if picked != saved:
+        cast_weights(student, picked)
+    texts = TextEncoder.from_pretrained(
+        text_encoder_folder(path), device=chosen, dtype=picked if dtype == "fp32" else "auto"
     )
+    return StudentPipeline(student, texts, picked)
+
+
+def text_encoder_folder(path: str | Path) -> Path:
+    """The folder that has a student's ``text_encoder/`` and ``tokenizer/``: its own, or that of the teacher on the Hub
+    that its config names.
+
+    Raises:
+        UserError: it names something else, or the teacher cannot be fetched.
+    """
+    path = Path(path)
+    reference = read_config(path).get("text_encoder")
+    if reference is None or (path / "text_encoder").is_dir():
+        return path
+    name, revision = (reference.get(k) if isinstance(reference, dict) else None for k in ("name", "revision"))
+    if (
+        HubName.parse(f"{name}@{revision}") is None
+    ):  # a folder from elsewhere must not name a path of this machine
+        raise UserError(
+            f"{path} takes its text encoder from {reference!r}, expected a Hub name and a revision"
+        )
+    parts = [f"{part}/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
+    return download(HubName(name, revision), parts)
 
 
 class StudentPipeline:

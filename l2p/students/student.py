@@ -9,6 +9,7 @@ Legend: B batch, H W pixels, p patch side, D = 3 p^2, h w token grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -120,13 +121,19 @@ class PixelStudent(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, noise: Tensor, conditioning: Conditioning, num_steps: int | None = None, progress=None
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        num_steps: int | None = None,
+        progress: Callable[[int], object] | None = None,
+        on_step: Callable[[int, float, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Draw pictures [B, 3, H, W] from noise of that shape; not clamped.
 
         Args:
             num_steps: Euler steps at even times; the spec's if None. One step is ``self(noise, 1)``.
             progress: called with the number of steps done.
+            on_step: called with the step, its time and the picture after it; what it returns is gone on with.
         """
         num_steps = self.spec.num_steps if num_steps is None else num_steps
         x = noise
@@ -136,6 +143,8 @@ class PixelStudent(nn.Module):
             # The Euler step along (x - x_0) / t, written without the division.
             kept = (num_steps - step - 1) / (num_steps - step)
             x = kept * x + (1 - kept) * x_0
+            if on_step is not None:
+                x = on_step(step, t, x)
             if progress is not None:
                 progress(step + 1)
         return x

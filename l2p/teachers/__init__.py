@@ -11,6 +11,7 @@ import torch
 
 from l2p.errors import UserError
 from l2p.files import read_json
+from l2p.remote import TEXTS, HubName, download
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
 from l2p.teachers.text import TextEncoder
 from l2p.teachers.z_image import ZImageTeacher
@@ -30,45 +31,27 @@ __all__ = [
 ]
 
 
+PATTERNS = (*TEXTS, "*.safetensors")
+
+
 def resolve(path: str | Path, revision: str | None = None) -> Path:
     """Folder of a teacher: a bundled name, a local folder, or a Hub name (downloaded into the Hub's cache)."""
     if (BUNDLED / str(path) / "model_index.json").is_file():
         return BUNDLED / str(path)
     if Path(path).is_dir():
         return Path(path)
-    name = str(path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    name = HubName.parse(str(path))
+    if name is None:
         bundled = sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
         raise UserError(
-            f"no teacher at {name!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
+            f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
-    return _download(name, revision)
+    return download(HubName(name.repo, revision or name.revision), PATTERNS)
 
 
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except GatedRepoError:
-        raise UserError(f"{name} is gated: accept its licence on the Hub, then run `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{name} is not on the Hub, or is private: check the name, or run `hf auth login`"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"{name} is not in the Hub cache and the Hub cannot be reached: check the network"
-        ) from None
-    except HfHubHTTPError as error:
-        raise UserError(f"the Hub refused {name}: {str(error).splitlines()[0]}") from None
+def commit_of(folder: Path) -> str | None:
+    """The commit a folder of the Hub's cache is a snapshot of; None elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def load_teacher(
@@ -97,7 +80,9 @@ def load_teacher(
     ) as error:  # diffusers, transformers and safetensors each raise their own kinds for a broken folder
         raise UserError(f"cannot load the teacher in {folder}: {str(error).splitlines()[0]}") from error
     pipeline.to(device)
-    return FAMILIES[class_name](pipeline, name=str(path), revision=revision, license=_license(folder))
+    return FAMILIES[class_name](
+        pipeline, name=str(path), revision=commit_of(folder) or revision, license=_license(folder)
+    )
 
 
 def _license(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -98,8 +99,19 @@ class TextEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | Literal["auto"] | None = None,
     ) -> TextEncoder:
+        """Load ``folder/text_encoder`` and ``folder/tokenizer``.
+
+        Args:
+            dtype: of the weights; "auto" is the one they were saved in, None is fp32.
+
+        Raises:
+            UserError: one of the two is missing or broken.
+        """
         from transformers import AutoModel, AutoTokenizer
 
         folder = Path(folder)
@@ -108,8 +120,25 @@ class TextEncoder:
                 raise UserError(
                     f"{folder} has no {part}/ folder: it needs a text encoder and a tokenizer to read prompts"
                 )
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        model = AutoModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype or torch.float32, use_safetensors=True
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+            model, report = AutoModel.from_pretrained(
+                folder / "text_encoder",
+                dtype=dtype or torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except Exception as error:  # transformers, tokenizers and safetensors each raise their own kinds
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"cannot load the text encoder in {folder}: {reason}") from error
+        # transformers fills what it does not find with noise, and says so in a log alone
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[what]:
+                first = ", ".join(str(key) for key in sorted(report[what])[:3])
+                raise UserError(
+                    f"the weights in {folder / 'text_encoder'} do not fit their config; {what[:-5]}: {first}"
+                )
+        if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+            raise UserError(f"the weights in {folder / 'text_encoder'} hold NaN or infinity")
         return cls(tokenizer, model.to(device))

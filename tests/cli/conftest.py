@@ -1,4 +1,4 @@
-"""A tiny student on the disk, and the `l2p` command in this process and in another."""
+"""A tiny student on the disk, and the `l2p` command in another process."""
 
 from __future__ import annotations
 
@@ -33,19 +33,6 @@ def student_folder(tiny_pipeline, tmp_path_factory) -> Path:
         student, folder, text_encoder=teacher.text_encoder, extra={"recipe": recipe, "stage": "one_step"}
     )
     return folder
-
-
-@pytest.fixture
-def l2p(capsys):
-    """``l2p("info", folder) -> (exit code, stdout, stderr)``, in this process."""
-    from l2p.cli.main import main
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -1,0 +1,28 @@
+"""Write a student in the form that other libraries read, and check what was written."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLES = """\
+examples:
+  l2p export runs/quickstart/student --to diffusers landscapes-pipeline
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from l2p.hub.export import KINDS
+
+    parser.add_argument(
+        "student", metavar="STUDENT", help="folder that `l2p distill` wrote, or USER/NAME[@REVISION]"
+    )
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+    parser.add_argument("--to", required=True, metavar="KIND", help=f"one of {', '.join(KINDS)}")
+
+
+def run(args: argparse.Namespace) -> None:
+    from l2p import runtime
+    from l2p.hub.export import export
+
+    runtime.hush_loaders()
+    print(export(args.student, args.to, args.out))

@@ -1,0 +1,194 @@
+"""The model card: what the folder itself can prove, in tables, and metadata that the Hub's library accepts.
+
+A figure that was not measured is left out and named as missing; nothing is estimated.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from l2p.errors import UserError
+from l2p.files import read_json, write_text
+from l2p.remote import HubName
+from l2p.students.io import read_config
+from l2p.students.weights import read_entries
+
+LICENSES = "apache-2.0 mit openrail creativeml-openrail-m openrail++ bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc0-1.0 gemma"
+PAINTERS = {
+    "teacher": "teacher, {teacher_steps} steps and VAE",
+    "teacher_one_step": "teacher, 1 step and VAE",
+    "lift": "lift, no training",
+    "student": "**this student, {student_steps} step(s)**",
+    "vae": "VAE of real renders",
+    "real": "real renders",
+}
+RIGHT = {
+    "attribute_accuracy": ("attributes right", 100, 1, " %"),
+    "frechet": ("Frechet distance to renders", 1, 2, ""),
+    "frechet_to_teacher": ("Frechet distance to teacher", 1, 2, ""),
+}
+INVENTED = {
+    "psnr_to_teacher": ("PSNR to the teacher's picture of the same noise", 1, 1, " dB"),
+    "detail_ratio": ("finest detail (1 = as clean pictures)", 1, 2, ""),
+    "seam_ratio": ("seams at patch borders (1 = none)", 1, 2, ""),
+}
+LIMITS = """\
+- It knows what its teacher knew, and inherits what its teacher gets wrong.
+- It was trained at {size}; other sizes are drawn, and their layout may repeat or dissolve.
+- Detail that the teacher's picture of the same noise does not have is made up; the second table says how much.
+- Figures are of one training run. Distances are on the features of the project's own judge: they are no FID.
+"""
+
+
+def write_card(folder: str | Path, name: str) -> None:
+    """Write ``README.md`` into a staged student's folder, from its config, metrics, weights and pictures.
+
+    Args:
+        name: what the three lines of code load, ``USER/NAME`` once it is published.
+
+    Raises:
+        UserError: metadata that the Hub's own library refuses.
+    """
+    from huggingface_hub import ModelCard
+
+    folder = Path(folder)
+    config = read_config(folder)
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    try:
+        data = _metadata(config, metrics, name)
+        text = f"---\n{data.to_yaml()}\n---\n\n{_body(folder, config, metrics, name)}"
+        again = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
+    except ValueError as error:
+        raise UserError(f"the Hub's library refuses this card: {' '.join(str(error).split())}") from error
+    if again != data.to_dict():
+        raise UserError(
+            "the card's metadata do not survive the Hub's library: a name in recipe or metrics is odd"
+        )
+    write_text(folder / "README.md", text)
+
+
+def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    teacher, recipe = config.get("teacher") or {}, config.get("recipe") or {}
+    license = str(teacher.get("license") or "unknown").lower()
+    known = license in LICENSES.split()
+    on_hub = HubName.parse(str(teacher.get("name"))) is not None
+    prompts = str((recipe.get("corpus") or {}).get("prompts") or "")
+    student, world = (
+        metrics.get("student") or {},
+        str((metrics.get("settings") or {}).get("prompts", "prompts")),
+    )
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=re.sub(r"\W+", "-", Path(world).name).strip("-") or "prompts",
+            dataset_name=f"unseen prompts of {Path(world).name}",
+            metric_type=key,
+            metric_name=title,
+            metric_value=round(student[key] * factor, 4),
+        )
+        for key, (title, factor, _, _) in {**RIGHT, **INVENTED}.items()
+        if _is_number(student.get(key))
+    ]
+    return ModelCardData(
+        library_name="latent2pixel",
+        pipeline_tag="text-to-image",
+        license=license if known else "other",
+        license_name=None if known else re.sub(r"[^\w.-]+", "-", license),
+        base_model=teacher["name"] if on_hub else None,
+        base_model_relation="finetune" if on_hub else None,
+        datasets=[prompts] if HubName.parse(prompts) else None,
+        tags=["pixel-space", "one-step", "distillation", "latent2pixel"],
+        model_name=name.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: str) -> str:
+    teacher, recipe = config.get("teacher") or {}, config.get("recipe") or {}
+    settings = metrics.get("settings") or {}
+    title, origin = name.split("/")[-1], str(teacher.get("name") or "not recorded")
+    size = (
+        f"{config['width']} x {config['height']} px" if config.get("width") else "a size that is not recorded"
+    )
+    license = teacher.get("license") or "unknown"
+    steps = "one step" if config["num_steps"] == 1 else f"{config['num_steps']} steps"
+    parts = [
+        f"# {title}",
+        f"A pixel-space text-to-image model that paints {size} in {steps}: no VAE, no latents.",
+    ]
+    if (folder / "pictures.png").is_file():
+        parts.append("![Teacher above, student below, from the same noise](pictures.png)")
+    call = f'student = l2p.load("{name}")\nstudent.generate("a red house by a lake at dusk", seeds=7)[0].save("a.png")'
+    parts += ["## Load it", f"```python\nimport l2p  # pip install latent2pixel\n{call}\n```"]
+    parts += ["## Time and memory", _costs(folder, metrics, settings)]
+    parts += ["## Evaluation", _table(metrics, settings, RIGHT)]
+    if any(_is_number(values.get(key)) for values in _painters(metrics).values() for key in INVENTED):
+        parts += ["### What was invented or lost on the way", _table(metrics, settings, INVENTED)]
+    binding = "The student's weights began as the teacher's, so the teacher's licence binds them"
+    if str(license) == "unknown":
+        binding += ". **It is not recorded: find it before you use or share this model**"
+    revision = f" at revision `{teacher['revision']}`" if teacher.get("revision") else ""
+    parts += ["## Teacher and licence", f"Teacher: `{origin}`{revision}. Licence: {license}. {binding}."]
+    made = f"`recipe.yaml` ({recipe.get('name', 'unnamed')}, seed {recipe.get('seed', 'unknown')}) made it"
+    parts += [
+        "## Recipe",
+        f"{made}; `l2p distill recipe.yaml` makes it again." if recipe else "Not recorded.",
+    ]
+    parts += ["## Limitations", LIMITS.format(size=size)]
+    return "\n\n".join(parts).rstrip() + "\n"
+
+
+def _costs(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> str:
+    entries = read_entries(folder).values()
+    width = {"F32": 4, "BF16": 2, "F16": 2}
+    weights = sum(math.prod(entry.shape) * width[entry.dtype] for entry in entries)
+    kinds = ", ".join(sorted({entry.dtype for entry in entries}))
+    lines = [f"Weights in memory, without the text encoder: {weights / 1e6:,.1f} MB ({kinds})."]
+    timed = {n: v["latency_ms"] for n, v in _painters(metrics).items() if _is_number(v.get("latency_ms"))}
+    if timed:
+        where = f"{settings.get('device')}, {settings.get('threads')} threads, {settings.get('dtype')}"
+        rows = [f"| {_called(n, settings)} | {ms:,.1f} ms |" for n, ms in timed.items()]
+        size = f"{settings.get('width')} x {settings.get('height')} px"
+        lines += ["\n".join([f"| one picture of {size} on {where} | median |", "| --- | --- |", *rows])]
+    else:
+        lines.append("Its speed was not measured.")
+    return "\n\n".join(lines)
+
+
+def _table(
+    metrics: dict[str, Any], settings: dict[str, Any], columns: dict[str, tuple[str, int, int, str]]
+) -> str:
+    painters = _painters(metrics)
+    shown = {k: c for k, c in columns.items() if any(_is_number(v.get(k)) for v in painters.values())}
+    if not shown:
+        return "Not measured."
+    head = ["", *(title for title, *_ in shown.values())]
+    rows = [
+        [_called(name, settings), *(_cell(values.get(key), *shown[key][1:]) for key in shown)]
+        for name, values in painters.items()
+    ]
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    count = f"{settings.get('num_images', 'unknown')} unseen prompts of {settings.get('prompts', 'unknown')}"
+    return "\n".join([*lines, "", f"{count}, measured in {settings.get('dtype', 'unknown')}."])
+
+
+def _painters(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: metrics[name] for name in PAINTERS if isinstance(metrics.get(name), dict)}
+
+
+def _called(name: str, settings: dict[str, Any]) -> str:
+    known = {"teacher_steps": "many", "student_steps": "few", **settings}
+    return PAINTERS[name].format(**known)
+
+
+def _cell(value: Any, factor: int, decimals: int, unit: str) -> str:
+    return f"{value * factor:,.{decimals}f}{unit}" if _is_number(value) else "-"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

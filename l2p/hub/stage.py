@@ -1,0 +1,125 @@
+"""What is published: a student's folder made complete, from the student, the run around it and nothing else.
+
+Loading it strictly is the first step, so that a broken student never leaves the machine.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from l2p.errors import UserError
+from l2p.files import PathLike, read_json, write_json, write_text
+from l2p.hub.card import write_card
+from l2p.images import labelled_grid, save_png
+from l2p.remote import TOKEN, HubName
+from l2p.students.io import FORMAT_KEYS, load_student, read_config, save_student
+from l2p.students.pipeline import text_encoder_folder
+from l2p.students.student import StudentSpec
+from l2p.teachers import commit_of
+
+TEXT_PARTS = ("text_encoder", "tokenizer")
+PICTURES = "pictures.png"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def stage(
+    student: PathLike,
+    out: PathLike,
+    *,
+    dtype: str | None = None,
+    include_text_encoder: bool = False,
+    name: str | None = None,
+) -> Path:
+    """Write the folder to publish: student, text encoder or its name, recipe, metrics, pictures and card.
+
+    Args:
+        student: folder that `l2p distill` wrote, or one that was pulled.
+        dtype: "bf16", "fp16" or "fp32" of the weights; as they are if None.
+        include_text_encoder: copy it even where a teacher on the Hub could be named instead.
+        name: ``USER/NAME`` for the card; its folder's name if None.
+
+    Raises:
+        UserError: a broken student, or a text that holds a token.
+    """
+    source, out = Path(student), Path(out)
+    config = read_config(source)
+    network = load_student(source)
+    own = FORMAT_KEYS | {field.name for field in fields(StudentSpec)}
+    extra = _without_places({key: value for key, value in config.items() if key not in own})
+    network.spec.teacher = _without_places(network.spec.teacher)
+    reference = None if include_text_encoder else _reference(source, config)
+    extra.pop("text_encoder", None)
+    if reference:
+        extra["text_encoder"] = reference
+    save_student(network, out, extra=extra, dtype=dtype)
+    if not reference:
+        texts = text_encoder_folder(source)
+        for part in TEXT_PARTS:
+            shutil.copytree(texts / part, out / part)
+    if extra.get("recipe"):
+        from omegaconf import OmegaConf
+
+        write_text(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(extra["recipe"])))
+    metrics = find_metrics(source)
+    if metrics:
+        write_json(out / "metrics.json", _without_places(metrics))
+    _pictures(source, out / PICTURES)
+    write_card(out, name or source.resolve().name)
+    _refuse_tokens(out)
+    return out
+
+
+def find_metrics(folder: Path) -> dict[str, Any] | None:
+    """The figures of a student: in its folder where it was published, else beside it, where a run leaves them."""
+    for path in (folder / "metrics.json", folder.resolve().parent / "metrics.json"):
+        if path.is_file():
+            metrics = read_json(path)
+            return metrics if isinstance(metrics, dict) else None
+    return None
+
+
+def _without_places(value: Any) -> Any:
+    """`value` with absolute paths cut to their last part: where things lie on this machine is nobody's business."""
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _reference(folder: Path, config: dict[str, Any]) -> dict[str, str] | None:
+    """Name and commit of the teacher on the Hub that has the text encoder; a name without a commit could change."""
+    if not (folder / "text_encoder").is_dir():
+        return config.get("text_encoder")
+    teacher = config.get("teacher") or {}
+    name, revision = teacher.get("name"), teacher.get("revision")
+    if HubName.parse(str(name)) and COMMIT.fullmatch(str(revision)):
+        return {"name": name, "revision": revision}
+    return None
+
+
+def _pictures(source: Path, path: Path) -> None:
+    """Teacher and student side by side, from the evaluation; or the sheet that an earlier publication made."""
+    drawn = source.resolve().parent / "evaluation" / "pictures.npz"
+    if (source / PICTURES).is_file():
+        shutil.copyfile(source / PICTURES, path)
+    elif drawn.is_file() and commit_of(source) is None:
+        with np.load(drawn, allow_pickle=False) as arrays:
+            rows = {name: arrays[name][:4] for name in ("teacher", "student") if name in arrays}
+            if rows:
+                captions = [str(text) for text in arrays["captions"][:4]]
+                save_png(labelled_grid(rows, captions), path)
+
+
+def _refuse_tokens(folder: Path) -> None:
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".json", ".yaml", ".md") and TOKEN.search(file.read_text(encoding="utf-8")):
+            raise UserError(
+                f"{file.name} holds what looks like a Hub token (hf_...): take it out of the recipe, and revoke it"
+            )

@@ -1,0 +1,238 @@
+"""The Hugging Face Hub as a place that files come from and go to: names, patience, and one clear line for each failure.
+
+Ground floor: teachers and students are fetched through it, and publishing (`l2p/hub/`) stands on it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from l2p.errors import UserError
+from l2p.files import PathLike
+
+T = TypeVar("T")
+NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
+TRIES = 5
+LONGEST_WAIT = 300.0  # seconds; a Hub that asks for more is not worth waiting for unattended
+BUSY = (408, 429, 500, 502, 503, 504)
+HTTP_LIBRARIES = (
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+    "requests",
+    "urllib3",
+)  # changes with huggingface_hub
+
+
+@dataclass(frozen=True)
+class HubName:
+    """``USER/NAME`` and, after an ``@``, a branch, tag or commit."""
+
+    repo: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubName | None:
+        """The name in `text`, or None where it is none."""
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+
+        match = NAME.fullmatch(text)
+        if match is None:
+            return None
+        try:
+            validate_repo_id(match["repo"])
+        except HFValidationError:
+            return None
+        return cls(match["repo"], match["revision"])
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
+def download(name: HubName, patterns: Sequence[str], endpoint: str | None = None) -> Path:
+    """Fetch the files of a repository into the Hub's cache, from where they come the next time.
+
+    Files that are new are compared with the hashes that the Hub gives; one that differs is removed again.
+
+    Args:
+        patterns: such as ``*.safetensors``; no other file is fetched.
+
+    Returns:
+        the folder of the snapshot.
+
+    Raises:
+        UserError: see :func:`explain`; or a file arrived damaged.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    def fetch() -> Path:
+        before = set(_cached(name, endpoint))
+        path = snapshot_download(
+            name.repo, revision=name.revision, allow_patterns=list(patterns), endpoint=endpoint
+        )
+        fresh = [file for file in Path(path).rglob("*") if file.is_file() and file not in before]
+        if fresh:
+            api = HfApi(endpoint=endpoint)
+            names = [file.relative_to(path).as_posix() for file in fresh]
+            wrong = differing(api, name.repo, Path(path).name, dict(zip(names, fresh, strict=True)))
+            for file in (Path(path) / wrong_name for wrong_name in wrong):
+                file.resolve().unlink()
+                file.unlink(missing_ok=True)
+            if wrong:
+                raise UserError(
+                    f"{', '.join(wrong)} of {name} arrived damaged: another hash than the Hub's; pull again"
+                )
+        return Path(path)
+
+    return patient(fetch, name)
+
+
+def _cached(name: HubName, endpoint: str | None) -> list[Path]:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.repo, repo_type="model")
+    return [file for file in (folder / "snapshots").rglob("*") if file.is_file()]
+
+
+def differing(api: Any, repo: str, revision: str, files: dict[str, Path]) -> list[str]:
+    """Names of those `files` (name on the Hub -> local path) that the Hub lacks or holds with another hash."""
+    found = {}
+    names = list(files)
+    for start in range(0, len(names), 100):
+        for info in api.get_paths_info(repo, names[start : start + 100], revision=revision):
+            found[info.path] = info.lfs.sha256 if getattr(info, "lfs", None) else info.blob_id
+    return [name for name, path in files.items() if found.get(name) != _hash(path, found.get(name))]
+
+
+def _hash(path: Path, like: str | None) -> str:
+    """SHA-256 of a file where `like` is one (large files on the Hub), else git's own hash of it."""
+    if like is not None and len(like) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def patient(call: Callable[[], T], name: HubName, network: bool = True) -> T:
+    """`call()`, and again while the Hub is busy: as long as its ``Retry-After`` says, else 1, 2, 4, ... seconds.
+
+    Args:
+        network: whether a connection that breaks is a reason to try again as well.
+
+    Raises:
+        UserError: in the words of :func:`explain`, when it failed for another reason, or TRIES times.
+    """
+    for attempt in range(TRIES):
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:  # the Hub's client passes on what its HTTP library and its threads raise
+            line = explain(error, name)
+            wait = _wait(error, attempt, network)
+            if line is None:
+                raise
+            if wait is None or attempt == TRIES - 1:
+                raise UserError(line) from None
+            print(f"{line}; waiting {wait:.0f} s, then try {attempt + 2} of {TRIES}", file=sys.stderr)
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _wait(error: Exception, attempt: int, network: bool) -> float | None:
+    """Seconds after which another try makes sense; None if it does not."""
+    cause = _cause(error)
+    response = getattr(cause, "response", None)
+    if response is None:
+        return 2.0**attempt if network and _is_network(cause) else None
+    if response.status_code not in BUSY:
+        return None
+    asked = response.headers.get("Retry-After", "")
+    wait = float(asked) if asked.isdecimal() else 2.0**attempt
+    return wait if wait <= LONGEST_WAIT else None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The failure of HTTP or of the disk behind what the client's threads and caches wrapped around it."""
+    link: BaseException | None = error
+    while link is not None:
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or getattr(link, "response", None) is not None or _is_network(link):
+            return link
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def _is_network(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in HTTP_LIBRARIES or isinstance(
+        error, (ConnectionError, TimeoutError)
+    )
+
+
+def explain(error: Exception, name: HubName) -> str | None:
+    """One line for a failure of the Hub, of the way to it, or of the disk; None for a bug. Never holds a token."""
+    from huggingface_hub import errors
+
+    cause = _cause(error)
+    if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(cause, errors.OfflineModeIsEnabled):
+        return (
+            f"HF_HUB_OFFLINE is set and {name} is not in the Hub's cache: unset it, or fetch {name} elsewhere"
+        )
+    if isinstance(cause, errors.GatedRepoError):
+        return f"{name} is gated: accept its licence on the Hub, then run `hf auth login`"
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return f"{name.repo} has no revision {name.revision or 'main'}: expected a branch, a tag or a commit"
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return f"{name.repo} is not on the Hub, or is private: check the name, or run `hf auth login`"
+    response = getattr(cause, "response", None)
+    if response is not None:
+        return _explain_status(response.status_code, response.headers.get("Retry-After"), cause, name)
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device for {name}: free some and run the same command again"
+    if _is_network(cause):
+        return f"the Hub cannot be reached for {name} ({type(cause).__name__}): check the network"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{name} is not in the Hub's cache and the Hub cannot be reached: check the network, and HF_HUB_OFFLINE"
+    if isinstance(error, (errors.HFValidationError, errors.EntryNotFoundError)):
+        return f"{name}: {mask(str(error).splitlines()[0])}"
+    return None
+
+
+def _explain_status(status: int, retry_after: str | None, error: BaseException, name: HubName) -> str:
+    asked = f" and asks to wait {retry_after} s" if retry_after else ""
+    known = {
+        401: "the Hub does not know this token: run `hf auth login`",
+        403: f"this token may not do that to {name.repo}: make one that may write, then run `hf auth login`",
+        409: f"{name.repo} was changed by somebody else meanwhile: run the same command again",
+        412: f"{name.repo} was changed by somebody else meanwhile: run the same command again",
+        413: f"a file is too large for the Hub to take into {name.repo}",
+        429: f"the Hub is asked too much (429){asked}",
+    }
+    if status in known:
+        return known[status]
+    if status in BUSY:
+        return f"the Hub is out of order ({status}){asked}"
+    return f"the Hub refused {name} ({status}): {mask(str(error).splitlines()[0])}"
+
+
+def mask(text: PathLike) -> str:
+    """`text` without anything that looks like a Hub token."""
+    return TOKEN.sub("hf_***", str(text))
+
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9_]{16,}")
