@@ -29,6 +29,8 @@ class PairsObjective(Objective):
         pixel: weight of the Charbonnier distance ``mean(sqrt(d^2 + edge^2) - edge)``.
         gradient: weight of the same distance of differences between neighbouring pixels: sharp edges where the
             teacher has them, and no seams where it has none.
+        seam: weight of the same on the differences across the borders of latent cells alone, where a head that writes
+            patch by patch leaves its grid; there are too few of them for ``gradient`` to mind.
         edge: where Charbonnier turns from squared to absolute, in units of [-1, 1].
         latent: weight of ``L1 + MSE / 2`` in the teacher's latent space.
         latent_space: "lift" projects both pictures with ``A^T`` (almost free, and zero for the teacher's own picture,
@@ -51,6 +53,7 @@ class PairsObjective(Objective):
         weight: float = 1.0,
         pixel: float = 1.0,
         gradient: float = 1.0,
+        seam: float = 0.5,
         edge: float = 1e-3,
         latent: float = 0.5,
         latent_space: Literal["lift", "encoder"] = "lift",
@@ -63,6 +66,7 @@ class PairsObjective(Objective):
         super().__init__(weight)
         self.pixel = at_least("objectives.pairs.pixel", pixel, 0)
         self.gradient = at_least("objectives.pairs.gradient", gradient, 0)
+        self.seam = at_least("objectives.pairs.seam", seam, 0)
         self.latent = at_least("objectives.pairs.latent", latent, 0)
         self.perceptual = at_least("objectives.pairs.perceptual", perceptual, 0)
         self.edge = within("objectives.pairs.edge", edge, 0, 1)
@@ -86,14 +90,24 @@ class PairsObjective(Objective):
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)
         if self.gradient:
-            differences = (charbonnier(x.diff(dim=axis), target.diff(dim=axis), self.edge) for axis in (2, 3))
-            terms["gradient"] = self.gradient * sum(differences)
+            terms["gradient"] = self.gradient * self._steps(x, target)
+        if self.seam:
+            terms["seam"] = self.seam * self._steps(x, target, every=ctx.teacher.geometry.compression)
         if self.latent:
             terms["latent"] = self.latent * self._latent(ctx, x)
         if self.perceptual:
             some = ctx.choose(self.perceptual_fraction)
             terms["perceptual"] = self.perceptual * self._compare(x[some], target[some])
         return terms
+
+    def _steps(self, x: Tensor, target: Tensor, every: int = 1) -> Tensor:
+        """Distance of the steps from one pixel to the next, down plus across; of those over every nth border alone."""
+        return sum(
+            charbonnier(
+                *(_borders(picture.diff(dim=axis), axis, every) for picture in (x, target)), self.edge
+            )
+            for axis in (2, 3)
+        )
 
     def _compare(self, x: Tensor, target: Tensor) -> Tensor:
         return self._distance(shrink(x, self.shrink), shrink(target, self.shrink)).mean()
@@ -110,6 +124,16 @@ class PairsObjective(Objective):
                     ctx.lift.to_latent(patchify(picture.float(), p), 0.0) for picture in (x, ctx.batch.images)
                 )
         return F.l1_loss(found, wanted) + 0.5 * F.mse_loss(found, wanted)
+
+
+def _borders(steps: Tensor, axis: int, every: int) -> Tensor:
+    """Of steps between neighbours along `axis`, those from pixel ``every - 1``, ``2 every - 1`` and so on."""
+    size = steps.shape[axis]
+    return (
+        steps
+        if every == 1
+        else steps.index_select(axis, torch.arange(every - 1, size, every, device=steps.device))
+    )
 
 
 def charbonnier(x: Tensor, target: Tensor, edge: float) -> Tensor:

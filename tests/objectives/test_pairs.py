@@ -21,7 +21,7 @@ def test_zero_loss_and_zero_gradient_at_equality(context, teacher, lift):
     images = context(None).batch.images
     picture = images.clone().requires_grad_()
     terms = PairsObjective(teacher=teacher, lift=lift)(context(one_step(picture), images))
-    assert set(terms) == {"pixel", "gradient", "latent", "perceptual"}
+    assert set(terms) == {"pixel", "gradient", "seam", "latent", "perceptual"}
     assert all(abs(value.item()) < 1e-6 for value in terms.values())
     sum(terms.values()).backward()
     assert picture.grad.abs().max() < 1e-6
@@ -50,8 +50,13 @@ def test_a_ramp_and_a_seam_have_their_closed_form(context, teacher, lift):
     )
     ramp = objective(context(one_step(images + g * columns), images))["gradient"].item()
     assert ramp == pytest.approx(3 * (math.sqrt(g**2 + edge**2) - edge), rel=1e-4)
-    seam = objective(context(one_step(images + h * (columns >= width // 2)), images))["gradient"].item()
-    assert seam == pytest.approx(3 * (math.sqrt(h**2 + edge**2) - edge) / (width - 1), rel=1e-4)
+    seam = objective(context(one_step(images + h * (columns >= width // 2)), images))
+    height = math.sqrt(h**2 + edge**2) - edge
+    assert seam["gradient"].item() == pytest.approx(3 * height / (width - 1), rel=1e-4)
+    # The teacher's cells are 2 pixels wide: 7 borders across, and the step stands on one of them.
+    assert seam["seam"].item() == pytest.approx(0.5 * height / 7, rel=1e-4)
+    beside = objective(context(one_step(images + h * (columns >= width // 2 + 1)), images))
+    assert beside["seam"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_encoder_compares_with_the_kept_latent(context, teacher, lift):
@@ -64,7 +69,7 @@ def test_the_encoder_compares_with_the_kept_latent(context, teacher, lift):
 
 def test_terms_of_weight_zero_are_not_computed(context, teacher, lift):
     teacher.encode, teacher.vae = None, None
-    objective = PairsObjective(teacher=teacher, lift=lift, gradient=0.0, latent=0.0, perceptual=0.0)
+    objective = PairsObjective(teacher=teacher, lift=lift, gradient=0.0, seam=0.0, latent=0.0, perceptual=0.0)
     assert set(objective(_with_latents(context))) == {"pixel"}
 
 

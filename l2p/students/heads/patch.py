@@ -23,7 +23,7 @@ ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations wo
 class PatchHead(nn.Module):
     """Fine tokens from the core and from the noise, a few :class:`PatchBlock`, one linear layer to pixels.
 
-    The linear layer writes each fine patch alone, so its borders would show; a 3x3 convolution over
+    The linear layer writes each fine patch alone, so its borders would show; a 5x5 convolution over
     :data:`PIXEL_CHANNELS` numbers a pixel mends them. The same convolution adds a draft: the latents that the
     teacher's own final layer reads off the core, seen through a linear map of a token and its eight neighbours. With layer and map from teacher and lift, and all else at zero, an untrained student draws.
 
@@ -71,7 +71,7 @@ class PatchHead(nn.Module):
             for _ in range(num_blocks)
         )
         self.out = nn.Linear(width, PIXEL_CHANNELS * fine_patch**2)
-        self.conv_out = nn.Conv2d(3 + PIXEL_CHANNELS, 3, 3, padding=1, padding_mode="replicate")
+        self.conv_out = nn.Conv2d(3 + PIXEL_CHANNELS, 3, 5, padding=2, padding_mode="replicate")
         nn.init.zeros_(self.conv_out.bias)
         nn.init.dirac_(self.conv_out.weight)
 
