@@ -11,13 +11,11 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from l2p.hub.export import KINDS
-
     parser.add_argument(
         "student", metavar="STUDENT", help="folder that `l2p distill` wrote, or USER/NAME[@REVISION]"
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--to", required=True, metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    parser.add_argument("--to", required=True, metavar="KIND", help="what to write: diffusers")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -50,6 +50,7 @@ def student_spec(
         head=_head(config.head),
         num_steps=config.num_steps,
         latest_time=config.latest_time,
+        noise_in_span=config.noise_in_span,
         height=height,
         width=width,
         teacher=teacher or {},

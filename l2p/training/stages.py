@@ -89,7 +89,7 @@ class Run:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
         config = self.recipe.student
         if head is not None:
-            config = replace(config, head=HeadConfig(kind=head), latest_time=1.0)
+            config = replace(config, head=HeadConfig(kind=head), latest_time=1.0, noise_in_span=False)
         size = (self.recipe.teacher.height, self.recipe.teacher.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not

@@ -187,3 +187,18 @@ def test_latest_time_changes_what_is_told_of_pure_noise_only(teacher, lift, capt
         expected = unpatchify(lift.to_pixels(z_t - 0.9 * u_z), 16)
         torch.testing.assert_close(told(x_t, late, conditioning), expected, atol=1e-4, rtol=1e-4)
         assert (told(x_t, late, conditioning) - plain(x_t, late, conditioning)).abs().max() > 0.01
+
+
+def test_noise_outside_the_lifts_span_may_be_left_out(teacher, lift, captions, student_config, randomised):
+    """Two noises that agree inside the span give one picture; below t = 1 the student sees everything."""
+    student = randomised(from_teacher(teacher, lift, student_config("patch", noise_in_span=True)))
+    tokens, basis = patchify(noisy(1), 16), lift.basis.float()
+    outside = patchify(noisy(1, seed=1), 16)
+    outside = outside - outside @ basis @ basis.T
+    one, other = unpatchify(tokens, 16), unpatchify(tokens + outside, 16)
+    assert (one - other).abs().max() > 0.5
+    with torch.no_grad():
+        pictures = [student(x, torch.ones(1), captions([9])) for x in (one, other)]
+        torch.testing.assert_close(*pictures, atol=1e-4, rtol=0)
+        earlier = [student(x, torch.full((1,), 0.9), captions([9])) for x in (one, other)]
+        assert (earlier[0] - earlier[1]).abs().max() > 0.01
