@@ -92,3 +92,20 @@ def test_loaders_are_hushed_and_downloads_are_not():
     for library in (transformers, diffusers):
         assert not library.utils.logging.is_progress_bar_enabled()
     assert not are_progress_bars_disabled()
+
+
+def test_weights_take_the_autocast_dtype_and_come_back_as_they_were():
+    network = torch.nn.Linear(4, 3)
+    own = [parameter.data for parameter in network.parameters()]
+    x = torch.randn(2, 4)
+    with runtime.weights_in_autocast_dtype(network):  # no autocast: nothing happens
+        assert [parameter.data_ptr() for parameter in network.parameters()] == [
+            data.data_ptr() for data in own
+        ]
+    with pytest.raises(RuntimeError, match="stop"), torch.no_grad():
+        with runtime.autocast("cpu", torch.bfloat16), runtime.weights_in_autocast_dtype(network):
+            assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
+            expected = torch.nn.functional.linear(x.bfloat16(), own[0].bfloat16(), own[1].bfloat16())
+            assert torch.equal(network(x), expected)
+            raise RuntimeError("stop")
+    assert [parameter.data_ptr() for parameter in network.parameters()] == [data.data_ptr() for data in own]

@@ -95,3 +95,12 @@ def test_a_checkpoint_of_other_sizes_is_refused(tmp_path):
     other = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
     with pytest.raises(UserError, match="other settings"):
         fit(other, lambda step: {}, OptimConfig(steps=9, optimizer="muon"), tmp_path, "linear")
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2p.training.teacher.shutil.which", lambda name: None)
+    recipe = TeacherRecipe(output_dir=str(tmp_path / "run"))
+    recipe.transformer.compile = True
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler.*compile=false"):
+        run(recipe)
+    assert not (tmp_path / "run").exists()
