@@ -46,21 +46,22 @@ def test_patch_head_crosses_patch_borders_and_stays_local():
     """One block: a query sees its tile and the halo, and the convolution one fine token more."""
     torch.manual_seed(0)
     head = PatchHead(24, 24, 16, 64, fine_patch=4, width=16, num_blocks=1, head_dim=16, tile=2, halo=1)
-    pixels, tokens = reach(head, (17, 30))  # fine token (4, 7), core token (1, 1)
+    pixels, tokens = reach(head, (17, 29))  # with 2 pixels around it: fine rows 3 and 4, columns 6 and 7
     rows, columns = pixels.any(1).nonzero().flatten(), pixels.any(0).nonzero().flatten()
-    # The convolution reads the fine rows 3 to 5, of tiles 1 and 2, whose windows are the fine rows 1 to 6.
+    # The blocks' convolution reads the fine rows 2 to 5, of tiles 1 and 2, whose windows are the fine rows 1 to 6; and
+    # the fine columns 5 to 8, of tiles 2 to 4, whose windows are the fine columns 3 to 10.
     assert (rows.min(), rows.max()) == (4 * 1, 4 * 7 - 1)
-    assert (columns.min(), columns.max()) == (4 * 5, 4 * 11 - 1)
+    assert (columns.min(), columns.max()) == (4 * 3, 4 * 11 - 1)
     assert tokens[0, 1] and tokens[1, 2] and not tokens[3].any() and not tokens[:, 3].any()
 
 
 def test_patch_head_opens_features_where_they_are():
     """Without blocks a core token writes its own patch and nothing else, the noise its own fine patch."""
     torch.manual_seed(0)
-    head = PatchHead(24, 24, 16, 64, fine_patch=4, width=16, num_blocks=0, head_dim=16)
+    head = PatchHead(24, 24, 16, 64, fine_patch=8, width=16, num_blocks=0, head_dim=16)
     torch.nn.init.zeros_(head.readout.weight)  # the draft may reach over to the neighbours
-    pixels, tokens = reach(head, (37, 61))
-    assert pixels[36:40, 60:64].all() and pixels.sum() == 16
+    pixels, tokens = reach(head, (36, 60))
+    assert pixels[32:40, 56:64].all() and pixels.sum() == 64
     assert tokens[2, 3] and tokens.sum() == 1
 
 
