@@ -143,7 +143,8 @@ def evaluate(
             shown[name].append(pictures[:room])
         captions += texts[:room]
 
-    latency = _latency(source if with_teacher else None, painters, captions or texts, config, size)
+    asked = source if with_teacher else None
+    latency = paths_latency(asked, painters, captions or texts, config, size, EVALUATION_SEEDS)
     metrics = _metrics(sets, latency, judge)
     invented = _invention(pipeline, captions, size, config, DRAWS[thorough])
     metrics["student"]["invention"] = float(invented.mean())
@@ -193,10 +194,6 @@ def _paint(painter: StudentPipeline, texts: list[str], noise: torch.Tensor, name
             f"the {name} draws numbers that are not finite: its weights are broken, or try dtype=fp32"
         )
     return to_uint8(pictures)
-
-
-def _latency(source, painters, captions, config, size) -> dict[str, float]:
-    return paths_latency(source, painters, captions, config, size, EVALUATION_SEEDS)
 
 
 def _invention(

@@ -90,24 +90,16 @@ class PairsObjective(Objective):
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)
         if self.gradient:
-            terms["gradient"] = self.gradient * self._steps(x, target)
+            terms["gradient"] = self.gradient * step_distance(x, target, self.edge)
         if self.seam:
-            terms["seam"] = self.seam * self._steps(x, target, every=ctx.teacher.geometry.compression)
+            cell = ctx.teacher.geometry.compression
+            terms["seam"] = self.seam * step_distance(x, target, self.edge, every=cell)
         if self.latent:
             terms["latent"] = self.latent * self._latent(ctx, x)
         if self.perceptual:
             some = ctx.choose(self.perceptual_fraction)
             terms["perceptual"] = self.perceptual * self._compare(x[some], target[some])
         return terms
-
-    def _steps(self, x: Tensor, target: Tensor, every: int = 1) -> Tensor:
-        """Distance of the steps from one pixel to the next, down plus across; of those over every nth border alone."""
-        return sum(
-            charbonnier(
-                *(_borders(picture.diff(dim=axis), axis, every) for picture in (x, target)), self.edge
-            )
-            for axis in (2, 3)
-        )
 
     def _compare(self, x: Tensor, target: Tensor) -> Tensor:
         return self._distance(shrink(x, self.shrink), shrink(target, self.shrink)).mean()
@@ -126,17 +118,19 @@ class PairsObjective(Objective):
         return F.l1_loss(found, wanted) + 0.5 * F.mse_loss(found, wanted)
 
 
-def _borders(steps: Tensor, axis: int, every: int) -> Tensor:
-    """Of steps between neighbours along `axis`, those from pixel ``every - 1``, ``2 every - 1`` and so on."""
-    size = steps.shape[axis]
-    return (
-        steps
-        if every == 1
-        else steps.index_select(axis, torch.arange(every - 1, size, every, device=steps.device))
-    )
-
-
 def charbonnier(x: Tensor, target: Tensor, edge: float) -> Tensor:
     """Mean of ``sqrt(d^2 + edge^2) - edge``: smooth at 0, about ``|d|`` beyond ``edge``."""
     difference = x.float() - target.float()
     return (difference.square() + edge**2).sqrt().mean() - edge
+
+
+def step_distance(x: Tensor, target: Tensor, edge: float, every: int = 1) -> Tensor:
+    """:func:`charbonnier` of the steps from one pixel [B, C, H, W] to the next, down plus across.
+
+    Args:
+        every: of the steps across every nth border alone, those after pixel ``every - 1``, ``2 every - 1`` and so on.
+    """
+    return sum(
+        charbonnier(*(y.movedim(axis, -1).diff()[..., every - 1 :: every] for y in (x, target)), edge)
+        for axis in (2, 3)
+    )

@@ -22,7 +22,7 @@ from l2p.errors import UserError
 from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json, write_text
 from l2p.landscapes import Scene, caption, render_batch
-from l2p.objectives.pairs import charbonnier
+from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.teachers import build
 from l2p.teachers.protocol import Conditioning
 from l2p.teachers.z_image import ZImageTeacher
@@ -174,8 +174,7 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
         y = y.float()
         return {
             "pixel": charbonnier(y, x, EDGE),
-            "edge": config.edge_weight
-            * sum(charbonnier(y.diff(dim=axis), x.diff(dim=axis), EDGE) for axis in (2, 3)),
+            "edge": config.edge_weight * step_distance(y, x, EDGE),
             "mse": config.mse_weight * F.mse_loss(y, x),
             "kl": config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel(),
         }

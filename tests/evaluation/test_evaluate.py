@@ -108,7 +108,7 @@ def test_a_rerun_takes_the_teacher_from_the_disk_and_agrees(
     def refuse(*_):
         raise AssertionError("the teacher drew again")
 
-    monkeypatch.setattr(module, "_latency", lambda *_: dict.fromkeys(PAINTERS, 1.0))
+    monkeypatch.setattr(module, "paths_latency", lambda *_: dict.fromkeys(PAINTERS, 1.0))
     monkeypatch.setattr(TeacherPictures, "sample", refuse)
     student = copy.deepcopy(students["patch"])  # which, untrained, draws what the lift draws
     torch.nn.init.constant_(student.head.conv_out.bias, 0.1)
