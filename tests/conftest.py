@@ -1,8 +1,9 @@
-"""Fixtures shared by the suite: tiny pipelines of the real classes, with random weights."""
+"""Fixtures shared by the suite: tiny pipelines of the real classes with random weights, the command, a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -43,3 +44,30 @@ def l2p(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless Chromium (Debian: chromium and chromium-driver); the test is skipped where there is none."""
+    selenium = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    options = selenium.ChromeOptions()
+    options.binary_location = browser
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = selenium.Chrome(options=options, service=Service(driver))
+    started.set_page_load_timeout(300)
+    started.set_script_timeout(300)
+    yield started
+    started.quit()

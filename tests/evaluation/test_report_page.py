@@ -1,7 +1,5 @@
 """The report in a real browser: the wipe, the zoom at native pixels, the invention map that fades in, no text as markup."""
 
-import shutil
-
 import numpy as np
 import pytest
 
@@ -43,25 +41,6 @@ def report(tmp_path):
     (tmp_path / "evaluation").mkdir()
     np.savez(tmp_path / "evaluation" / "pictures.npz", captions=np.array([HOSTILE, "a lake"]), **pictures)
     return write_report(tmp_path, title=HOSTILE)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    selenium = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not driver:
-        pytest.skip("needs Debian's chromium and chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = browser
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = selenium.Chrome(options=options, service=Service(driver))
-    started.set_page_load_timeout(300)
-    yield started
-    started.quit()
 
 
 def test_wipe_zoom_and_map(chromium, report):

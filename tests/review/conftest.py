@@ -1,9 +1,8 @@
-"""A review of eight small pictures, a page served on a free port, and a headless Chromium."""
+"""A review of eight small pictures, a page served on a free port, and patience with a browser."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import threading
 import time
@@ -90,33 +89,6 @@ def call() -> Callable[..., tuple[int, object]]:
             return error.code, json.loads(data) if data.startswith(b"{") else data
 
     return ask
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """A headless Chromium (Debian: chromium and chromium-driver); the test is skipped where there is none."""
-    selenium = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
-
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not driver:
-        pytest.skip("needs Debian's chromium and chromium-driver")
-    options = selenium.ChromeOptions()
-    options.binary_location = browser
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = selenium.Chrome(options=options, service=Service(driver))
-    started.set_page_load_timeout(300)
-    started.set_script_timeout(300)
-    yield started
-    started.quit()
 
 
 @pytest.fixture
