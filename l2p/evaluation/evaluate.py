@@ -27,7 +27,8 @@ from l2p.evaluation.invention import student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
 from l2p.evaluation.references import TeacherPictures, fingerprint, remembered
-from l2p.files import atomic_path, check_writable, write_json
+from l2p.evaluation.shown import Shown
+from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
 from l2p.students.pipeline import StudentPipeline
@@ -110,7 +111,7 @@ def evaluate(
     repeats = {"real": None, "teacher": None, "vae": "real"}
     repeats |= {name: "teacher" if with_teacher else None for name in PAINTERS[1:]}
     sets = {name: Gathered(name, judge, periods, limit, repeats[name]) for name in names}
-    shown: dict[str, list[Pictures]] = {name: [] for name in sets}
+    shown = Shown(config.preview_images)
     captions: list[str] = []
     for indices in _batches(config, progress):
         texts = prompts_for(prompts, indices, EVALUATION_SEEDS)
@@ -138,10 +139,8 @@ def evaluate(
         z = source.latents(texts, seeds) if cycles else None
         for gathered in sets.values():
             gathered.update(images, labels, z if gathered.name in PAINTERS else None, source.encode)
-        room = max(0, config.preview_images - len(captions))
-        for name, pictures in drawn.items():
-            shown[name].append(pictures[:room])
-        captions += texts[:room]
+        shown.add(drawn)
+        captions += texts[: max(0, config.preview_images - len(captions))]
 
     asked = source if with_teacher else None
     latency = paths_latency(asked, painters, captions or texts, config, size, EVALUATION_SEEDS)
@@ -169,10 +168,7 @@ def evaluate(
     }
     metrics["alarms"] = alarms(metrics)
     metrics["seconds"] = round(time.perf_counter() - start, 1)
-    with atomic_path(kept / "pictures.npz") as partial:
-        arrays = {name: np.concatenate(parts) for name, parts in shown.items()}
-        arrays["invention"] = invented.astype(np.float16)
-        np.savez_compressed(partial, captions=np.array(captions, dtype=np.str_), **arrays)
+    shown.save(output_dir, captions, invention=invented.astype(np.float16))
     write_json(output_dir / "metrics.json", metrics)
     return metrics
 

@@ -19,7 +19,8 @@ from l2p.evaluation.alarms import alarms
 from l2p.evaluation.distances import distances
 from l2p.evaluation.evaluate import machine
 from l2p.evaluation.gather import Gathered
-from l2p.files import PICTURES, atomic_path, check_writable, picture_files, write_json
+from l2p.evaluation.shown import Shown
+from l2p.files import PICTURES, check_writable, picture_files, write_json
 from l2p.images import Pictures, from_uint8
 
 BATCH = 16
@@ -82,17 +83,17 @@ def evaluate_pictures(
         "against": Gathered("against", judge, tuple(periods), None, None),
         "student": Gathered("student", judge, tuple(periods), None, "against" if paired else None),
     }
-    kept: dict[str, list[Pictures]] = {name: [] for name in sets}
+    kept = Shown(shown)
     texts = (
         prompts_for(prompts, range(first_prompt, first_prompt + len(files["student"]))) if prompts else None
     )
     for batches in _batches(files, sizes, progress):
         first = sets["student"].seen
+        kept.add(batches)
         for name, pictures in batches.items():
             images = {key: from_uint8(value) for key, value in batches.items()}
             some = texts[first : first + len(pictures)] if texts and name == "student" else None
             sets[name].update(images, named_labels(some) if some else None, None, None)
-            kept[name].append(pictures[: max(0, shown - sum(map(len, kept[name])))])
     metrics: dict[str, Any] = {}
     for name, gathered in sets.items():
         metrics[name] = gathered.report(sets["against"], None, sets["against"])
@@ -121,10 +122,7 @@ def evaluate_pictures(
     }
     metrics["alarms"] = alarms(metrics)
     metrics["seconds"] = round(time.perf_counter() - start, 1)
-    captions = texts[:shown] if texts else [path.stem for path in files["student"][:shown]]
-    with atomic_path(Path(out) / "evaluation" / "pictures.npz") as partial:
-        arrays = {name: np.concatenate(parts) for name, parts in kept.items()}
-        np.savez_compressed(partial, captions=np.array(captions, dtype=np.str_), **arrays)
+    kept.save(out, texts or [path.stem for path in files["student"]])
     write_json(Path(out) / "metrics.json", metrics)
     write_report(out, title=f"{Path(folder).resolve().name} beside {Path(against).resolve().name}")
     return metrics

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from l2p.errors import UserError
 from l2p.evaluation.charts import HEIGHT, LEFT, RIGHT, WIDTH, line_chart
 from l2p.evaluation.history import png_uri, read_history
+from l2p.evaluation.shown import FILE
 from l2p.evaluation.tables import INVENTED, table
 from l2p.evaluation.tables import RIGHT as FIGURES
 from l2p.evaluation.tables import number as _number
@@ -53,7 +54,7 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
     folder = Path(folder)
     metrics = read_json(folder / "metrics.json")
     settings = metrics["settings"]
-    captions, pictures, maps = _pictures(folder / "evaluation" / "pictures.npz")
+    captions, pictures, maps = _pictures(folder / FILE)
     labels = _labels(metrics, pictures)
     scale = max(0.02, float(np.quantile(maps, 0.995))) if maps is not None and maps.size else 0.0
     cases = [
