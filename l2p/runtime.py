@@ -75,6 +75,14 @@ def pick_dtype(name: str, device: torch.device | str) -> torch.dtype:
     return DTYPES[name]
 
 
+def frozen_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dtype:
+    """Of a frozen network's weights where the arithmetic is in `dtype`.
+
+    On a CPU a small teacher stays in fp32 and autocast does the rest; a large one on a GPU comes in `dtype`.
+    """
+    return torch.float32 if torch.device(device).type == "cpu" else dtype
+
+
 def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextManager:
     """Context in which matrix products run in `dtype`; fp32 changes nothing."""
     if dtype == torch.float32:

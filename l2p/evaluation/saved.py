@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from l2p.corpus.prompts import LANDSCAPES
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import evaluate
@@ -38,30 +36,27 @@ def evaluate_folder(
     """
     from l2p.evaluation.report import write_report
     from l2p.lift import Lift
-    from l2p.recipe import EvaluationConfig, HeadConfig, StudentConfig, TeacherConfig
+    from l2p.recipe import EvaluationConfig, HeadConfig, StudentConfig
+    from l2p.runtime import frozen_dtype
     from l2p.students.build import from_teacher
     from l2p.students.io import read_config
+    from l2p.students.origin import teacher_config
     from l2p.students.pipeline import load
     from l2p.teachers import load_teacher
 
     student_path = Path(student_path)
     recipe = read_config(student_path).get("recipe") or {}
-    pipeline = load(student_path, device, dtype)
-    spec = pipeline.student.spec
-    origin = {**spec.teacher, **recipe.get("teacher", {})}
-    name = against or origin.get("path") or origin.get("name")
-    if against:
-        origin.pop("revision", None)
-    if not name:
+    named = teacher_config(student_path, against)
+    if named is None:
         raise UserError(
             f"{student_path} does not say which teacher it comes from, so there is nothing to compare it with"
         )
-    keys = ("revision", "num_inference_steps", "guidance_scale", "height", "width")
-    teacher_config = TeacherConfig(path=name, **{key: origin[key] for key in keys if key in origin})
+    pipeline = load(student_path, device, dtype)
+    spec = pipeline.student.spec
     config = EvaluationConfig(**recipe.get("evaluation", {}))
     config.num_images = num_images or config.num_images
-    weights = torch.float32 if pipeline.device.type == "cpu" else pipeline.dtype
-    teacher = load_teacher(name, teacher_config.revision, pipeline.device, weights)
+    weights = frozen_dtype(pipeline.device, pipeline.dtype)
+    teacher = load_teacher(named.path, named.revision, pipeline.device, weights)
     nothing = float("nan")  # how well the lift fits was measured when it was made, and is not in the student
     lift = Lift(
         pipeline.student.basis.double(),
@@ -72,7 +67,7 @@ def evaluate_folder(
         nothing,
     )
     student_config = StudentConfig(patch_size=spec.patch_size, head=HeadConfig(kind="linear"))
-    lift_student = from_teacher(teacher, lift, student_config, (teacher_config.height, teacher_config.width))
+    lift_student = from_teacher(teacher, lift, student_config, (named.height, named.width))
     out = Path(out) if out else student_path.resolve().parent / f"evaluation-{student_path.resolve().name}"
     source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
     metrics = evaluate(
@@ -81,7 +76,7 @@ def evaluate_folder(
         lift_student,
         config,
         out,
-        teacher_config=teacher_config,
+        teacher_config=named,
         prompts=source,
         progress=progress,
         paths=paths,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,11 @@ class Painter:
     """A student, and its teacher once it is asked for; one picture at a time."""
 
     def __init__(self, student: str | Path, device: str = "auto", dtype: str = "auto") -> None:
-        from l2p.students.io import read_config
+        from l2p.students.origin import teacher_config
         from l2p.students.pipeline import load
 
-        self.recipe = read_config(student).get("recipe") or {}
-        self.name, self.device, self.dtype = Path(student).resolve().name, device, dtype
+        self.teacher = teacher_config(student)
+        self.name = Path(student).resolve().name
         self.pipeline = load(student, device, dtype)
         self._teacher: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class Painter:
             "name": self.name,
             "height": spec.height or 128,
             "width": spec.width or 128,
-            "paths": ["l2p", *(["vae"] if self._teacher_name() else [])],
+            "paths": ["l2p", *(["vae"] if self.teacher else [])],
             "device": str(self.pipeline.device),
         }
 
@@ -84,23 +84,17 @@ class Painter:
             image = paint(wish.prompt, seeds=wish.seed, height=wish.height, width=wish.width)[0]
             return np.asarray(image), 1000 * (time.perf_counter() - start)
 
-    def _teacher_name(self) -> str | None:
-        origin = {**self.pipeline.student.spec.teacher, **self.recipe.get("teacher", {})}
-        return origin.get("path") or origin.get("name")
-
     def _teacher_of(self, size: tuple[int, int]):
-        from l2p.review.pairs import other_painter
+        from l2p.review.pairs import teacher_painter
 
-        name = self._teacher_name()
-        if not name:
+        if self.teacher is None:
             raise UserError("this student does not say which teacher it comes from: choose the path l2p")
         cell = self.pipeline.student.spec.patch_size
         if size[0] % cell or size[1] % cell:
             raise UserError(f"the teacher draws multiples of {cell} pixels: choose another size")
         if size not in self._teacher:
-            self._teacher = {
-                size: other_painter(name, self.pipeline, self.recipe, size, self.device, self.dtype)
-            }
+            sized = replace(self.teacher, height=size[0], width=size[1])
+            self._teacher = {size: teacher_painter(sized, self.pipeline)}
         return self._teacher[size]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from l2p.errors import UserError
 from l2p.files import check_writable, picture_files, read_json, write_json
 
 if TYPE_CHECKING:
+    from l2p.recipe import TeacherConfig
     from l2p.students.pipeline import StudentPipeline
 
 MANIFEST = "review.json"
@@ -158,6 +159,7 @@ def _draw(
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png
     from l2p.students.io import read_config
+    from l2p.students.origin import teacher_config
     from l2p.students.pipeline import load
 
     if found["a"]:
@@ -178,7 +180,12 @@ def _draw(
     pipeline = load(student, device, dtype)
     spec = pipeline.student.spec
     size = (spec.height or 128, spec.width or 128)
-    painters = {"a": pipeline.generate, "b": other_painter(against, pipeline, recipe, size, device, dtype)}
+    if (Path(against) / "config.json").is_file():
+        other = load(against, device, dtype).generate
+    else:
+        named = replace(teacher_config(student, against), height=size[0], width=size[1])
+        other = teacher_painter(named, pipeline)
+    painters = {"a": pipeline.generate, "b": other}
     paths: dict[str, list[Path]] = {"a": [], "b": []}
     for side, paint in painters.items():
         for k, text in enumerate(texts):
@@ -193,33 +200,17 @@ def _draw(
     ]
 
 
-def other_painter(
-    against: str,
-    pipeline: StudentPipeline,
-    recipe: dict[str, Any],
-    size: tuple[int, int],
-    device: str,
-    dtype: str,
-):
-    """``(prompt, seeds, height, width) -> [picture]`` of another student or of a teacher, from the same pixel noise."""
-    from l2p.students.pipeline import load
-
-    if (Path(against) / "config.json").is_file():
-        return load(against, device, dtype).generate
-    import torch
+def teacher_painter(config: TeacherConfig, pipeline: StudentPipeline):
+    """``(prompt, seeds, height, width) -> [picture]`` of a teacher, from the pixel noise of a student's pipeline."""
     from PIL import Image
 
     from l2p import flow
     from l2p.evaluation.references import TeacherPictures
-    from l2p.recipe import TeacherConfig
+    from l2p.runtime import frozen_dtype
     from l2p.teachers import load_teacher
 
-    weights = torch.float32 if pipeline.device.type == "cpu" else pipeline.dtype
-    teacher = load_teacher(against, None, pipeline.device, weights)
-    settings = {
-        k: v for k, v in recipe.get("teacher", {}).items() if k in ("num_inference_steps", "guidance_scale")
-    }
-    config = TeacherConfig(path=against, height=size[0], width=size[1], **settings)
+    weights = frozen_dtype(pipeline.device, pipeline.dtype)
+    teacher = load_teacher(config.path, config.revision, pipeline.device, weights)
     source = TeacherPictures(teacher, pipeline.student.basis, config, pipeline.dtype, Path())
 
     def paint(prompt: str, seeds: int, height: int, width: int) -> list[Image.Image]:

@@ -31,6 +31,7 @@ NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
 CONFIG = "config.json"
 FORMAT_KEYS = {"format_version", "needs", "written_by", "class"}
+LATER = {"latest_time": 1.0, "noise_in_span": False}  # what folders from before these were written mean
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
 LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours
 DEEPEST = 1000  # layers
@@ -160,6 +161,7 @@ def read_spec(folder: str | Path) -> StudentSpec:
     folder = Path(folder)
     config = read_config(folder)
     names = [f.name for f in fields(StudentSpec)]
+    config = {**LATER, **config}
     missing = [name for name in names if name not in config]
     if missing:
         raise _broken(folder, f"it lacks {', '.join(missing)}")
@@ -171,6 +173,11 @@ def read_spec(folder: str | Path) -> StudentSpec:
             raise _broken(folder, f"{name} is {config[name]!r}, expected a positive whole number")
     if type(config["lift_scale"]) not in (int, float) or not 0 < config["lift_scale"] < LARGEST:
         raise _broken(folder, f"lift_scale is {config['lift_scale']!r}, expected a positive number")
+    latest = config["latest_time"]
+    if type(latest) not in (int, float) or not 0 < latest <= 1:
+        raise _broken(folder, f"latest_time is {latest!r}, expected a number above 0, at most 1")
+    if type(config["noise_in_span"]) is not bool:
+        raise _broken(folder, f"noise_in_span is {config['noise_in_span']!r}, expected true or false")
     for name in ("height", "width"):
         if config[name] is not None and (type(config[name]) is not int or not 0 < config[name] <= LARGEST):
             raise _broken(folder, f"{name} is {config[name]!r}, expected pixels or null")

@@ -27,7 +27,7 @@ from l2p.objectives import build_objectives
 from l2p.objectives.base import Batch
 from l2p.patches import patchify
 from l2p.recipe import HeadConfig, Recipe, StageConfig
-from l2p.runtime import autocast
+from l2p.runtime import autocast, frozen_dtype
 from l2p.students.build import from_teacher
 from l2p.students.io import load_student, save_student
 from l2p.students.pipeline import StudentPipeline
@@ -59,8 +59,7 @@ class Run:
     @cached_property
     def teacher(self) -> Teacher:
         config = self.recipe.teacher
-        # On a CPU the small teacher stays in fp32 and autocast does the rest; a large one on a GPU comes in its dtype.
-        dtype = torch.float32 if self.device.type == "cpu" else self.dtype
+        dtype = frozen_dtype(self.device, self.dtype)
         return load_teacher(config.path, config.revision, device=self.device, dtype=dtype)
 
     @cached_property

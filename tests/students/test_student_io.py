@@ -11,8 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from l2p.errors import UserError
+from l2p.recipe import TeacherConfig
 from l2p.students.build import from_teacher
 from l2p.students.io import load_student, save_student
+from l2p.students.origin import teacher_config
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +121,31 @@ def test_no_student(tmp_path):
         ({"core": {"dims": 3}}, "broken.*dims"),
         ({"head": {"kind": "mixer"}}, "broken.*mixer"),
         ({"head": {"kind": "patch", "widht": 3}}, "broken.*widht"),
+        ({"latest_time": 1.5}, "broken.*latest_time is 1.5"),
+        ({"latest_time": "late"}, "broken.*latest_time is 'late'"),
+        ({"noise_in_span": 1}, "broken.*noise_in_span is 1"),
     ],
 )
 def test_broken_configs(broken, changes, message):
     edit(broken, **changes)
     with pytest.raises(UserError, match=message):
         load_student(broken)
+
+
+def test_folders_from_before_a_field_was_written_mean_its_default(broken, saved):
+    edit(broken, latest_time=None, noise_in_span=None)
+    assert "latest_time" not in json.loads((broken / "config.json").read_text())
+    assert load_student(broken).spec == load_student(saved).spec
+
+
+def test_the_teacher_is_the_recipes_else_the_specs(broken, teacher):
+    assert teacher_config(broken) == TeacherConfig(path=teacher.name)
+    recipe = {"teacher": {"path": "org/t", "revision": "abc", "num_inference_steps": 3, "height": 64}}
+    edit(broken, recipe=recipe)
+    assert teacher_config(broken) == TeacherConfig("org/t", "abc", 3, height=64)
+    assert teacher_config(broken, "landscapes") == TeacherConfig("landscapes", None, 3, height=64)
+    edit(broken, recipe=None, teacher={})
+    assert teacher_config(broken) is None
 
 
 def test_missing_and_truncated_weights(broken):
