@@ -21,7 +21,7 @@ _HOME = {
     "find_seams": "grid",
     "frechet_distance": "frechet",
     "free_noise": "invention",
-    "grid_peak": "spectrum",
+    "grid_share": "marks",
     "high_frequency_energy": "spectrum",
     "invention_map": "invention",
     "kernel_distance": "kernel",

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from l2p.evaluation import color, grid
+from l2p.evaluation import color, grid, marks
 
-GRID_PEAK = 4.0
 REPEATED_PICTURES = 0.1
 FINE = (0.5, 2.0)  # of the reference's energy above 0.25 cycles a pixel
 
@@ -26,10 +25,10 @@ def alarms(metrics: dict[str, Any]) -> list[str]:
             f"seams every {seams['period']} px ({seams['axis']}, from {seams['offset']}): steps {seams['strength']:.2f} "
             f"times those beside them, limit {grid.ALARM:g}"
         )
-    peak = student.get("grid_peak")
-    if peak is not None and peak > max(GRID_PEAK, 2 * reference.get("grid_peak", 0.0)):
+    share = student.get("grid_share")
+    if share is not None and share > max(marks.ALARM, 2 * reference.get("grid_share", 0.0)):
         lines.append(
-            f"marks that repeat with the patch: {peak:.1f} times their surroundings, limit {GRID_PEAK:g}"
+            f"marks that repeat with the patch: {100 * share:.1f} % of the fine structure, limit {100 * marks.ALARM:g} %"
         )
     repeated = student.get("repeated_pictures")
     if repeated is not None and repeated > REPEATED_PICTURES + reference.get("repeated_pictures", 0.0):

@@ -1,4 +1,4 @@
-"""How a picture's energy is spread over frequencies: softness, noise, and marks that repeat with the patch.
+"""How a picture's energy is spread over frequencies: softness and noise.
 
 Frequencies are in cycles a pixel, 0.5 being the finest. A Hann window keeps the jump between opposite edges out of the
 spectrum; powers are divided by the window's, so white noise of variance s^2 has power s^2 at every frequency.
@@ -42,47 +42,6 @@ def high_frequency_energy(images: Tensor, cutoff: float = 0.25) -> Tensor:
         raise ValueError(f"{cutoff=} must lie between 0 and 0.5 cycles a pixel")
     power, radius = _power(images)
     return power.flatten(1)[:, (radius > cutoff).flatten()].sum(1) / radius.numel()
-
-
-def grid_peak(images: Tensor, period: int = 16) -> float:
-    """How far marks that repeat every ``period`` pixels stand out of the spectrum of a set of pictures; near 1 for none.
-
-    The power at the multiples of ``1 / period`` along each axis over that of their neighbours, the largest of them.
-    A cosine of amplitude a in white noise of variance s^2 gives ``1 + n a^2 / (4 s^2)`` on n pixels.
-
-    Args:
-        images: [B, C, H, W] in [-1, 1]; an axis with fewer than 4 periods is left out.
-
-    Raises:
-        ValueError: no axis is long enough.
-    """
-    if images.ndim != 4 or period < 2:
-        raise ValueError(
-            f"images [B, C, H, W] and a period of at least 2 expected, got {list(images.shape)}, {period=}"
-        )
-    peaks = [
-        _axis_peak(lines, period)
-        for lines in (images.double(), images.double().transpose(2, 3))
-        if lines.shape[3] >= 4 * period
-    ]
-    if not peaks:
-        raise ValueError(
-            f"pictures of {images.shape[2]} x {images.shape[3]} hold no 4 periods of {period} px"
-        )
-    return max(peaks)
-
-
-def _axis_peak(lines: Tensor, period: int) -> float:
-    # the second difference evens out the steep slope of natural spectra, in which every frequency outdoes the next
-    steps = lines.diff(n=2, dim=3)
-    repeats = steps.shape[3] // period
-    power = torch.fft.rfft(steps[..., : repeats * period]).abs().square().mean((0, 1, 2))
-    places = torch.arange(1, (period + 1) // 2) * repeats
-    if not len(places):
-        return 1.0
-    near = torch.tensor([k for k in range(-repeats // 2 + 1, repeats // 2) if k])
-    floor = power[places[:, None] + near].median(1).values + 1e-9 * power.mean() + 1e-30
-    return float((power[places] / floor).max())
 
 
 def _power(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ RIGHT = (
 )
 INVENTED = (
     Column("seams.strength", "Seams, any period", 2, 1, 0),
-    Column("grid_peak", "Grid peak", 1, 1, 0),
+    Column("grid_share", "Patch marks %", 1, 100, -1),
     Column("repeated_share", "Repeated %", 2, 100, -1),
     Column("high_frequency_ratio", "Fine energy", 2, 1, 0),
     Column("color_drift", "Colour ΔE", 2, 1, -1),
@@ -84,7 +84,7 @@ NOTES = {
         "Seams, any period",
         "Steps on the most striking comb of lines over all others, whatever its period; alarm from 1.5.",
     ),
-    "grid_peak": ("Grid peak", "Power at the patch’s frequency over that of its neighbours; alarm from 4."),
+    "grid_share": ("Patch marks", "Share of the fine structure that every patch repeats; alarm from 2.5 %."),
     "repeated_share": ("Repeated", "Area that is a copy of another part of the same picture."),
     "high_frequency_ratio": ("Fine energy", "Energy above a quarter cycle a pixel over that of clean pictures."),
     "color_drift": (

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from l2p.evaluation.grid import SeamSearch
+from l2p.evaluation.marks import grid_share
 from l2p.evaluation.repetition import ALARM, repeated_share
-from l2p.evaluation.spectrum import grid_peak, high_frequency_energy, radial_power_spectrum
+from l2p.evaluation.spectrum import high_frequency_energy, radial_power_spectrum
 
 BINS = 32  # rings of the spectrum
 REPETITION_LIMIT = (
@@ -25,14 +26,14 @@ class Traces:
     """Gathers the figures of one set of pictures of one size.
 
     Args:
-        patch_size: pixels a side of the student's patch, at whose frequency marks are sought.
+        patch_size: pixels a side of the student's patch, in which marks are sought.
         limit: pictures that the costly figures look at; None for all.
     """
 
     def __init__(self, patch_size: int, limit: int | None = None) -> None:
         self.patch_size, self.limit = patch_size, limit
         self.seams = SeamSearch()
-        self.peaks: list[tuple[float, int]] = []
+        self.marks: list[Tensor] = []
         self.shares: list[Tensor] = []
         self.fine: list[Tensor] = []
         self.frequencies: Tensor | None = None
@@ -47,8 +48,8 @@ class Traces:
         if len(looked_at) == 0:
             return
         self.count += len(looked_at)
-        if max(images.shape[2:]) >= 4 * self.patch_size:
-            self.peaks.append((grid_peak(looked_at, self.patch_size), len(looked_at)))
+        if min(images.shape[2:]) >= 4 * self.patch_size:
+            self.marks.append(grid_share(looked_at, self.patch_size).cpu())
         searched = sum(map(len, self.shares))
         most = REPETITION_LIMIT if self.limit is None else max(1, self.limit // 3)
         if min(images.shape[2:]) >= 32 and searched < most:
@@ -68,8 +69,8 @@ class Traces:
                 "power": [float(f"{p:.4g}") for p in (self.power / self.count).nan_to_num().tolist()],
             },
         }
-        if self.peaks:
-            values["grid_peak"] = sum(peak * n for peak, n in self.peaks) / sum(n for _, n in self.peaks)
+        if self.marks:
+            values["grid_share"] = _mean(self.marks)
         if self.shares:
             values["repeated_share"] = _mean(self.shares)
             values["repeated_pictures"] = float((torch.cat(self.shares) > ALARM).double().mean())

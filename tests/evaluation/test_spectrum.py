@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from l2p.evaluation import (
     FeatureStatistics,
     frechet_distance,
-    grid_peak,
+    grid_share,
     high_frequency_energy,
     native_crops,
     patch_frechet,
@@ -60,19 +60,23 @@ def test_a_wave_stands_at_its_frequency():
     assert frequencies[power[0].argmax()] == pytest.approx(0.2, abs=0.0251)
 
 
-@pytest.mark.parametrize("period", [8, 12, 16])
-def test_a_pattern_that_repeats_with_the_patch_is_a_peak(period):
-    s, a, size = 0.1, 0.02, 16 * period
+@pytest.mark.parametrize("period", [4, 12, 16])
+def test_a_pattern_that_repeats_with_the_patch_has_its_share(period):
+    s, size = 0.1, 12 * period
     noise = s * _noise(12, 3, size, size)
-    wave = a * torch.cos(2 * math.pi * (torch.arange(size) + 3) / period)
-    peak = grid_peak(noise + wave, period)
-    # averaged over thousands of lines; two pixels fewer than the whole, whose last period is cut
-    assert peak == pytest.approx(1 + (size - period) * a**2 / (4 * s**2), rel=0.25)
-    assert grid_peak(noise + wave[:, None], period) == pytest.approx(peak, rel=0.15)
-    assert grid_peak(noise, period) < 1.5
-    assert grid_peak(noise + wave, period + 3) < 1.5
+    # a pattern of four pixels is beyond what the window of five evens out but for a fifth of its amplitude
+    pattern = _noise(3, period, period, seed=1)
+    pattern = (pattern - F.avg_pool2d(pattern.repeat(1, 3, 3)[None], 5, 1, 2)[0, :, period : 2 * period,
+                                      period : 2 * period])  # fmt: skip
+    for a in (0.03, 0.1):
+        planted = noise + a * pattern.repeat(1, 12, 12)
+        expected = a**2 * pattern.square().mean()
+        assert grid_share(planted, period).mean() == pytest.approx(expected / (expected + s**2), rel=0.25)
+        assert grid_share(planted, period + 1).mean().abs() < 0.01
+    assert grid_share(noise, period).mean().abs() < 0.003
+    assert grid_share(torch.zeros(1, 3, 64, 64)).abs().max() == 0
     with pytest.raises(ValueError, match="4 periods"):
-        grid_peak(noise[..., :16, :16], period)
+        grid_share(noise[..., : 3 * period, :], period)
 
 
 def test_native_crops_see_a_blur_that_the_judge_does_not():
