@@ -132,6 +132,7 @@ class EvaluationConfig:
     seed: int = knob(10_000, low=0)
     preview_images: int = knob(8, low=1)
     latency_runs: int = knob(5, low=1)
+    clip: str | None = None
 
 
 @dataclass

@@ -51,6 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--num-images", type=int, metavar="N", help="pictures measured; else as the recipe says"
     )
     parser.add_argument(
+        "--clip", metavar="FOLDER|NAME", help="a CLIP, for CLIP score and CMMD; else as the recipe says"
+    )
+    parser.add_argument(
         "--out",
         metavar="FOLDER",
         help="where the results go; else evaluation-NAME beside the student, or here for one from the Hub",
@@ -132,6 +135,7 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
             kept = out / "evaluation" / "student"
             count, device, dtype = args.num_images, args.device, args.dtype
             drawn = draw_pictures(folder, kept, count, args.prompts, device, dtype, progress)
+        drawn["clip"] = args.clip or drawn.get("clip")
         return evaluate_pictures(**drawn, against=against, out=out, progress=progress)
     from l2p.evaluation.saved import evaluate_folder
 
@@ -145,6 +149,7 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
         against=against,
         prompts=args.prompts,
         paths=paths,
+        clip=args.clip,
     )
 
 

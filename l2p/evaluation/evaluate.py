@@ -22,10 +22,12 @@ from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.attributes import named_labels
+from l2p.evaluation.clip import Clip
 from l2p.evaluation.gather import Gathered
 from l2p.evaluation.invention import student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
+from l2p.evaluation.perceptual import backbone_available
 from l2p.evaluation.references import TeacherPictures, fingerprint, remembered
 from l2p.evaluation.shown import Shown
 from l2p.files import check_writable, write_json
@@ -92,6 +94,7 @@ def evaluate(
     p = pipeline.student.spec.patch_size
     size = (teacher_config.height, teacher_config.width)
     judge = load_judge(device=device) if known_world else None
+    clip = Clip(config.clip, device) if config.clip else None
     basis = pipeline.student.basis
     kept = output_dir / "evaluation"
     source = TeacherPictures(teacher, basis, teacher_config, dtype, Path(cache or kept / "teacher"))
@@ -110,7 +113,7 @@ def evaluate(
     limit = None if thorough else QUICK_LIMIT
     repeats = {"real": None, "teacher": None, "vae": "real"}
     repeats |= {name: "teacher" if with_teacher else None for name in PAINTERS[1:]}
-    sets = {name: Gathered(name, judge, periods, limit, repeats[name]) for name in names}
+    sets = {name: Gathered(name, judge, periods, limit, repeats[name], clip) for name in names}
     shown = Shown(config.preview_images)
     captions: list[str] = []
     for indices in _batches(config, progress):
@@ -138,7 +141,7 @@ def evaluate(
         cycles = with_teacher and (limit is None or sets["student"].cycled < limit)
         z = source.latents(texts, seeds) if cycles else None
         for gathered in sets.values():
-            gathered.update(images, labels, z if gathered.name in PAINTERS else None, source.encode)
+            gathered.update(images, labels, z if gathered.name in PAINTERS else None, source.encode, texts)
         shown.add(drawn)
         captions += texts[: max(0, config.preview_images - len(captions))]
 
@@ -164,6 +167,8 @@ def evaluate(
         "thorough": thorough,
         "sampled_images": config.num_images if limit is None else min(limit, config.num_images),
         "invention_draws": DRAWS[thorough],
+        "clip": config.clip,
+        "not_measured": not_measured(config.clip),
         **machine(device),
     }
     metrics["alarms"] = alarms(metrics)
@@ -237,6 +242,14 @@ def _metrics(sets: dict[str, Gathered], latency: dict[str, float], judge: Any) -
             "reference_images": report["test_images"],
         }
     return {"summary": summary, **metrics}
+
+
+def not_measured(clip: str | None) -> list[str]:
+    """What was left out because its network is not here, and how to have it."""
+    lines = [] if clip else ["CLIP score and CMMD: name a CLIP with --clip FOLDER|NAME"]
+    if not backbone_available():
+        lines.append("LPIPS and DISTS: VGG-16's weights are not in torch's cache")
+    return lines
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l2p.evaluation.clip import Clip, ClipFigures
 from l2p.evaluation.cycle import latent_cycle_error
 from l2p.evaluation.figures import Figures
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -24,6 +25,7 @@ class Gathered:
         name: of the painter.
         limit: pictures that the costly figures look at; None for all.
         repeats: the painter whose pictures these should be, one by one; None for nobody's.
+        clip: None leaves its figures out.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class Gathered:
         periods: tuple[int, ...],
         limit: int | None,
         repeats: str | None,
+        clip: Clip | None = None,
     ) -> None:
         self.name, self.judge, self.repeats = name, judge, repeats
         self.figures = Figures(judge, periods)
         self.traces = Traces(periods[0], limit)
         self.pairs = Pairs(limit)
         self.crops = FeatureStatistics()
+        self.clip = ClipFigures(clip, limit) if clip else None
         self.cycle: list[Tensor] = []
         self.seen = 0
 
@@ -53,6 +57,7 @@ class Gathered:
         labels: Tensor | None,
         latents: Tensor | None,
         encode: Callable[[Tensor], Tensor] | None,
+        texts: Sequence[str] | None = None,
     ) -> None:
         """Add the next pictures.
 
@@ -60,6 +65,7 @@ class Gathered:
             images: name to [B, 3, H, W] in [-1, 1], of this painter and of the one it should repeat.
             labels: int64 [B, attributes], see Figures.
             latents: z [B, c, h, w] of the teacher's pictures; None to leave the cycle out.
+            texts: the prompts, for CLIP; None leaves its score out.
         """
         own = images[self.name]
         reference = images[self.repeats] if self.repeats else None
@@ -71,6 +77,8 @@ class Gathered:
             self.cycle.append(latent_cycle_error(own, latents, encode).cpu())
         if self.judge is not None and min(own.shape[2:]) > 4 * SIZE:
             self.crops.update(self.judge.features(native_crops(own, first=self.seen)))
+        if self.clip is not None:
+            self.clip.update(own, texts)
         self.seen += len(own)
 
     def report(self, clean: Gathered, real: Gathered | None, reference: Gathered | None) -> dict[str, Any]:
@@ -85,6 +93,8 @@ class Gathered:
         if real is not None:
             values |= self.figures.distances(real.figures)
         values |= self.traces.report(clean.traces)
+        if self.clip is not None:
+            values |= self.clip.report(clean.clip)
         if self.repeats and reference is not None:
             # the same noise makes the same layout: this ratio scatters less than the one to other pictures
             first = self.figures.periods[0]

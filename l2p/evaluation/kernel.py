@@ -8,6 +8,8 @@ little below 0 where the sets do not differ.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,13 +23,22 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: other shapes, or fewer than 2 features in a set.
     """
+    return squared_mmd(a, b, _cubic)
+
+
+def squared_mmd(a: Tensor, b: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Unbiased squared MMD of a [N, d] and b [M, d] with a kernel that turns two such sets into [N, M]; in float64.
+
+    Raises:
+        ValueError: other shapes, or fewer than 2 features in a set.
+    """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features [N, d] and [M, d] expected, got {list(a.shape)} and {list(b.shape)}")
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a kernel distance needs at least 2 features a set, got {len(a)} and {len(b)}")
     a, b = a.double(), b.double()
     return float(
-        _mean_off_diagonal(_cubic(a, a)) + _mean_off_diagonal(_cubic(b, b)) - 2 * _cubic(a, b).mean()
+        _mean_off_diagonal(kernel(a, a)) + _mean_off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean()
     )
 
 

@@ -12,7 +12,7 @@ from l2p.evaluation.bootstrap import bootstrap_interval
 from l2p.evaluation.color import color_difference, color_drift
 from l2p.evaluation.cycle import downsample_consistency
 from l2p.evaluation.fidelity import psnr, ssim
-from l2p.evaluation.perceptual import lpips_available, lpips_distance
+from l2p.evaluation.perceptual import backbone_available, dists_distance, lpips_distance
 
 FACTOR = 8  # pixels averaged before pictures are compared from afar
 
@@ -23,7 +23,7 @@ class Pairs:
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.values: dict[str, list[Tensor]] = {}
-        self.with_lpips = lpips_available()
+        self.perceptual = backbone_available()
 
     def update(self, images: Tensor, reference: Tensor) -> None:
         """Add pairs, both [B, 3, H, W] in [-1, 1]."""
@@ -36,17 +36,18 @@ class Pairs:
         room = len(images) if self.limit is None else max(0, self.limit - done)
         if room and min(images.shape[2:]) >= 11:
             self._add("ssim", ssim(images[:room], reference[:room]))
-            if self.with_lpips and min(images.shape[2:]) >= 32:
+            if self.perceptual and min(images.shape[2:]) >= 32:
                 self._add("lpips", lpips_distance(images[:room], reference[:room]))
+                self._add("dists", dists_distance(images[:room], reference[:room]))
 
     def _add(self, name: str, values: Tensor) -> None:
         self.values.setdefault(name, []).append(values.cpu())
 
     def report(self, to: str) -> dict[str, Any]:
-        """JSON values; ``to`` names the reference. LPIPS is None where its weights are missing."""
+        """JSON values; ``to`` names the reference. LPIPS and DISTS are None where their weights are missing."""
         means = {name: torch.cat(parts).numpy() for name, parts in self.values.items()}
         report: dict[str, Any] = {}
-        for name in ("ssim", "lpips"):
+        for name in ("ssim", "lpips", "dists"):
             report[f"{name}_to_{to}"] = float(means[name].mean()) if name in means else None
         for name in ("color_drift", "color_drift_worst", "downsample_consistency"):
             report[name] = float(means[name].mean()) if name in means else None

@@ -1,4 +1,8 @@
-"""LPIPS: the distance that people see, on the features of VGG-16 (Zhang et al., arXiv 1801.03924)."""
+"""Distances that people see, on the features of VGG-16: LPIPS (Zhang et al., arXiv 1801.03924), which compares place by
+place, and DISTS (Ding et al., arXiv 2004.07728), which lets one texture stand for another of its kind.
+
+The small weights of both come with lpips and torchmetrics; VGG-16's own 528 MB do not, and nothing is downloaded unasked.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2p.errors import UserError
 from l2p.evaluation.fidelity import check_pair
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 BACKBONE = "vgg16-397923af.pth"  # torchvision's file name in torch's cache
 
 
-def lpips_available() -> bool:
+def backbone_available() -> bool:
     """Whether the backbone's weights lie in torch's cache, so that no download would be tried."""
     return (Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE).is_file()
 
@@ -30,22 +34,50 @@ def lpips_distance(images: Tensor, reference: Tensor) -> Tensor:
         images, reference: [B, 3, H, W] in [-1, 1], at least 32 pixels a side.
 
     Raises:
-        UserError: the backbone's weights (528 MB) are not in torch's cache; nothing is downloaded unasked.
+        UserError: the backbone's weights are not in torch's cache.
         ValueError: shapes that differ.
     """
     check_pair(images, reference)
-    if not lpips_available():
+    _check_backbone("LPIPS")
+    with torch.no_grad():
+        return _lpips()(images.clamp(-1, 1).float(), reference.clamp(-1, 1).float()).double()
+
+
+def dists_distance(images: Tensor, reference: Tensor) -> Tensor:
+    """DISTS of each picture, [B] float64 from 0 (equal) to about 1, by torchmetrics.
+
+    Args:
+        images, reference: [B, 3, H, W] in [-1, 1], at least 32 pixels a side.
+
+    Raises:
+        UserError: the backbone's weights are not in torch's cache.
+        ValueError: shapes that differ.
+    """
+    check_pair(images, reference)
+    _check_backbone("DISTS")
+    network = _dists().to(images.device)
+    a, b = ((x.clamp(-1, 1).float() + 1) / 2 for x in (images, reference))
+    return network(a, b).reshape(-1).double()
+
+
+def _check_backbone(figure: str) -> None:
+    if not backbone_available():
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"LPIPS needs VGG-16's weights, and {folder / BACKBONE} is not there: on a machine with a network run "
-            "`python -c \"import lpips; lpips.LPIPS(net='vgg')\"` once, or leave LPIPS out"
+            f"{figure} needs VGG-16's weights, and {folder / BACKBONE} is not there: on a machine with a network run "
+            f"`python -c \"import lpips; lpips.LPIPS(net='vgg')\"` once, or leave {figure} out"
         )
-    with torch.no_grad():
-        return _network()(images.clamp(-1, 1).float(), reference.clamp(-1, 1).float()).double()
 
 
 @lru_cache(maxsize=1)
-def _network() -> LpipsDistance:
+def _dists() -> nn.Module:
+    from torchmetrics.functional.image.dists import DISTSNetwork
+
+    return DISTSNetwork().eval()
+
+
+@lru_cache(maxsize=1)
+def _lpips() -> LpipsDistance:
     from l2p.objectives.features import LpipsDistance
 
     return LpipsDistance()

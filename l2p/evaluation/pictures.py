@@ -16,8 +16,9 @@ import numpy as np
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.alarms import alarms
+from l2p.evaluation.clip import Clip
 from l2p.evaluation.distances import distances
-from l2p.evaluation.evaluate import machine
+from l2p.evaluation.evaluate import machine, not_measured
 from l2p.evaluation.gather import Gathered
 from l2p.evaluation.shown import Shown
 from l2p.files import PICTURES, check_writable, picture_files, write_json
@@ -51,6 +52,7 @@ def evaluate_pictures(
     settings: dict[str, Any] | None = None,
     periods: Sequence[int] = PERIODS,
     shown: int = 8,
+    clip: str | None = None,
 ) -> dict[str, Any]:
     """Measure the pictures of ``folder`` beside those of ``against``; write metrics, pictures and report.html to ``out``.
 
@@ -58,6 +60,7 @@ def evaluate_pictures(
         prompts: text file whose n-th line told the n-th picture, for the attributes; None leaves them out.
         num_images: the first so many pictures of each; all if None.
         settings: more lines for the report.
+        clip: folder or Hub name of a CLIP; None leaves its figures out.
         periods: of the borders on which seams are sought, the patch's first.
 
     Returns:
@@ -79,9 +82,10 @@ def evaluate_pictures(
     sizes = {name: read_picture(paths[0]).shape[:2] for name, paths in files.items()}
     paired = names[0] == names[1] and sizes["student"] == sizes["against"]
     judge = load_judge()
+    network = Clip(clip) if clip else None
     sets = {
-        "against": Gathered("against", judge, tuple(periods), None, None),
-        "student": Gathered("student", judge, tuple(periods), None, "against" if paired else None),
+        "against": Gathered("against", judge, tuple(periods), None, None, network),
+        "student": Gathered("student", judge, tuple(periods), None, "against" if paired else None, network),
     }
     kept = Shown(shown)
     texts = (
@@ -93,7 +97,7 @@ def evaluate_pictures(
         for name, pictures in batches.items():
             images = {key: from_uint8(value) for key, value in batches.items()}
             some = texts[first : first + len(pictures)] if texts and name == "student" else None
-            sets[name].update(images, named_labels(some) if some else None, None, None)
+            sets[name].update(images, named_labels(some) if some else None, None, None, some)
     metrics: dict[str, Any] = {}
     for name, gathered in sets.items():
         metrics[name] = gathered.report(sets["against"], None, sets["against"])
@@ -117,6 +121,8 @@ def evaluate_pictures(
         "pictures": str(folder),
         "against": str(against),
         "paired": paired,
+        "clip": clip,
+        "not_measured": not_measured(clip),
         **machine(torch.device("cpu")),
         **(settings or {}),
     }
@@ -212,6 +218,7 @@ def draw_pictures(
         "folder": folder,
         "prompts": str(folder / "prompts.txt"),
         "num_images": count,
+        "clip": config.clip,
         "periods": tuple(dict.fromkeys((p, 8, 4))),
         "settings": {"student": str(student_path), "prompts": str(source)},
     }

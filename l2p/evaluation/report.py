@@ -228,6 +228,9 @@ def _facts(settings: dict[str, Any], metrics: dict[str, Any]) -> list[tuple[str,
             ("Judge", f"right on {100 * judge['accuracy']:.1f} % of unseen real renders’ attributes"),
             ("Fréchet reference", f"{judge['reference_images']:,} real renders of other scenes"),
         ]
+    if settings.get("clip"):
+        facts.append(("CLIP", settings["clip"]))
+    facts += [("Not measured", line) for line in settings.get("not_measured", [])]
     number = f", {settings['dtype']}" if "dtype" in settings else ""
     return [
         *facts,

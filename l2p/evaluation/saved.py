@@ -21,6 +21,7 @@ def evaluate_folder(
     against: str | None = None,
     prompts: str | None = None,
     paths: Sequence[str] = ("vae", "l2p"),
+    clip: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved student against the teacher it names; write metrics, pictures and report.html.
 
@@ -28,6 +29,7 @@ def evaluate_folder(
         num_images: pictures measured; the recipe's if None.
         against: another teacher (folder or name on the Hub) of the same latents.
         prompts: "landscapes" or a text file, one prompt a line; what the recipe's corpus was drawn from if None.
+        clip: folder or Hub name of a CLIP; the recipe's if None.
         paths: see :func:`l2p.evaluation.evaluate.evaluate`.
         out: folder of the results, ``evaluation-NAME`` beside the student by default.
 
@@ -55,6 +57,7 @@ def evaluate_folder(
     spec = pipeline.student.spec
     config = EvaluationConfig(**recipe.get("evaluation", {}))
     config.num_images = num_images or config.num_images
+    config.clip = clip or config.clip
     weights = frozen_dtype(pipeline.device, pipeline.dtype)
     teacher = load_teacher(named.path, named.revision, pipeline.device, weights)
     nothing = float("nan")  # how well the lift fits was measured when it was made, and is not in the student

@@ -34,6 +34,10 @@ RIGHT = (
     Column("ssim_to_against", "SSIM", 3, 1, 1),
     Column("lpips_to_teacher", "LPIPS", 3, 1, -1),
     Column("lpips_to_against", "LPIPS", 3, 1, -1),
+    Column("dists_to_teacher", "DISTS", 3, 1, -1),
+    Column("dists_to_against", "DISTS", 3, 1, -1),
+    Column("clip_score", "CLIP score", 2, 1, 1),
+    Column("cmmd", "CMMD", 3, 1, -1),
     Column("patch_frechet", "Fréchet of crops", 2, 1, -1),
     Column("detail_ratio", "Detail", 2, 1, 0),
     Column("seam_ratio", "Seams", 3, 1, 0),
@@ -66,6 +70,8 @@ NOTES = {
         "Precision, recall",
         "Share of the pictures that resemble real ones, and of the real ones that are covered.",
     ),
+    "clip_score": ("CLIP score", "A hundred times the cosine between a picture’s and its prompt’s embeddings."),
+    "cmmd": ("CMMD", "Distance between sets of CLIP’s embeddings, times 1000; about 0 where they do not differ."),
     "psnr_to_teacher": (
         "PSNR",
         "Picture by picture against the teacher’s many steps from the same noise. Alone it must not rank painters: it "

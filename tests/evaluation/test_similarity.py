@@ -36,7 +36,7 @@ def test_lpips_without_its_weights_is_one_clear_line(renders, monkeypatch, tmp_p
     with pytest.raises(UserError, match="LPIPS needs VGG-16's weights") as caught:
         lpips_distance(renders, renders)
     assert "\n" not in str(caught.value)
-    assert not perceptual.lpips_available()
+    assert not perceptual.backbone_available()
     with pytest.raises(ValueError, match="two equal shapes"):
         lpips_distance(renders, renders[:2])
 
