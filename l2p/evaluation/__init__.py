@@ -19,6 +19,7 @@ _HOME = {
     "cmmd": "clip",
     "color_difference": "color",
     "color_drift": "color",
+    "departure_map": "invention",
     "detail_energy": "detail",
     "dists_distance": "perceptual",
     "downsample_consistency": "cycle",

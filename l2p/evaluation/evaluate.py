@@ -24,7 +24,7 @@ from l2p.evaluation.alarms import alarms
 from l2p.evaluation.attributes import named_labels
 from l2p.evaluation.clip import Clip
 from l2p.evaluation.gather import Gathered
-from l2p.evaluation.invention import student_invention
+from l2p.evaluation.invention import departure_map, has_free_noise, student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
 from l2p.evaluation.perceptual import backbone_available
@@ -148,8 +148,16 @@ def evaluate(
     asked = source if with_teacher else None
     latency = paths_latency(asked, painters, captions or texts, config, size, EVALUATION_SEEDS)
     metrics = _metrics(sets, latency, judge)
-    invented = _invention(pipeline, captions, size, config, DRAWS[thorough])
-    metrics["student"]["invention"] = float(invented.mean())
+    # a student that sees no free noise cannot draw anew: where it departs from its teacher is shown instead
+    maps, kind = {}, "free noise" if has_free_noise(pipeline.student.spec) else "departure"
+    metrics["student"]["invention"] = None
+    if kind == "free noise":
+        maps["invention"] = _invention(pipeline, captions, size, config, DRAWS[thorough])
+        metrics["student"]["invention"] = float(maps["invention"].mean())
+    elif with_teacher:
+        own, wanted = (from_uint8(shown.pictures(name)) for name in ("student", "teacher"))
+        maps["invention"] = departure_map(own, wanted).numpy()
+        metrics["student"]["departure"] = float(maps["invention"].mean())
     metrics["settings"] = {
         "num_images": config.num_images,
         "first_seed": EVALUATION_SEEDS + config.seed,
@@ -167,13 +175,14 @@ def evaluate(
         "thorough": thorough,
         "sampled_images": config.num_images if limit is None else min(limit, config.num_images),
         "invention_draws": DRAWS[thorough],
+        "map": kind,
         "clip": config.clip,
         "not_measured": not_measured(config.clip),
         **machine(device),
     }
     metrics["alarms"] = alarms(metrics)
     metrics["seconds"] = round(time.perf_counter() - start, 1)
-    shown.save(output_dir, captions, invention=invented.astype(np.float16))
+    shown.save(output_dir, captions, **{name: found.astype(np.float16) for name, found in maps.items()})
     write_json(output_dir / "metrics.json", metrics)
     return metrics
 

@@ -5,7 +5,8 @@ decided by what the decoder was given; where they differ, the decoder made it up
 but noise outside the lift's span: ``A^T eps`` decides what its teacher would have drawn, the rest is free.
 
 A map near zero is no proof of faithfulness: a student trained by regression alone ignores the free noise, and invents the
-same thing every time.
+same thing every time. And a one-step student whose noise is confined to the span sees none that is free: there the map is
+zero by construction, and the honest picture is where the student departs from its teacher's.
 
 Legend: K draws, B pictures, H W pixels, p patch side, A [D, d] the lift's basis.
 """
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor
 
 from l2p import flow
+from l2p.evaluation.fidelity import check_pair
 from l2p.patches import patchify, unpatchify
 
 if TYPE_CHECKING:
     from l2p.students.pipeline import StudentPipeline
+    from l2p.students.student import StudentSpec
     from l2p.teachers.protocol import Conditioning
 
 
@@ -38,6 +41,24 @@ def invention_map(draws: Tensor) -> Tensor:
     if draws.ndim != 5 or len(draws) < 2:
         raise ValueError(f"draws must be [K, B, C, H, W] with K at least 2, got {list(draws.shape)}")
     return draws.double().var(0, unbiased=True).mean(1).sqrt()
+
+
+def has_free_noise(spec: StudentSpec) -> bool:
+    """Whether any noise reaches the student that its teacher's picture does not depend on."""
+    return not spec.noise_in_span or spec.num_steps > 1  # later steps see what the first one left of it
+
+
+def departure_map(images: Tensor, reference: Tensor) -> Tensor:
+    """Difference of each pixel from its reference, root mean square over the channels, [B, H, W] float64 in [0, 2].
+
+    Args:
+        images, reference: [B, C, H, W] in [-1, 1]; the reference is the teacher's picture of the same noise.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    check_pair(images, reference)
+    return (images.double() - reference.double()).square().mean(1).sqrt()
 
 
 def free_noise(noise: Tensor, basis: Tensor, patch_size: int, seeds: Sequence[int]) -> Tensor:

@@ -35,6 +35,7 @@ PAINTERS = {
     "student": "Student, {student_steps} (l2p)",
 }
 YARDSTICKS = {"vae": "VAE of real renders", "real": "Real renders"}
+MAPS = {"free noise": "Invention map", "departure": "Departure from the teacher"}
 MAP_COLOR = (255, 60, 0)
 
 
@@ -56,6 +57,7 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
     settings = metrics["settings"]
     captions, pictures, maps = _pictures(folder / FILE)
     labels = _labels(metrics, pictures)
+    kind = settings.get("map", "free noise")
     scale = max(0.02, float(np.quantile(maps, 0.995))) if maps is not None and maps.size else 0.0
     cases = [
         {
@@ -89,6 +91,8 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
         tiles=_tiles(metrics),
         cases=cases,
         map_scale=scale,
+        map_kind=kind,
+        map_name=MAPS[kind],
         tables=[item for item in made if item],
         plots=_plots(metrics, {**labels, **yardsticks}),
         history=history,

@@ -28,9 +28,13 @@ class Shown:
             # copies: a slice, even an empty one, would keep its whole batch in memory
             kept += [picture.copy() for picture in batch[: max(0, self.limit - len(kept))]]
 
+    def pictures(self, name: str) -> Pictures:
+        """The pictures kept of a set, uint8 [n, H, W, 3]; KeyError for a set that never came."""
+        return np.stack(self._kept[name])
+
     def save(self, folder: str | Path, captions: Sequence[str], **others: Any) -> None:
         """Write ``folder/evaluation/pictures.npz``: the pictures, their captions, and other arrays."""
-        arrays = {name: np.stack(kept) for name, kept in self._kept.items()}
+        arrays = {name: self.pictures(name) for name in self._kept}
         with atomic_path(Path(folder) / FILE) as partial:
             np.savez_compressed(
                 partial, captions=np.array(captions[: self.limit], dtype=np.str_), **arrays, **others

@@ -53,6 +53,7 @@ INVENTED = (
     Column("downsample_consistency", "From afar", 3, 1, -1),
     Column("latent_cycle_error", "Latent cycle", 3, 1, -1),
     Column("invention", "Invention", 4, 1, -1),
+    Column("departure", "Departure", 4, 1, -1),
 )
 NOTES = {
     "attribute_accuracy": (
@@ -106,6 +107,11 @@ NOTES = {
     "invention": (
         "Invention",
         "Mean deviation of the student’s pixels when only its free noise changes; 0 also for one that ignores it.",
+    ),
+    "departure": (
+        "Departure",
+        "Mean difference of the student’s pixels from its teacher’s decoded picture of the same noise, on the pictures "
+        "shown. This student sees no free noise, so it has no invention figure.",
     ),
 }  # fmt: skip
 INTERVALS = {"attribute_accuracy", "frechet", "kernel", "psnr_to_teacher", "psnr_to_against"}

@@ -13,6 +13,7 @@ from l2p.errors import UserError
 from l2p.evaluation import evaluate as module
 from l2p.evaluation.evaluate import EVALUATION_SEEDS, PAINTERS, evaluate
 from l2p.evaluation.references import TeacherPictures, fingerprint
+from l2p.evaluation.report import write_report
 from l2p.evaluation.saved import evaluate_folder
 from l2p.images import from_uint8, to_uint8
 from l2p.lift import Lift
@@ -166,6 +167,25 @@ def test_a_saved_student_is_evaluated_beside_its_teacher(run, teacher, students,
     assert (tmp_path / "evaluation-student" / "report.html").is_file()
     # the linear student of the same lift, built anew from what the saved one holds, is the lift of the first run
     assert np.isfinite(metrics["lift"]["psnr_to_teacher"])
+
+
+def test_a_student_without_free_noise_says_so_instead_of_a_black_map(
+    teacher, teacher_config, students, tmp_path
+):
+    confined = copy.deepcopy(students["patch"])
+    confined.spec.noise_in_span = True
+    pipeline = StudentPipeline(confined, teacher.text_encoder)
+    metrics = evaluate(
+        pipeline, teacher, students["linear"], CONFIG, tmp_path, teacher_config=teacher_config, progress=False
+    )  # fmt: skip
+    assert metrics["student"]["invention"] is None and metrics["settings"]["map"] == "departure"
+    with np.load(tmp_path / "evaluation" / "pictures.npz") as file:
+        gap = (file["student"].astype(float) - file["teacher"]) / 127.5
+        expected = np.sqrt((gap**2).mean(-1))
+        assert np.abs(file["invention"] - expected).max() < 2e-3  # kept in fp16
+    assert metrics["student"]["departure"] == pytest.approx(expected.mean(), rel=1e-3)
+    page = write_report(tmp_path).read_text()
+    assert "This student has no invention map" in page and "Departure from the teacher <input" in page
 
 
 def test_a_student_that_draws_nan_is_named(teacher, teacher_config, students, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2p import flow
-from l2p.evaluation import free_noise, invention_map, student_invention
+from l2p.evaluation import departure_map, free_noise, invention_map, student_invention
 from l2p.patches import patchify
 
 
@@ -64,3 +64,15 @@ def test_a_students_map_is_silent_where_only_the_span_decides():
     assert found.shape == (2, 16, 16)
     assert found[..., 8:].max() < 1e-6 < 0.005 < found[..., :8].mean()
     assert torch.equal(found, student_invention(_Painter(), None, noise, draws=8))
+
+
+def test_the_departure_is_the_planted_difference_where_it_was_planted():
+    clean = torch.zeros(2, 3, 16, 16)
+    changed = clean.clone()
+    changed[1, :, 4:8, 4:8] = torch.tensor([0.3, 0.0, 0.6])[:, None, None]
+    found = departure_map(changed, clean)
+    assert found[1, 4:8, 4:8] == pytest.approx((0.45 / 3) ** 0.5, abs=1e-7)
+    found[1, 4:8, 4:8] = 0
+    assert found.max() == 0
+    with pytest.raises(ValueError, match="two equal shapes"):
+        departure_map(clean, clean[:1])
