@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -115,6 +117,15 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Bring the parameters to `dtype`; buffers, which may be exact on purpose, keep theirs."""
     for weight in module.parameters():
         weight.data = weight.data.to(dtype)
+
+
+def return_free_memory() -> None:
+    """Gives freed pages back to the system. glibc keeps those that lie between blocks still in use, so a loop that keeps
+    a few numbers of each large batch grows although nothing holds on to the batches."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none, and no such habit
+        if trim is not None:
+            trim(0)
 
 
 def hush_loaders() -> None:

@@ -33,6 +33,7 @@ from l2p.evaluation.shown import Shown
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
+from l2p.runtime import return_free_memory
 from l2p.students.pipeline import StudentPipeline
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def evaluate(
         for gathered in sets.values():
             gathered.update(images, labels, z if gathered.name in PAINTERS else None, source.encode, texts)
         shown.add(drawn)
+        return_free_memory()
         captions += texts[: max(0, config.preview_images - len(captions))]
 
     asked = source if with_teacher else None

@@ -23,6 +23,7 @@ from l2p.evaluation.gather import Gathered
 from l2p.evaluation.shown import Shown
 from l2p.files import PICTURES, check_writable, picture_files, write_json
 from l2p.images import Pictures, from_uint8
+from l2p.runtime import return_free_memory
 
 BATCH = 16
 PERIODS = (16, 8, 4)
@@ -98,6 +99,7 @@ def evaluate_pictures(
             images = {key: from_uint8(value) for key, value in batches.items()}
             some = texts[first : first + len(pictures)] if texts and name == "student" else None
             sets[name].update(images, named_labels(some) if some else None, None, None, some)
+        return_free_memory()
     metrics: dict[str, Any] = {}
     for name, gathered in sets.items():
         metrics[name] = gathered.report(sets["against"], None, sets["against"])
