@@ -24,6 +24,10 @@ examples:
 OPTIONAL = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "peft": "lora",
     "pytest": "dev",
     "hypothesis": "dev",
     "ruff": "dev",

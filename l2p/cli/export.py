@@ -7,6 +7,9 @@ import argparse
 EXAMPLES = """\
 examples:
   l2p export runs/quickstart/student --to diffusers landscapes-pipeline
+  l2p export runs/quickstart/student --to torch-export landscapes-program
+  l2p export runs/quickstart/student --to onnx landscapes-onnx
+  l2p export runs/lora/student --to merged landscapes-merged
 """
 
 
@@ -15,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "student", metavar="STUDENT", help="folder that `l2p distill` wrote, or USER/NAME[@REVISION]"
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--to", required=True, metavar="KIND", help="what to write: diffusers")
+    parser.add_argument("--to", required=True, metavar="KIND", help="diffusers, torch-export, onnx or merged (a student whose layers hold its LoRA adapters)")
 
 
 def run(args: argparse.Namespace) -> None:

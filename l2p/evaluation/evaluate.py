@@ -26,6 +26,7 @@ from l2p.evaluation.gather import Gathered
 from l2p.evaluation.invention import student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
+from l2p.evaluation.memory import peak_memory
 from l2p.evaluation.references import TeacherPictures, fingerprint, remembered
 from l2p.files import atomic_path, check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
@@ -57,6 +58,7 @@ def evaluate(
     progress: bool = True,
     paths: Sequence[str] = ("vae", "l2p"),
     thorough: bool = False,
+    student_folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure, and write ``output_dir/metrics.json`` and ``output_dir/evaluation/pictures.npz`` (for the report).
 
@@ -146,6 +148,10 @@ def evaluate(
     asked = source if with_teacher else None
     latency = paths_latency(asked, painters, captions or texts, config, size, EVALUATION_SEEDS)
     metrics = _metrics(sets, latency, judge)
+    if config.peak_memory and student_folder is not None:
+        metrics["student"]["peak_memory_mb"] = peak_memory(size, device, dtype, student=student_folder)
+        if with_teacher:
+            metrics["teacher"]["peak_memory_mb"] = peak_memory(size, device, dtype, teacher=teacher_config)
     invented = _invention(pipeline, captions, size, config, DRAWS[thorough])
     metrics["student"]["invention"] = float(invented.mean())
     metrics["settings"] = {

@@ -35,6 +35,9 @@ INVENTED = {
     "detail_ratio": ("finest detail (1 = as clean pictures)", 1, 2, ""),
     "seam_ratio": ("seams at patch borders (1 = none)", 1, 2, ""),
 }
+MEMORY = """\
+Peak memory is of a process that loads the network and its text encoder and draws one picture: what it gains in resident
+memory beyond its libraries on a CPU, the most that torch allocates on a GPU."""
 LIMITS = """\
 - It knows what its teacher knew, and inherits what its teacher gets wrong.
 - It was trained at {size}; other sizes are drawn, and their layout may repeat or dissolve.
@@ -149,12 +152,21 @@ def _costs(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> s
     weights = sum(math.prod(entry.shape) * width[entry.dtype] for entry in entries)
     kinds = ", ".join(sorted({entry.dtype for entry in entries}))
     lines = [f"Weights in memory, without the text encoder: {weights / 1e6:,.1f} MB ({kinds})."]
-    timed = {n: v["latency_ms"] for n, v in _painters(metrics).items() if _is_number(v.get("latency_ms"))}
-    if timed:
+    costs = {"latency_ms": "median time, ms", "peak_memory_mb": "peak memory, MB"}
+    painters = _painters(metrics)
+    costs = {k: title for k, title in costs.items() if any(_is_number(v.get(k)) for v in painters.values())}
+    if costs:
         where = f"{settings.get('device')}, {settings.get('threads')} threads, {settings.get('dtype')}"
-        rows = [f"| {_called(n, settings)} | {ms:,.1f} ms |" for n, ms in timed.items()]
         size = f"{settings.get('width')} x {settings.get('height')} px"
-        lines += ["\n".join([f"| one picture of {size} on {where} | median |", "| --- | --- |", *rows])]
+        rows = [f"| one picture of {size} on {where} | {' | '.join(costs.values())} |"]
+        rows.append("| --- |" + " --- |" * len(costs))
+        for name, values in painters.items():
+            if any(_is_number(values.get(key)) for key in costs):
+                cells = [_cell(values.get(key), 1, 1, "") for key in costs]
+                rows.append(f"| {_called(name, settings)} | {' | '.join(cells)} |")
+        lines.append("\n".join(rows))
+        if "peak_memory_mb" in costs:
+            lines.append(MEMORY)
     else:
         lines.append("Its speed was not measured.")
     return "\n\n".join(lines)

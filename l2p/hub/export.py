@@ -1,4 +1,4 @@
-"""A student in the form that other libraries read: a diffusers folder."""
+"""A student in another form: a diffusers folder, an exported program, ONNX; or a student without adapters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from l2p import __version__
 from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path, write_json, write_text
 from l2p.hub.fetch import resolve_student
+from l2p.hub.program import to_onnx, to_torch_export
 
 CARD = """\
 ---
@@ -51,6 +52,7 @@ def to_diffusers(student: Path, out: Path) -> Path:
     from l2p.hub.bundle import write_bundle
     from l2p.hub.pixel_pipeline import PixelStudentModel
     from l2p.students.io import load_student
+    from l2p.students.lora import merged
     from l2p.students.pipeline import text_encoder_folder
     from l2p.teachers.text import TextEncoder
 
@@ -60,7 +62,7 @@ def to_diffusers(student: Path, out: Path) -> Path:
         raise UserError(
             f"{out} holds something that is no pipeline, so it is left alone: choose another folder"
         )
-    model = PixelStudentModel.from_student(load_student(student))
+    model = PixelStudentModel.from_student(merged(load_student(student)))
     texts = TextEncoder.from_pretrained(text_encoder_folder(student), dtype="auto")
     with atomic_path(out) as partial:
         partial.mkdir()
@@ -82,6 +84,20 @@ def to_diffusers(student: Path, out: Path) -> Path:
     return out
 
 
+def to_merged(student: Path, out: Path) -> Path:
+    """A student's folder whose layers hold its LoRA adapters' products: it needs no peft, and no other file changes."""
+    from l2p.hub.stage import stage
+    from l2p.students.io import check_replaceable
+
+    check_replaceable(out)
+    with atomic_path(out) as partial:
+        stage(student, partial, name=out.name, merge=True)
+    return out
+
+
 KINDS: dict[str, Callable[[Path, Path], Path]] = {
     "diffusers": to_diffusers,
+    "torch-export": to_torch_export,
+    "onnx": to_onnx,
+    "merged": to_merged,
 }

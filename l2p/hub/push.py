@@ -18,6 +18,7 @@ from l2p.files import PathLike
 from l2p.hub.fetch import PATTERNS
 from l2p.hub.stage import stage
 from l2p.remote import HubName, differing, patient
+from l2p.students.lora import ADAPTER, ADAPTER_CONFIG
 
 DEFAULT_REVISION = "main"
 
@@ -163,7 +164,7 @@ class _Upload:
             item.path for item in self.api.list_repo_tree(self.target.repo, revision=revision, recursive=True)
         ]
         ours = ("model*.safetensors", "model.safetensors.index.json", "text_encoder/*", "tokenizer/*")
-        made = (*ours, "recipe.yaml", "metrics.json", "pictures.png")
+        made = (*ours, ADAPTER, ADAPTER_CONFIG, "recipe.yaml", "metrics.json", "pictures.png")
         return [
             path
             for path in there

@@ -19,6 +19,7 @@ from l2p.hub.card import write_card
 from l2p.images import labelled_grid, save_png
 from l2p.remote import TOKEN, HubName
 from l2p.students.io import FORMAT_KEYS, load_student, read_config, save_student
+from l2p.students.lora import merged
 from l2p.students.pipeline import text_encoder_folder
 from l2p.students.student import StudentSpec
 from l2p.teachers import commit_of
@@ -35,6 +36,7 @@ def stage(
     dtype: str | None = None,
     include_text_encoder: bool = False,
     name: str | None = None,
+    merge: bool = False,
 ) -> Path:
     """Write the folder to publish: student, text encoder or its name, recipe, metrics, pictures and card.
 
@@ -43,13 +45,14 @@ def stage(
         dtype: "bf16", "fp16" or "fp32" of the weights; as they are if None.
         include_text_encoder: copy it even where a teacher on the Hub could be named instead.
         name: ``USER/NAME`` for the card; its folder's name if None.
+        merge: add LoRA adapters to the layers they belong to.
 
     Raises:
         UserError: a broken student, or a text that holds a token.
     """
     source, out = Path(student), Path(out)
     config = read_config(source)
-    network = load_student(source)
+    network = merged(load_student(source)) if merge else load_student(source)
     own = FORMAT_KEYS | {field.name for field in fields(StudentSpec)}
     extra = _without_places({key: value for key, value in config.items() if key not in own})
     network.spec.teacher = _without_places(network.spec.teacher)

@@ -1,6 +1,8 @@
 """Students on disk: ``config.json``, the weights, and the ``text_encoder/`` and ``tokenizer/`` they use, or the name of
 the teacher that has them.
 
+A student with LoRA adapters keeps them in two files of their own.
+
 Loading is strict and says what does not fit; saving replaces a folder whole or not at all. The config, and with it
 the provenance, also travels in the weights' own metadata, so that a file that was parted from its folder still tells.
 """
@@ -19,6 +21,7 @@ from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
 from l2p.runtime import DTYPES
 from l2p.students import weights
+from l2p.students.lora import lora_of, plain_state, read_lora, write_lora
 from l2p.students.student import PixelStudent, StudentSpec
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
 CONFIG = "config.json"
-FORMAT_KEYS = {"format_version", "needs", "written_by", "class"}
+FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
 LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours
 DEEPEST = 1000  # layers
@@ -65,6 +68,9 @@ def save_student(
         "class": CLASS_NAME,
     }
     config.update(asdict(student.spec))
+    lora = lora_of(student)
+    if lora is not None:
+        config["lora"] = lora
     clash = config.keys() & (extra or {}).keys()
     if clash:
         raise ValueError(f"extra may not hold {sorted(clash)}: these keys are the format's own")
@@ -76,6 +82,8 @@ def save_student(
             partial.mkdir()
             metadata = {"format": "pt", "config": json.dumps(config)}
             weights.write_weights(_state(student, dtype), partial, metadata, shard_bytes)
+            if lora is not None:
+                write_lora(student, partial, DTYPES[dtype] if dtype else None)
             write_json(partial / CONFIG, config)
             if text_encoder is not None:
                 text_encoder.save_pretrained(partial)
@@ -94,9 +102,10 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _state(student: PixelStudent, dtype: str | None) -> dict[str, Tensor]:
-    state = student.state_dict()
+    state = plain_state(student)
     if dtype is not None:
-        state.update({name: p.detach().to(DTYPES[dtype]) for name, p in student.named_parameters()})
+        exact = {name for name, _ in student.named_buffers()}
+        state = {name: v if name in exact else v.detach().to(DTYPES[dtype]) for name, v in state.items()}
     return state
 
 
@@ -210,4 +219,7 @@ def load_student(folder: str | Path, device: torch.device | str = "cpu") -> Pixe
     state = weights.read_weights(entries, device)
     weights.check_finite(state, folder)
     student.load_state_dict(state, strict=True, assign=True)
+    lora = read_config(folder).get("lora")
+    if lora is not None:
+        read_lora(student, folder, lora, device)
     return student.eval()

@@ -17,6 +17,7 @@ from l2p.images import to_uint8
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
 from l2p.students.io import load_student, read_config
+from l2p.students.lora import merged
 from l2p.students.student import PixelStudent
 from l2p.teachers import PATTERNS
 from l2p.teachers.text import TextEncoder
@@ -39,7 +40,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
     """
     chosen = pick_device(device)
-    student = load_student(path, chosen)
+    student = merged(load_student(path, chosen))  # adapters would cost time at every picture
     saved = next(student.parameters()).dtype
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
     if picked != saved:

@@ -68,11 +68,11 @@ def read_metadata(folder: Path) -> dict[str, str]:
 def read_entries(folder: Path) -> dict[str, Entry]:
     """All tensors of the folder by name, from the headers. Raises UserError when a file is missing or broken."""
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).exists():
-        return _entries_of(folder / WEIGHTS)
+        return entries_of(folder / WEIGHTS)
     weight_map = _read_index(folder / INDEX)["weight_map"]
     found: dict[str, Entry] = {}
     for name in sorted(set(weight_map.values())):
-        for key, entry in _entries_of(folder / name).items():
+        for key, entry in entries_of(folder / name).items():
             if weight_map.get(key) != name:
                 raise UserError(
                     f"{folder / name} holds {key}, which {INDEX} looks for in {weight_map.get(key, 'no file')}: "
@@ -147,7 +147,8 @@ def _opened(path: Path, device: str = "cpu") -> Any:
         ) from error
 
 
-def _entries_of(path: Path) -> dict[str, Entry]:
+def entries_of(path: Path) -> dict[str, Entry]:
+    """All tensors of one file, from its header. Raises UserError when it is missing or broken."""
     with _opened(path) as file:
         slices = {key: file.get_slice(key) for key in file.keys()}
         return {key: Entry(path, s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}

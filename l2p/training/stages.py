@@ -269,6 +269,7 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
         teacher_config=recipe.teacher,
         prompts=recipe.corpus.prompts,
         progress=run.progress,
+        student_folder=path / "student",
     )
     write_report(path, title=recipe.name)
     return metrics["summary"], []
