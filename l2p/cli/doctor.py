@@ -28,6 +28,7 @@ OPTIONAL = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "peft": "lora",
+    "torchao": "quantize",
     "pytest": "dev",
     "hypothesis": "dev",
     "ruff": "dev",

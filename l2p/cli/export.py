@@ -10,6 +10,7 @@ examples:
   l2p export runs/quickstart/student --to torch-export landscapes-program
   l2p export runs/quickstart/student --to onnx landscapes-onnx
   l2p export runs/lora/student --to merged landscapes-merged
+  l2p export runs/quickstart/student --to int8 landscapes-int8
 """
 
 
@@ -18,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "student", metavar="STUDENT", help="folder that `l2p distill` wrote, or USER/NAME[@REVISION]"
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--to", required=True, metavar="KIND", help="diffusers, torch-export, onnx or merged (a student whose layers hold its LoRA adapters)")
+    parser.add_argument("--to", required=True, metavar="KIND", help="diffusers, torch-export, onnx, or a student's folder: merged (its LoRA adapters are in its layers), int8 or fp8 (quantised besides)")
 
 
 def run(args: argparse.Namespace) -> None:

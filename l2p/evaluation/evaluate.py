@@ -167,6 +167,7 @@ def evaluate(
         "teacher_guidance": teacher_config.guidance_scale,
         "latency_runs": config.latency_runs,
         "dtype": str(dtype).removeprefix("torch."),
+        "quantization": (pipeline.student.quantization or {}).get("kind"),
         "paths": list(paths),
         "thorough": thorough,
         "sampled_images": config.num_images if limit is None else min(limit, config.num_images),

@@ -14,6 +14,7 @@ from l2p.errors import UserError
 from l2p.files import read_json, write_text
 from l2p.remote import HubName
 from l2p.students.io import read_config
+from l2p.students.lora import ADAPTER
 from l2p.students.weights import read_entries
 
 LICENSES = "apache-2.0 mit openrail creativeml-openrail-m openrail++ bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc0-1.0 gemma"
@@ -128,6 +129,14 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
         parts.append("![Teacher above, student below, from the same noise](pictures.png)")
     call = f'student = l2p.load("{name}")\nstudent.generate("a red house by a lake at dusk", seeds=7)[0].save("a.png")'
     parts += ["## Load it", f"```python\nimport l2p  # pip install latent2pixel\n{call}\n```"]
+    if config.get("lora"):
+        lora = config["lora"]
+        parts.append(
+            f"Its core is the teacher's with LoRA adapters of rank {lora['rank']} and alpha {lora['alpha']:g}, which lie "
+            f"apart in `{ADAPTER}`."
+        )
+    if config.get("quantization"):
+        parts += ["## Quantised", _quantized(config["quantization"], settings)]
     parts += ["## Time and memory", _costs(folder, metrics, settings)]
     parts += ["## Evaluation", _table(metrics, settings, RIGHT)]
     if any(_is_number(values.get(key)) for values in _painters(metrics).values() for key in INVENTED):
@@ -146,9 +155,26 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
     return "\n\n".join(parts).rstrip() + "\n"
 
 
+def _quantized(quantization: dict[str, Any], settings: dict[str, Any]) -> str:
+    kind = quantization.get("kind")
+    lines = [f"The core's linear layers hold {kind} weights with a scale an output channel; head and the rest are bf16."]
+    if _is_number(quantization.get("psnr")):
+        size = f"{quantization.get('width')} x {quantization.get('height')} px"
+        lines.append(
+            f"What that cost: PSNR {quantization['psnr']:.1f} dB (worst {quantization['psnr_worst']:.1f}) to the pictures "
+            f"of the same noise that the student drew before, both in {quantization.get('dtype')}, over "
+            f"{quantization.get('num_images')} pictures of {size}."
+        )
+    else:
+        lines.append("What that cost was not measured.")
+    if settings and settings.get("quantization") != kind:
+        lines.append("Times and figures below are of the student before it was quantised.")
+    return " ".join(lines)
+
+
 def _costs(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> str:
     entries = read_entries(folder).values()
-    width = {"F32": 4, "BF16": 2, "F16": 2}
+    width = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
     weights = sum(math.prod(entry.shape) * width[entry.dtype] for entry in entries)
     kinds = ", ".join(sorted({entry.dtype for entry in entries}))
     lines = [f"Weights in memory, without the text encoder: {weights / 1e6:,.1f} MB ({kinds})."]

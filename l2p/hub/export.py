@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from l2p import __version__
@@ -10,6 +11,7 @@ from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path, write_json, write_text
 from l2p.hub.fetch import resolve_student
 from l2p.hub.program import to_onnx, to_torch_export
+from l2p.students.io import read_config
 
 CARD = """\
 ---
@@ -42,7 +44,10 @@ def export(student: PathLike, kind: str, out: PathLike) -> Path:
     """
     if kind not in KINDS:
         raise UserError(f"--to is {kind!r}, expected one of {', '.join(KINDS)}")
-    return KINDS[kind](resolve_student(student), Path(out))
+    folder = resolve_student(student)
+    if read_config(folder).get("quantization") is not None:
+        raise UserError(f"{folder} is quantised: export the student that it was made from")
+    return KINDS[kind](folder, Path(out))
 
 
 def to_diffusers(student: Path, out: Path) -> Path:
@@ -84,14 +89,14 @@ def to_diffusers(student: Path, out: Path) -> Path:
     return out
 
 
-def to_merged(student: Path, out: Path) -> Path:
-    """A student's folder whose layers hold its LoRA adapters' products: it needs no peft, and no other file changes."""
+def to_student(student: Path, out: Path, quantize: str | None = None) -> Path:
+    """A student's folder as it is published, its LoRA adapters merged into their layers, and perhaps quantised."""
     from l2p.hub.stage import stage
     from l2p.students.io import check_replaceable
 
     check_replaceable(out)
-    with atomic_path(out) as partial:
-        stage(student, partial, name=out.name, merge=True)
+    with atomic_path(out) as scratch:
+        stage(student, scratch, name=out.name, merge=True, quantize=quantize)
     return out
 
 
@@ -99,5 +104,7 @@ KINDS: dict[str, Callable[[Path, Path], Path]] = {
     "diffusers": to_diffusers,
     "torch-export": to_torch_export,
     "onnx": to_onnx,
-    "merged": to_merged,
+    "merged": to_student,
+    "int8": partial(to_student, quantize="int8"),
+    "fp8": partial(to_student, quantize="fp8"),
 }

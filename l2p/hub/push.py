@@ -42,6 +42,7 @@ def push(
     dtype: str | None = None,
     create_pr: bool = False,
     include_text_encoder: bool = False,
+    quantize: str | None = None,
     dry_run: bool = False,
     endpoint: str | None = None,
     token: str | None = None,
@@ -51,7 +52,7 @@ def push(
     Args:
         private: whether a repository that is made anew is private; one that is there stays as it is.
         revision: branch; made from main where it is not there.
-        dtype: see :func:`l2p.hub.stage.stage`, as `include_text_encoder`.
+        dtype: see :func:`l2p.hub.stage.stage`, as `include_text_encoder` and `quantize`.
         create_pr: open a pull request instead of changing the branch.
         dry_run: make the folder, look at the Hub, change nothing.
         endpoint: address of another Hub.
@@ -82,6 +83,7 @@ def push(
             dtype=dtype,
             include_text_encoder=include_text_encoder,
             name=name,
+            quantize=quantize,
         )
         files = {
             path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()

@@ -42,6 +42,10 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
     chosen = pick_device(device)
     student = merged(load_student(path, chosen))  # adapters would cost time at every picture
     saved = next(student.parameters()).dtype
+    if student.quantization is not None:
+        if dtype not in ("auto", "bf16"):
+            raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
+        saved = torch.bfloat16
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
     if picked != saved:
         cast_weights(student, picked)
@@ -86,7 +90,7 @@ class StudentPipeline:
         self.student = student.eval()
         self.text_encoder = text_encoder
         self.dtype = dtype
-        if dtype != torch.float32:
+        if dtype != torch.float32 and student.quantization is None:
             cast_weights(self.student, dtype)
 
     @property
