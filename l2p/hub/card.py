@@ -157,7 +157,9 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
 
 def _quantized(quantization: dict[str, Any], settings: dict[str, Any]) -> str:
     kind = quantization.get("kind")
-    lines = [f"The core's linear layers hold {kind} weights with a scale an output channel; head and the rest are bf16."]
+    lines = [
+        f"The core's linear layers hold {kind} weights with a scale an output channel; head and the rest are bf16."
+    ]
     if _is_number(quantization.get("psnr")):
         size = f"{quantization.get('width')} x {quantization.get('height')} px"
         lines.append(

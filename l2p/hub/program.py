@@ -107,7 +107,9 @@ def to_onnx(student: Path, out: Path) -> Path:
 
 def _check_replaceable(out: Path, file: str) -> None:
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / file).is_file())):
-        raise UserError(f"{out} holds something that is no such export, so it is left alone: choose another folder")
+        raise UserError(
+            f"{out} holds something that is no such export, so it is left alone: choose another folder"
+        )
 
 
 def _portable(student: Path) -> tuple[PortableStudent, TextEncoder]:

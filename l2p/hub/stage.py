@@ -29,8 +29,11 @@ from l2p.teachers import commit_of
 TEXT_PARTS = ("text_encoder", "tokenizer")
 PICTURES = "pictures.png"
 SEED = 8_000  # of the pictures that tell what quantising costs
-PROMPTS = [f"{what} by a lake {when}" for what in ("a red house", "mountains", "trees in snow", "a white house")
-           for when in ("at dusk", "at noon", "at night", "in the morning")]
+PROMPTS = [
+    f"{what} by a lake {when}"
+    for what in ("a red house", "mountains", "trees in snow", "a white house")
+    for when in ("at dusk", "at noon", "at night", "in the morning")
+]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -34,9 +34,7 @@ def lora_of(student: PixelStudent) -> dict[str, Any] | None:
     return {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(targets)}
 
 
-def add_lora(
-    student: PixelStudent, rank: int, alpha: float, targets: list[str], empty: bool = False
-) -> None:
+def add_lora(student: PixelStudent, rank: int, alpha: float, targets: list[str], empty: bool = False) -> None:
     """Put fresh adapters into the core's linear layers whose names end in one of `targets`; the rest stays as it is.
 
     Adapters take device and dtype of their layers.
@@ -54,7 +52,9 @@ def add_lora(
     linears = [name for name, module in student.core.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name.endswith(f".{target}") for name in linears):
-            last = sorted({name.split(".layers.")[-1].split(".", 2)[-1] for name in linears if ".layers." in name})
+            last = sorted(
+                {name.split(".layers.")[-1].split(".", 2)[-1] for name in linears if ".layers." in name}
+            )
             raise UserError(
                 f"student.lora.targets names {target!r}, which no linear layer of the core ends in; it has "
                 f"{', '.join(last)}"

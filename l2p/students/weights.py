@@ -124,7 +124,16 @@ def _is_dtype(found: str, expected: torch.dtype) -> bool:
 
 def check_finite(state: Mapping[str, Tensor], folder: Path) -> None:
     """Raises: UserError naming the first few tensors that hold NaN or infinity."""
-    _raise_faults({"not finite": [k for k, v in state.items() if not torch.isfinite(v.float() if v.element_size() == 1 else v).all()]}, folder)
+    _raise_faults(
+        {
+            "not finite": [
+                k
+                for k, v in state.items()
+                if not torch.isfinite(v.float() if v.element_size() == 1 else v).all()
+            ]
+        },
+        folder,
+    )
 
 
 def few(keys: list[str], shown: int = 3) -> str:

@@ -23,7 +23,9 @@ def student(teacher, lift, student_config, randomised):
     return randomised(from_teacher(teacher, lift, student_config("patch"), (32, 48)), 0.02).eval()
 
 
-@pytest.mark.parametrize(("kind", "stored", "most"), [("int8", torch.int8, 0.5 / 127), ("fp8", torch.float8_e4m3fn, 1 / 16)])
+@pytest.mark.parametrize(
+    ("kind", "stored", "most"), [("int8", torch.int8, 0.5 / 127), ("fp8", torch.float8_e4m3fn, 1 / 16)]
+)
 def test_the_core_has_eight_bits_and_the_head_has_not(student, captions, tmp_path, kind, stored, most):
     before = {name: w.detach().clone() for name, w in student.named_parameters()}
     linears = {f"core.{n}.weight" for n, m in student.core.named_modules() if isinstance(m, nn.Linear)}
@@ -35,7 +37,11 @@ def test_the_core_has_eight_bits_and_the_head_has_not(student, captions, tmp_pat
         rounded, scale = state[f"{module}._{last}_qdata"], state[f"{module}._{last}_scale"]
         assert rounded.dtype == stored
         weight = before[name].bfloat16().float()
-        unit = weight.abs().amax(1, keepdim=True) if kind == "int8" else weight.abs() + 2e-3 * weight.abs().amax(1, keepdim=True)
+        unit = (
+            weight.abs().amax(1, keepdim=True)
+            if kind == "int8"
+            else weight.abs() + 2e-3 * weight.abs().amax(1, keepdim=True)
+        )
         assert ((rounded.float() * scale.float() - weight).abs() <= 1.1 * most * unit).all(), name
     heads = {name: w for name, w in before.items() if name.startswith("head.")}
     assert heads and all(torch.equal(state[name], w.bfloat16()) for name, w in heads.items())
