@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from l2p.hub.stage import stage
 from l2p.students.io import load_student, save_student
 from l2p.students.lora import ADAPTER, ADAPTER_CONFIG, add_lora, is_adapter, lora_of
 from l2p.students.pipeline import load
+from l2p.teachers.protocol import Conditioning
 
 
 def test_a_quantised_student_says_what_that_cost(l2p, run_folder, tmp_path):
@@ -30,9 +30,7 @@ def test_a_quantised_student_says_what_that_cost(l2p, run_folder, tmp_path):
         np.asarray(p.generate("a red house by a lake at dusk", seeds=8000)[0]) / 255 for p in (plain, small)
     )
     assert -10 * np.log10(np.square(a - b).mean()) >= figures["psnr_worst"] - 0.01
-    assert stage(out, tmp_path / "again").joinpath("README.md").read_text() == card.replace(
-        "# int8", "# int8"
-    )
+    assert stage(out, tmp_path / "again").joinpath("README.md").read_text() == card
     code, _, err = l2p("export", out, "--to", "diffusers", tmp_path / "b")
     assert code == 2 and "is quantised" in err and not (tmp_path / "b").exists()
     code, _, err = l2p("push", run_folder / "student", "ann/tiny", "--dry-run", "--quantize", "int3")
@@ -41,7 +39,6 @@ def test_a_quantised_student_says_what_that_cost(l2p, run_folder, tmp_path):
 
 def test_adapters_are_published_apart_and_merge(l2p, run_folder, tmp_path):
     pytest.importorskip("peft")
-    shutil.copytree(run_folder / "student", tmp_path / "run" / "student")
     student = load_student(run_folder / "student")
     add_lora(student, 2, 4.0, ["to_q", "w2"])
     generator = torch.Generator().manual_seed(0)
@@ -57,8 +54,6 @@ def test_adapters_are_published_apart_and_merge(l2p, run_folder, tmp_path):
     assert code == 0, err
     plain = load_student(tmp_path / "merged")
     assert lora_of(plain) is None and not (tmp_path / "merged" / ADAPTER).exists()
-    from l2p.teachers.protocol import Conditioning
-
     width = plain.core.transformer.config.cap_feat_dim
     inputs = torch.randn(1, 3, 32, 48), Conditioning(torch.randn(1, 7, width), torch.tensor([7]))
     torch.testing.assert_close(plain.sample(*inputs), student.sample(*inputs), rtol=1e-5, atol=1e-5)
