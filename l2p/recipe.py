@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from l2p.errors import UserError
 
@@ -68,6 +68,15 @@ class HeadConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Adapters on the core's linear layers, which themselves are frozen; targets are the ends of their names."""
+
+    rank: int = knob(16, low=1, high=65536)
+    alpha: float = knob(16.0, low=0)
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"])
+
+
+@dataclass
 class StudentConfig:
     patch_size: int = knob(16, low=1)
     num_steps: int = knob(1, low=1)
@@ -77,6 +86,7 @@ class StudentConfig:
         "all"  # "all", "none" or TrainBlocks: OmegaConf has no such union, so __post_init__ checks it
     )
     gradient_checkpointing: bool = False
+    lora: LoRAConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
@@ -95,6 +105,8 @@ class StudentConfig:
             raise UserError(
                 f"student.train_blocks is {self.train_blocks!r}, expected all, none or {{first: 5, last: 5}}"
             )
+        if self.lora is not None and self.train_blocks not in ("all", "none"):
+            raise UserError("student.lora freezes the whole core: leave student.train_blocks at all or none")
 
 
 @dataclass
@@ -133,6 +145,7 @@ class EvaluationConfig:
     preview_images: int = knob(8, low=1)
     latency_runs: int = knob(5, low=1)
     clip: str | None = None
+    peak_memory: bool = True
 
 
 @dataclass
@@ -259,11 +272,14 @@ def _misplaced(values: Any, schema: type, prefix: str = "") -> tuple[str, str] |
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"expected one of {', '.join(hints)}"
             return full, f"unknown key {full}: {hint}"
-        if is_dataclass(hints[key]):
+        section = next((kind for kind in (hints[key], *get_args(hints[key])) if is_dataclass(kind)), None)
+        if value is None and type(None) in get_args(hints[key]):
+            continue
+        if section:
             if not isinstance(value, Mapping):
-                names = ", ".join(get_type_hints(hints[key]))
+                names = ", ".join(get_type_hints(section))
                 return full, f"{full} is {value!r}, expected a section with the keys {names}"
-            problem = _misplaced(value, hints[key], f"{full}.")
+            problem = _misplaced(value, section, f"{full}.")
             if problem:
                 return problem
         elif get_origin(hints[key]) is dict and not isinstance(value, Mapping):

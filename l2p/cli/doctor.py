@@ -24,6 +24,11 @@ examples:
 OPTIONAL = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "peft": "lora",
+    "torchao": "quantize",
     "pytest": "dev",
     "hypothesis": "dev",
     "ruff": "dev",

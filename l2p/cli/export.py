@@ -7,6 +7,10 @@ import argparse
 EXAMPLES = """\
 examples:
   l2p export runs/quickstart/student --to diffusers landscapes-pipeline
+  l2p export runs/quickstart/student --to torch-export landscapes-program
+  l2p export runs/quickstart/student --to onnx landscapes-onnx
+  l2p export runs/lora/student --to merged landscapes-merged
+  l2p export runs/quickstart/student --to int8 landscapes-int8
 """
 
 
@@ -15,7 +19,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "student", metavar="STUDENT", help="folder that `l2p distill` wrote, or USER/NAME[@REVISION]"
     )
     parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument("--to", required=True, metavar="KIND", help="what to write: diffusers")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="KIND",
+        help="diffusers, torch-export, onnx, or a student's folder: merged (its LoRA adapters are in its layers), int8 or fp8 (quantised besides)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

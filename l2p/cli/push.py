@@ -23,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--revision", metavar="BRANCH", help="made from main where it is not there; else main"
     )
     parser.add_argument("--dtype", help="bf16, fp16 or fp32 of the published weights; else as they are")
+    parser.add_argument(
+        "--quantize", metavar="KIND", help="int8 or fp8 weights of the core; what it costs goes on the card"
+    )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request, change no branch")
     parser.add_argument(
         "--include-text-encoder",
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         create_pr=args.create_pr,
         include_text_encoder=args.include_text_encoder,
+        quantize=args.quantize,
         dry_run=args.dry_run,
         endpoint=args.endpoint,
     )

@@ -27,6 +27,7 @@ from l2p.evaluation.gather import Gathered
 from l2p.evaluation.invention import departure_map, has_free_noise, student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
+from l2p.evaluation.memory import peak_memory
 from l2p.evaluation.perceptual import backbone_available
 from l2p.evaluation.references import TeacherPictures, fingerprint, remembered
 from l2p.evaluation.shown import Shown
@@ -61,6 +62,7 @@ def evaluate(
     progress: bool = True,
     paths: Sequence[str] = ("vae", "l2p"),
     thorough: bool = False,
+    student_folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure, and write ``output_dir/metrics.json`` and ``output_dir/evaluation/pictures.npz`` (for the report).
 
@@ -160,6 +162,10 @@ def evaluate(
         own, wanted = (from_uint8(shown.pictures(name)) for name in ("student", "teacher"))
         maps["invention"] = departure_map(own, wanted).numpy()
         metrics["student"]["departure"] = float(maps["invention"].mean())
+    if config.peak_memory and student_folder is not None:
+        metrics["student"]["peak_memory_mb"] = peak_memory(size, device, dtype, student=student_folder)
+        if with_teacher:
+            metrics["teacher"]["peak_memory_mb"] = peak_memory(size, device, dtype, teacher=teacher_config)
     metrics["settings"] = {
         "num_images": config.num_images,
         "first_seed": EVALUATION_SEEDS + config.seed,
@@ -173,6 +179,7 @@ def evaluate(
         "teacher_guidance": teacher_config.guidance_scale,
         "latency_runs": config.latency_runs,
         "dtype": str(dtype).removeprefix("torch."),
+        "quantization": (pipeline.student.quantization or {}).get("kind"),
         "paths": list(paths),
         "thorough": thorough,
         "sampled_images": config.num_images if limit is None else min(limit, config.num_images),

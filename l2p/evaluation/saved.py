@@ -84,6 +84,7 @@ def evaluate_folder(
         progress=progress,
         paths=paths,
         thorough=True,
+        student_folder=student_path,
     )
     write_report(out, title=f"{recipe.get('name', student_path.name)}: {student_path.name}")
     return metrics

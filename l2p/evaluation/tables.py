@@ -42,6 +42,7 @@ RIGHT = (
     Column("detail_ratio", "Detail", 2, 1, 0),
     Column("seam_ratio", "Seams", 3, 1, 0),
     Column("latency_ms", "Latency, ms", 0, 1, -1),
+    Column("peak_memory_mb", "Peak memory, MB", 0, 1, -1),
 )
 INVENTED = (
     Column("seams.strength", "Seams, any period", 2, 1, 0),
@@ -87,6 +88,11 @@ NOTES = {
         "Gradient energy on patch borders over the energy elsewhere, relative to clean pictures; 1 is no seam.",
     ),
     "latency_ms": ("Latency", "One picture, prompt to 8-bit, text encoder included; median, painters taking turns."),
+    "peak_memory_mb": (
+        "Peak memory",
+        "One picture in a process of its own, weights and text encoder included: resident memory gained on a CPU, the "
+        "most allocated on a GPU.",
+    ),
     "seams.strength": (
         "Seams, any period",
         "Steps on the most striking comb of lines over all others, whatever its period; alarm from 1.5.",

@@ -14,6 +14,7 @@ from l2p.errors import UserError
 from l2p.files import read_json, write_text
 from l2p.remote import HubName
 from l2p.students.io import read_config
+from l2p.students.lora import ADAPTER
 from l2p.students.weights import read_entries
 
 LICENSES = "apache-2.0 mit openrail creativeml-openrail-m openrail++ bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc0-1.0 gemma"
@@ -35,6 +36,9 @@ INVENTED = {
     "detail_ratio": ("finest detail (1 = as clean pictures)", 1, 2, ""),
     "seam_ratio": ("seams at patch borders (1 = none)", 1, 2, ""),
 }
+MEMORY = """\
+Peak memory is of a process that loads the network and its text encoder and draws one picture: what it gains in resident
+memory beyond its libraries on a CPU, the most that torch allocates on a GPU."""
 LIMITS = """\
 - It knows what its teacher knew, and inherits what its teacher gets wrong.
 - It was trained at {size}; other sizes are drawn, and their layout may repeat or dissolve.
@@ -125,6 +129,14 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
         parts.append("![Teacher above, student below, from the same noise](pictures.png)")
     call = f'student = l2p.load("{name}")\nstudent.generate("a red house by a lake at dusk", seeds=7)[0].save("a.png")'
     parts += ["## Load it", f"```python\nimport l2p  # pip install latent2pixel\n{call}\n```"]
+    if config.get("lora"):
+        lora = config["lora"]
+        parts.append(
+            f"Its core is the teacher's with LoRA adapters of rank {lora['rank']} and alpha {lora['alpha']:g}, which lie "
+            f"apart in `{ADAPTER}`."
+        )
+    if config.get("quantization"):
+        parts += ["## Quantised", _quantized(config["quantization"], settings)]
     parts += ["## Time and memory", _costs(folder, metrics, settings)]
     parts += ["## Evaluation", _table(metrics, settings, RIGHT)]
     if any(_is_number(values.get(key)) for values in _painters(metrics).values() for key in INVENTED):
@@ -143,18 +155,46 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
     return "\n\n".join(parts).rstrip() + "\n"
 
 
+def _quantized(quantization: dict[str, Any], settings: dict[str, Any]) -> str:
+    kind = quantization.get("kind")
+    lines = [
+        f"The core's linear layers hold {kind} weights with a scale an output channel; head and the rest are bf16."
+    ]
+    if _is_number(quantization.get("psnr")):
+        size = f"{quantization.get('width')} x {quantization.get('height')} px"
+        lines.append(
+            f"What that cost: PSNR {quantization['psnr']:.1f} dB (worst {quantization['psnr_worst']:.1f}) to the pictures "
+            f"of the same noise that the student drew before, both in {quantization.get('dtype')}, over "
+            f"{quantization.get('num_images')} pictures of {size}."
+        )
+    else:
+        lines.append("What that cost was not measured.")
+    if settings and settings.get("quantization") != kind:
+        lines.append("Times and figures below are of the student before it was quantised.")
+    return " ".join(lines)
+
+
 def _costs(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> str:
     entries = read_entries(folder).values()
-    width = {"F32": 4, "BF16": 2, "F16": 2}
+    width = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "F8_E4M3": 1}
     weights = sum(math.prod(entry.shape) * width[entry.dtype] for entry in entries)
     kinds = ", ".join(sorted({entry.dtype for entry in entries}))
     lines = [f"Weights in memory, without the text encoder: {weights / 1e6:,.1f} MB ({kinds})."]
-    timed = {n: v["latency_ms"] for n, v in _painters(metrics).items() if _is_number(v.get("latency_ms"))}
-    if timed:
+    costs = {"latency_ms": "median time, ms", "peak_memory_mb": "peak memory, MB"}
+    painters = _painters(metrics)
+    costs = {k: title for k, title in costs.items() if any(_is_number(v.get(k)) for v in painters.values())}
+    if costs:
         where = f"{settings.get('device')}, {settings.get('threads')} threads, {settings.get('dtype')}"
-        rows = [f"| {_called(n, settings)} | {ms:,.1f} ms |" for n, ms in timed.items()]
         size = f"{settings.get('width')} x {settings.get('height')} px"
-        lines += ["\n".join([f"| one picture of {size} on {where} | median |", "| --- | --- |", *rows])]
+        rows = [f"| one picture of {size} on {where} | {' | '.join(costs.values())} |"]
+        rows.append("| --- |" + " --- |" * len(costs))
+        for name, values in painters.items():
+            if any(_is_number(values.get(key)) for key in costs):
+                cells = [_cell(values.get(key), 1, 1, "") for key in costs]
+                rows.append(f"| {_called(name, settings)} | {' | '.join(cells)} |")
+        lines.append("\n".join(rows))
+        if "peak_memory_mb" in costs:
+            lines.append(MEMORY)
     else:
         lines.append("Its speed was not measured.")
     return "\n\n".join(lines)

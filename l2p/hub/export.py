@@ -1,14 +1,17 @@
-"""A student in the form that other libraries read: a diffusers folder."""
+"""A student in another form: a diffusers folder, an exported program, ONNX; or a student without adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from l2p import __version__
 from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path, write_json, write_text
 from l2p.hub.fetch import resolve_student
+from l2p.hub.program import to_onnx, to_torch_export
+from l2p.students.io import read_config
 
 CARD = """\
 ---
@@ -41,7 +44,10 @@ def export(student: PathLike, kind: str, out: PathLike) -> Path:
     """
     if kind not in KINDS:
         raise UserError(f"--to is {kind!r}, expected one of {', '.join(KINDS)}")
-    return KINDS[kind](resolve_student(student), Path(out))
+    folder = resolve_student(student)
+    if read_config(folder).get("quantization") is not None:
+        raise UserError(f"{folder} is quantised: export the student that it was made from")
+    return KINDS[kind](folder, Path(out))
 
 
 def to_diffusers(student: Path, out: Path) -> Path:
@@ -51,6 +57,7 @@ def to_diffusers(student: Path, out: Path) -> Path:
     from l2p.hub.bundle import write_bundle
     from l2p.hub.pixel_pipeline import PixelStudentModel
     from l2p.students.io import load_student
+    from l2p.students.lora import merged
     from l2p.students.pipeline import text_encoder_folder
     from l2p.teachers.text import TextEncoder
 
@@ -60,7 +67,7 @@ def to_diffusers(student: Path, out: Path) -> Path:
         raise UserError(
             f"{out} holds something that is no pipeline, so it is left alone: choose another folder"
         )
-    model = PixelStudentModel.from_student(load_student(student))
+    model = PixelStudentModel.from_student(merged(load_student(student)))
     texts = TextEncoder.from_pretrained(text_encoder_folder(student), dtype="auto")
     with atomic_path(out) as partial:
         partial.mkdir()
@@ -82,6 +89,22 @@ def to_diffusers(student: Path, out: Path) -> Path:
     return out
 
 
+def to_student(student: Path, out: Path, quantize: str | None = None) -> Path:
+    """A student's folder as it is published, its LoRA adapters merged into their layers, and perhaps quantised."""
+    from l2p.hub.stage import stage
+    from l2p.students.io import check_replaceable
+
+    check_replaceable(out)
+    with atomic_path(out) as scratch:
+        stage(student, scratch, name=out.name, merge=True, quantize=quantize)
+    return out
+
+
 KINDS: dict[str, Callable[[Path, Path], Path]] = {
     "diffusers": to_diffusers,
+    "torch-export": to_torch_export,
+    "onnx": to_onnx,
+    "merged": to_student,
+    "int8": partial(to_student, quantize="int8"),
+    "fp8": partial(to_student, quantize="fp8"),
 }

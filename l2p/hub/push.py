@@ -18,6 +18,7 @@ from l2p.files import PathLike
 from l2p.hub.fetch import PATTERNS
 from l2p.hub.stage import stage
 from l2p.remote import HubName, differing, patient
+from l2p.students.lora import ADAPTER, ADAPTER_CONFIG
 
 DEFAULT_REVISION = "main"
 
@@ -41,6 +42,7 @@ def push(
     dtype: str | None = None,
     create_pr: bool = False,
     include_text_encoder: bool = False,
+    quantize: str | None = None,
     dry_run: bool = False,
     endpoint: str | None = None,
     token: str | None = None,
@@ -50,7 +52,7 @@ def push(
     Args:
         private: whether a repository that is made anew is private; one that is there stays as it is.
         revision: branch; made from main where it is not there.
-        dtype: see :func:`l2p.hub.stage.stage`, as `include_text_encoder`.
+        dtype: see :func:`l2p.hub.stage.stage`, as `include_text_encoder` and `quantize`.
         create_pr: open a pull request instead of changing the branch.
         dry_run: make the folder, look at the Hub, change nothing.
         endpoint: address of another Hub.
@@ -81,6 +83,7 @@ def push(
             dtype=dtype,
             include_text_encoder=include_text_encoder,
             name=name,
+            quantize=quantize,
         )
         files = {
             path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
@@ -163,7 +166,7 @@ class _Upload:
             item.path for item in self.api.list_repo_tree(self.target.repo, revision=revision, recursive=True)
         ]
         ours = ("model*.safetensors", "model.safetensors.index.json", "text_encoder/*", "tokenizer/*")
-        made = (*ours, "recipe.yaml", "metrics.json", "pictures.png")
+        made = (*ours, ADAPTER, ADAPTER_CONFIG, "recipe.yaml", "metrics.json", "pictures.png")
         return [
             path
             for path in there

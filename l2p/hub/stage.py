@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from l2p.errors import UserError
 from l2p.files import PathLike, read_json, write_json, write_text
@@ -19,12 +20,20 @@ from l2p.hub.card import write_card
 from l2p.images import labelled_grid, save_png
 from l2p.remote import TOKEN, HubName
 from l2p.students.io import FORMAT_KEYS, load_student, read_config, save_student
+from l2p.students.lora import merged
 from l2p.students.pipeline import text_encoder_folder
-from l2p.students.student import StudentSpec
+from l2p.students.quantize import KINDS
+from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers import commit_of
 
 TEXT_PARTS = ("text_encoder", "tokenizer")
 PICTURES = "pictures.png"
+SEED = 8_000  # of the pictures that tell what quantising costs
+PROMPTS = [
+    f"{what} by a lake {when}"
+    for what in ("a red house", "mountains", "trees in snow", "a white house")
+    for when in ("at dusk", "at noon", "at night", "in the morning")
+]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -35,6 +44,8 @@ def stage(
     dtype: str | None = None,
     include_text_encoder: bool = False,
     name: str | None = None,
+    merge: bool = False,
+    quantize: str | None = None,
 ) -> Path:
     """Write the folder to publish: student, text encoder or its name, recipe, metrics, pictures and card.
 
@@ -43,6 +54,8 @@ def stage(
         dtype: "bf16", "fp16" or "fp32" of the weights; as they are if None.
         include_text_encoder: copy it even where a teacher on the Hub could be named instead.
         name: ``USER/NAME`` for the card; its folder's name if None.
+        merge: add LoRA adapters to the layers they belong to.
+        quantize: "int8" or "fp8" of the core's linear layers; what it costs is measured for the card.
 
     Raises:
         UserError: a broken student, or a text that holds a token.
@@ -50,6 +63,10 @@ def stage(
     source, out = Path(student), Path(out)
     config = read_config(source)
     network = load_student(source)
+    if merge or quantize:
+        network = merged(network)
+    if quantize:
+        quantize_measured(network, quantize, source)
     own = FORMAT_KEYS | {field.name for field in fields(StudentSpec)}
     extra = _without_places({key: value for key, value in config.items() if key not in own})
     network.spec.teacher = _without_places(network.spec.teacher)
@@ -73,6 +90,29 @@ def stage(
     write_card(out, name or source.resolve().name)
     _refuse_tokens(out)
     return out
+
+
+def quantize_measured(student: PixelStudent, kind: str, folder: Path) -> None:
+    """Quantise in place, and note the PSNR in dB of its pictures to those it drew before, at its own size."""
+    from l2p.students.pipeline import StudentPipeline
+    from l2p.students.quantize import quantize
+    from l2p.teachers.text import TextEncoder
+
+    if kind not in KINDS:
+        raise UserError(f"--quantize is {kind!r}, expected one of {', '.join(KINDS)}")
+    texts = TextEncoder.from_pretrained(text_encoder_folder(folder))
+    sides = {name: getattr(student.spec, name) or 8 * student.spec.patch_size for name in ("height", "width")}
+
+    def draw() -> np.ndarray:
+        pipeline = StudentPipeline(student, texts, torch.bfloat16)
+        return np.stack([np.asarray(image) for image in pipeline.generate(PROMPTS, seeds=SEED, **sides)])
+
+    before = draw()
+    quantize(student, kind)
+    error = np.square(draw() / 255 - before / 255).mean(axis=(1, 2, 3))
+    psnr = -10 * np.log10(np.maximum(error, 1e-10))
+    figures = {"psnr": round(float(psnr.mean()), 2), "psnr_worst": round(float(psnr.min()), 2)}
+    student.quantization = {"kind": kind, **figures, "num_images": len(psnr), "dtype": "bf16", **sides}
 
 
 def find_metrics(folder: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from l2p.errors import UserError
 from l2p.students.core import core_config
 from l2p.students.heads import KNOBS, LinearHead, PatchHead
+from l2p.students.lora import add_lora, is_adapter, lora_of
 from l2p.students.student import PixelStudent, StudentSpec
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def from_teacher(
         _fold_head(student.head, final, lift, basis)
     elif isinstance(student.head, PatchHead):
         _start_draft(student.head, final, lift, basis)
+    if config.lora is not None:
+        add_lora(student, config.lora.rank, config.lora.alpha, list(config.lora.targets))
     student.set_gradient_checkpointing(config.gradient_checkpointing)
     set_trainable(student, config.train_blocks)
     return student
@@ -133,10 +136,14 @@ def set_trainable(student: PixelStudent, train_blocks: str | TrainBlocks) -> int
 
     Args:
         train_blocks: "all"; "none" freezes the whole core, its time and caption embedders included; ``first``
-            and ``last`` freeze only the main layers between the first n and the last n.
+            and ``last`` freeze only the main layers between the first n and the last n. Where the core has LoRA
+            adapters, they alone train of it.
     """
     student.requires_grad_(True)
-    if train_blocks == "none":
+    if lora_of(student) is not None:
+        for name, parameter in student.core.named_parameters():
+            parameter.requires_grad_(is_adapter(name))
+    elif train_blocks == "none":
         student.core.requires_grad_(False)
     elif train_blocks != "all":
         layers = student.core.layers

@@ -1,6 +1,8 @@
 """Students on disk: ``config.json``, the weights, and the ``text_encoder/`` and ``tokenizer/`` they use, or the name of
 the teacher that has them.
 
+A student with LoRA adapters keeps them in two files of their own.
+
 Loading is strict and says what does not fit; saving replaces a folder whole or not at all. The config, and with it
 the provenance, also travels in the weights' own metadata, so that a file that was parted from its folder still tells.
 """
@@ -18,7 +20,8 @@ from l2p import __version__
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
 from l2p.runtime import DTYPES
-from l2p.students import weights
+from l2p.students import quantize, weights
+from l2p.students.lora import lora_of, plain_state, read_lora, write_lora
 from l2p.students.student import PixelStudent, StudentSpec
 
 if TYPE_CHECKING:
@@ -30,8 +33,8 @@ FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
 CONFIG = "config.json"
-FORMAT_KEYS = {"format_version", "needs", "written_by", "class"}
 LATER = {"latest_time": 1.0, "noise_in_span": False}  # what folders from before these were written mean
+FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora", "quantization"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
 LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours
 DEEPEST = 1000  # layers
@@ -59,6 +62,8 @@ def save_student(
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if dtype is not None and student.quantization is not None:
+        raise UserError(f"a quantised student keeps its number formats: leave out dtype {dtype}")
     config = {
         "format_version": FORMAT_VERSION,
         "needs": NEEDS,
@@ -66,6 +71,11 @@ def save_student(
         "class": CLASS_NAME,
     }
     config.update(asdict(student.spec))
+    lora = lora_of(student)
+    if lora is not None:
+        config["lora"] = lora
+    if student.quantization is not None:
+        config["quantization"] = student.quantization
     clash = config.keys() & (extra or {}).keys()
     if clash:
         raise ValueError(f"extra may not hold {sorted(clash)}: these keys are the format's own")
@@ -77,6 +87,8 @@ def save_student(
             partial.mkdir()
             metadata = {"format": "pt", "config": json.dumps(config)}
             weights.write_weights(_state(student, dtype), partial, metadata, shard_bytes)
+            if lora is not None:
+                write_lora(student, partial, DTYPES[dtype] if dtype else None)
             write_json(partial / CONFIG, config)
             if text_encoder is not None:
                 text_encoder.save_pretrained(partial)
@@ -95,9 +107,12 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _state(student: PixelStudent, dtype: str | None) -> dict[str, Tensor]:
-    state = student.state_dict()
+    state = plain_state(student)
+    if student.quantization is not None:
+        return quantize.flat(state)[0]
     if dtype is not None:
-        state.update({name: p.detach().to(DTYPES[dtype]) for name, p in student.named_parameters()})
+        exact = {name for name, _ in student.named_buffers()}
+        state = {name: v if name in exact else v.detach().to(DTYPES[dtype]) for name, v in state.items()}
     return state
 
 
@@ -204,11 +219,18 @@ def load_student(folder: str | Path, device: torch.device | str = "cpu") -> Pixe
         UserError: for anything but complete, matching, finite weights.
     """
     folder = Path(folder)
-    spec = read_spec(folder)
+    spec, config = read_spec(folder), read_config(folder)
+    quantization, note = config.get("quantization"), None
+    if quantization is not None and not isinstance(quantization, dict):
+        raise _broken(folder, f"quantization is {quantization!r}, expected a mapping")
     try:
         with torch.device("meta"):
             student = PixelStudent(spec)
         expected = student.state_dict()
+        if quantization is not None:
+            quantize.quantize(student, quantization.get("kind"))
+            expected, note = quantize.flat(student.state_dict())
+            student.quantization = quantization
     except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split()) or "its sizes do not fit one another"
         raise _broken(folder, reason) from error
@@ -216,5 +238,8 @@ def load_student(folder: str | Path, device: torch.device | str = "cpu") -> Pixe
     weights.check_entries(expected, entries, folder)
     state = weights.read_weights(entries, device)
     weights.check_finite(state, folder)
-    student.load_state_dict(state, strict=True, assign=True)
+    student.load_state_dict(quantize.unflat(state, note) if note else state, strict=True, assign=True)
+    lora = config.get("lora")
+    if lora is not None:
+        read_lora(student, folder, lora, device)
     return student.eval()

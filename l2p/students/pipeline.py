@@ -17,6 +17,7 @@ from l2p.images import to_uint8
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
 from l2p.students.io import load_student, read_config
+from l2p.students.lora import merged
 from l2p.students.student import PixelStudent
 from l2p.teachers import PATTERNS
 from l2p.teachers.text import TextEncoder
@@ -39,8 +40,12 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
     """
     chosen = pick_device(device)
-    student = load_student(path, chosen)
+    student = merged(load_student(path, chosen))  # adapters would cost time at every picture
     saved = next(student.parameters()).dtype
+    if student.quantization is not None:
+        if dtype not in ("auto", "bf16"):
+            raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
+        saved = torch.bfloat16
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
     if picked != saved:
         cast_weights(student, picked)
@@ -85,7 +90,7 @@ class StudentPipeline:
         self.student = student.eval()
         self.text_encoder = text_encoder
         self.dtype = dtype
-        if dtype != torch.float32:
+        if dtype != torch.float32 and student.quantization is None:
             cast_weights(self.student, dtype)
 
     @property

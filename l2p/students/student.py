@@ -62,6 +62,10 @@ class StudentSpec:
 class PixelStudent(nn.Module):
     """Noisy pixels, time and captions in; clean pixels out."""
 
+    quantization: dict[str, Any] | None = (
+        None  # how its weights were rounded and what that cost, see quantize.py
+    )
+
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 SHARD_BYTES = 5_000_000_000  # the Hub's own advice; larger files cannot be shown or resumed well
+# What a quantised tensor must be, to the letter; any of FLOATS may stand for another.
+EXACT = {torch.int8: "I8", torch.float8_e4m3fn: "F8_E4M3"}
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -68,11 +70,11 @@ def read_metadata(folder: Path) -> dict[str, str]:
 def read_entries(folder: Path) -> dict[str, Entry]:
     """All tensors of the folder by name, from the headers. Raises UserError when a file is missing or broken."""
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).exists():
-        return _entries_of(folder / WEIGHTS)
+        return entries_of(folder / WEIGHTS)
     weight_map = _read_index(folder / INDEX)["weight_map"]
     found: dict[str, Entry] = {}
     for name in sorted(set(weight_map.values())):
-        for key, entry in _entries_of(folder / name).items():
+        for key, entry in entries_of(folder / name).items():
             if weight_map.get(key) != name:
                 raise UserError(
                     f"{folder / name} holds {key}, which {INDEX} looks for in {weight_map.get(key, 'no file')}: "
@@ -108,17 +110,30 @@ def check_entries(expected: Mapping[str, Tensor], found: Mapping[str, Entry], fo
             if key in found and found[key].shape != tuple(tensor.shape)
         ],
         "of a wrong dtype": [
-            f"{key} ({entry.dtype}, expected one of {', '.join(FLOATS)})"
+            f"{key} ({entry.dtype}, expected {EXACT.get(expected[key].dtype, 'one of ' + ', '.join(FLOATS))})"
             for key, entry in found.items()
-            if key in expected and entry.dtype not in FLOATS
+            if key in expected and not _is_dtype(entry.dtype, expected[key].dtype)
         ],
     }
     _raise_faults(faults, folder)
 
 
+def _is_dtype(found: str, expected: torch.dtype) -> bool:
+    return found == EXACT[expected] if expected in EXACT else found in FLOATS
+
+
 def check_finite(state: Mapping[str, Tensor], folder: Path) -> None:
     """Raises: UserError naming the first few tensors that hold NaN or infinity."""
-    _raise_faults({"not finite": [k for k, v in state.items() if not torch.isfinite(v).all()]}, folder)
+    _raise_faults(
+        {
+            "not finite": [
+                k
+                for k, v in state.items()
+                if not torch.isfinite(v.float() if v.element_size() == 1 else v).all()
+            ]
+        },
+        folder,
+    )
 
 
 def few(keys: list[str], shown: int = 3) -> str:
@@ -147,7 +162,8 @@ def _opened(path: Path, device: str = "cpu") -> Any:
         ) from error
 
 
-def _entries_of(path: Path) -> dict[str, Entry]:
+def entries_of(path: Path) -> dict[str, Entry]:
+    """All tensors of one file, from its header. Raises UserError when it is missing or broken."""
     with _opened(path) as file:
         slices = {key: file.get_slice(key) for key in file.keys()}
         return {key: Entry(path, s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}

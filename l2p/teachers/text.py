@@ -32,19 +32,19 @@ class TextEncoder:
     def width(self) -> int:
         return self.model.config.hidden_size
 
+    def in_template(self, prompt: str) -> str:
+        """The text that is tokenised: the prompt as a user's turn of a chat."""
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+
     def tokenize(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask [B, L] of the prompts in the chat template, padded to the longest."""
-        texts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=True,
-            )
-            for prompt in prompts
-        ]
         tokens = self.tokenizer(
-            texts,
+            [self.in_template(prompt) for prompt in prompts],
             padding=True,
             max_length=MAX_TOKENS,
             truncation=True,

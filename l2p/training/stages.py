@@ -30,6 +30,7 @@ from l2p.recipe import HeadConfig, Recipe, StageConfig
 from l2p.runtime import autocast, frozen_dtype
 from l2p.students.build import from_teacher
 from l2p.students.io import load_student, save_student
+from l2p.students.lora import merged
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
 from l2p.training.callbacks import load_checkpoint
@@ -257,7 +258,7 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
 
     recipe, path = run.recipe, run.folder.path
     pipeline = StudentPipeline(
-        load_student(path / "student", run.device), run.teacher.text_encoder, run.dtype
+        merged(load_student(path / "student", run.device)), run.teacher.text_encoder, run.dtype
     )
     metrics = evaluate(
         pipeline,
@@ -268,6 +269,7 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
         teacher_config=recipe.teacher,
         prompts=recipe.corpus.prompts,
         progress=run.progress,
+        student_folder=path / "student",
     )
     write_report(path, title=recipe.name)
     return metrics["summary"], []

@@ -24,7 +24,9 @@ from l2p.students.io import save_student
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import load_teacher
 
-CONFIG = EvaluationConfig(num_images=5, batch_size=3, seed=0, preview_images=4, latency_runs=1)
+CONFIG = EvaluationConfig(
+    num_images=5, batch_size=3, seed=0, preview_images=4, latency_runs=1, peak_memory=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,13 @@ def test_a_saved_student_is_evaluated_beside_its_teacher(run, teacher, students,
             "width": 64,
         },
         "corpus": {"prompts": "landscapes"},
-        "evaluation": {"num_images": 4, "batch_size": 4, "latency_runs": 1, "preview_images": 2},
+        "evaluation": {
+            "num_images": 4,
+            "batch_size": 4,
+            "latency_runs": 1,
+            "peak_memory": False,
+            "preview_images": 2,
+        },
     }
     save_student(students["patch"], tmp_path / "student", teacher.text_encoder, {"recipe": recipe})
     metrics = evaluate_folder(tmp_path / "student", num_images=3, progress=False, device="cpu", dtype="fp32")

@@ -46,7 +46,10 @@ def run_folder(tiny_pipeline, tmp_path_factory) -> Path:
     }
     settings |= {"height": 32, "width": 48, "teacher_steps": 20, "student_steps": 1}
     figures = {"attribute_accuracy": 0.934, "frechet": 14.06, "psnr_to_teacher": 25.7, "seam_ratio": 5.3}
-    metrics = {"settings": settings, "student": {**figures, "latency_ms": 36.2, "frechet_to_teacher": None}}
+    metrics = {
+        "settings": settings,
+        "student": {**figures, "latency_ms": 36.2, "peak_memory_mb": 98.7, "frechet_to_teacher": None},
+    }
     metrics["teacher"] = {"attribute_accuracy": 0.95, "frechet": 7.0, "latency_ms": 539.0}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "evaluation").mkdir()

@@ -47,7 +47,9 @@ def tiny_recipe(pipeline: str, prompts: Path, output_dir: Path) -> Recipe:
         ),
         one_step=one_step,
         match=match,
-        evaluation=EvaluationConfig(num_images=2, batch_size=2, preview_images=2, latency_runs=1),
+        evaluation=EvaluationConfig(
+            num_images=2, batch_size=2, preview_images=2, latency_runs=1, peak_memory=False
+        ),
     )
 
 

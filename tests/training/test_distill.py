@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.objectives import PairsObjective
-from l2p.recipe import load_recipe
+from l2p.recipe import LoRAConfig, load_recipe
 from l2p.students.io import load_student
+from l2p.students.lora import lora_of, plain_state
 from l2p.training import distill
 from l2p.training.callbacks import load_checkpoint, read_log
 from l2p.training.progress import TrainingBar
@@ -277,3 +278,19 @@ def test_a_small_corpus_is_learned_by_heart(new_run):
     distill.run(recipe, progress=False)
     rows = read_log(Path(recipe.output_dir) / "logs" / "one_step.csv")
     assert float(rows[-1]["pairs/pixel"]) < 0.72 * float(rows[0]["pairs/pixel"])
+
+
+def test_adapters_train_in_place_of_the_core(new_run):
+    pytest.importorskip("peft")
+    recipe = new_run("lora")
+    recipe.student.lora = LoRAConfig(rank=2, alpha=4.0, targets=["to_q", "w2"])
+    recipe.one_step.steps = 2
+    distill.run(recipe, progress=False)
+    folder = Path(recipe.output_dir)
+    student, start = load_student(folder / "student"), load_student(folder / "lift")
+    assert lora_of(student) == {"rank": 2, "alpha": 4.0, "targets": ["to_q", "w2"]}
+    own = plain_state(student)
+    core = {name: v for name, v in start.state_dict().items() if name.startswith("core.")}
+    assert core and all(torch.equal(own[name], value) for name, value in core.items())
+    factors = [p for name, p in student.named_parameters() if "lora_B" in name]
+    assert factors and all(p.abs().max() > 0 for p in factors)
