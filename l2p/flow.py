@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-
 STRIDE = 1 << 17  # uniform numbers between two remembered states of a generator, and drawn at a time: 1 MiB
 
 
@@ -27,9 +26,7 @@ class Noise:
         generators: on the CPU, left where drawing everything leaves them; several rows may share one.
     """
 
-    def __init__(
-        self, generators: Sequence[torch.Generator], channels: int, height: int, width: int
-    ) -> None:
+    def __init__(self, generators: Sequence[torch.Generator], channels: int, height: int, width: int) -> None:
         self.shape = (len(generators), channels, height, width)
         self._half = -(-channels * height * width // 2)
         self._streams = [_Uniform(generator, 2 * self._half) for generator in generators]

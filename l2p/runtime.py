@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -107,6 +108,17 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Bring the parameters to `dtype`; buffers, which may be exact on purpose, keep theirs."""
     for weight in module.parameters():
         weight.data = weight.data.to(dtype)
+
+
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as 2GB, 1.5GiB, 800MB or 1000. Raises UserError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", text)
+    if not found or not float(found[1]):
+        raise UserError(f"memory size {text!r} is not understood, expected one such as 2GB, 1.5GiB or 800MB")
+    return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 def hush_loaders() -> None:

@@ -62,6 +62,7 @@ def test_noise_is_white():
     for axis in (1, 2, 3):
         assert abs((eps * eps.roll(1, axis)).mean()) < 4 / math.sqrt(n)
 
+
 @given(height=st.integers(1, 9), width=st.integers(1, 9), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_noise_by_rows_is_the_whole_noise(height, width, data):
