@@ -83,6 +83,11 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextM
     return torch.autocast(torch.device(device).type, dtype)
 
 
+def exact(x: torch.Tensor) -> AbstractContextManager:
+    """Context in which products with `x` keep its dtype, whatever autocast is on; the meta device knows none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 @contextmanager
 def weights_in_autocast_dtype(module: nn.Module) -> Iterator[None]:
     """Under autocast, `module` holds its weights in the autocast dtype inside the `with`, its own ones after it.

@@ -26,6 +26,7 @@ VERBS = {
     "evaluate": "measure a student beside its teacher",
     "review": "let people judge pictures, blind and in pairs",
     "demo": "a local page to try a student",
+    "bench": "time and memory of several paths, side by side",
     "push": "publish a student on the Hub",
     "pull": "fetch a student from the Hub",
     "export": "write a student as a pipeline for diffusers",

@@ -63,9 +63,10 @@ def paint(
         out[:] = to_uint8(x_0[:, :, :height, :width])
         return out
     band = fit_band(student, noise.shape, memory_budget - picture.kept_bytes)
+    context = student.head.context(features, c, picture.pooled, student.latent_time(t))
     for start in range(0, height, band):
         stop = min(start + band, noise_height)
-        rows = student.head.rows(features, c, picture.z_t, picture.rows, student.latent_time(t), start, stop)
+        rows = student.head.rows(features, c, context, picture.rows, student.latent_time(t), start, stop)
         out[:, start:stop] = to_uint8(rows[:, :, : height - start, :width])
     return out
 
@@ -93,7 +94,7 @@ class _Input:
     """What the core is given of pure noise, and the head after it, without ever holding it whole.
 
     Attributes:
-        z_t: the lift's view of it, [B, h, w, d] fp32.
+        pooled: what the head asks of the whole (:meth:`PatchHead.pool`); None for other heads.
         kept_bytes: of the noise that is held all the same, as drawing it twice takes time: not more than ``keep``.
     """
 
@@ -104,20 +105,26 @@ class _Input:
         size = 4 * batch * channels * height * width
         self._kept = noise.rows(0, height) if not self.in_span and size <= keep else None
         self.kept_bytes = 0 if self._kept is None else size
-        self.z_t: Tensor
+        self.pooled: Tensor | None = None
+        self._latents: Tensor | None = None
 
     def embedded(self) -> Tensor:
-        """The core's tokens [B, h, w, dim]; finds ``z_t`` on the way."""
+        """The core's tokens [B, h, w, dim]; finds ``pooled`` on the way."""
         batch, _, height, width = self.noise.shape
         p = self.student.spec.patch_size
         step = max(1, NOISE_BYTES // (12 * batch * p * width)) * p
-        latents, tokens = [], []
+        head = self.student.head
+        latents, pooled, tokens = [], [], []
         for start in range(0, height, step):
             rows = patchify(self._drawn(start, min(start + step, height)), p)
-            latents.append(self.student.to_span(rows))
-            seen = self.student.from_span(latents[-1]) if self.in_span else rows
-            tokens.append(self.student.core.embed(seen))
-        self.z_t = torch.cat(latents, dim=1)
+            if self.in_span:
+                latents.append(self.student.to_span(rows))
+                rows = self.student.from_span(latents[-1])
+            if isinstance(head, PatchHead):
+                pooled.append(head.pool(rows))
+            tokens.append(self.student.core.embed(rows))
+        self._latents = torch.cat(latents, dim=1) if latents else None
+        self.pooled = torch.cat(pooled, dim=1) if pooled else None
         return torch.cat(tokens, dim=1)
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -126,7 +133,7 @@ class _Input:
             return self._drawn(start, stop)
         p = self.student.spec.patch_size
         first, last = start // p, -(-stop // p)
-        return unpatchify(self.student.from_span(self.z_t[:, first:last]), p)[
+        return unpatchify(self.student.from_span(self._latents[:, first:last]), p)[
             :, :, start - first * p : stop - first * p
         ]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
+from l2p.patches import patchify
 from l2p.students.build import from_teacher
 from l2p.students.heads import PatchHead
 from l2p.students.painting import fit_band, paint
@@ -54,7 +55,8 @@ def test_bands_equal_the_whole(data):
         start = draw(st.integers(0, whole.shape[2] - 1))  # and rows that are no fine tokens at all
         stop = draw(st.integers(start + 1, whole.shape[2]))
         features, c, x_in, t = args
-        rows = head.rows(features, c, head.project(x_in), lambda a, b: x_in[:, :, a:b], t, start, stop)
+        context = head.context(features, c, head.pool(patchify(x_in, patch)), t)
+        rows = head.rows(features, c, context, lambda a, b: x_in[:, :, a:b], t, start, stop)
         assert distance(rows, whole[:, :, start:stop]) < TOLERANCE
 
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from l2p.errors import UserError
 from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
+from l2p.runtime import exact
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last convolution
 LARGEST_BAND = 2**15  # pixel rows
@@ -53,6 +54,8 @@ class PatchHead(nn.Module):
             backward pass, and compute the rest anew.
     """
 
+    seen_channels = 3  # of the pictures that the fine tokens embed
+
     def __init__(
         self,
         core_dim: int,
@@ -80,7 +83,7 @@ class PatchHead(nn.Module):
         self.gradient_checkpointing = False
         self.band_height: int | None = None
         self.open = nn.Linear(core_dim, self.fold**2 * width)
-        self.embed = nn.Linear(3 * fine_patch**2, width)
+        self.embed = nn.Linear(self.seen_channels * fine_patch**2, width)
         self.blocks = nn.ModuleList(
             PatchBlock(width, time_dim, head_dim, tile, halo, residual_scale=(2 * num_blocks) ** -0.5)
             for _ in range(num_blocks)
@@ -89,16 +92,23 @@ class PatchHead(nn.Module):
         self.conv_out = nn.Conv2d(3 + PIXEL_CHANNELS, 3, 2 * EDGE + 1)  # `rows` continues the picture's edge
         nn.init.zeros_(self.conv_out.bias)
         nn.init.dirac_(self.conv_out.weight)
+        self.patch_size = patch_size
+        self._make_draft(core_dim, latent_dim)
 
+    def _make_draft(self, core_dim: int, latent_dim: int) -> None:
         from diffusers.models.transformers.transformer_z_image import FinalLayer
 
-        self.patch_size = patch_size
+        p = self.patch_size
         self.final = FinalLayer(core_dim, latent_dim)
-        self.readout = nn.Conv2d(latent_dim, 3 * patch_size**2, 3, padding=1)
-        self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
+        self.readout = nn.Conv2d(latent_dim, 3 * p**2, 3, padding=1)
+        self.register_buffer("basis", torch.zeros(3 * p**2, latent_dim))
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
-        z_t = self.project(x_in)
+        context = self.context(features, c, self.pool(patchify(x_in, self.patch_size)), t)
+        return self.paint(features, c, context, x_in, t)
+
+    def paint(self, features: Tensor, c: Tensor, context: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
+        """:meth:`forward` with the :meth:`context` known."""
 
         def rows(start: int, stop: int) -> Tensor:
             return x_in[:, :, start:stop]
@@ -108,22 +118,31 @@ class PatchHead(nn.Module):
         bands = [(start, min(start + step, height)) for start in range(0, height, step)]
         if len(bands) > 1 and self.gradient_checkpointing and torch.is_grad_enabled():
             painted = [
-                checkpoint(self.rows, features, c, z_t, rows, t, *band, use_reentrant=False) for band in bands
+                checkpoint(self.rows, features, c, context, rows, t, *band, use_reentrant=False)
+                for band in bands
             ]
         else:
-            painted = [self.rows(features, c, z_t, rows, t, *band) for band in bands]
+            painted = [self.rows(features, c, context, rows, t, *band) for band in bands]
         return torch.cat(painted, dim=2) if len(bands) > 1 else painted[0]
 
-    def project(self, x_in: Tensor) -> Tensor:
-        """What the lift sees of the picture that the core was given: latents z_t [B, h, w, d]."""
-        with torch.autocast(x_in.device.type, enabled=False):  # the noise's identity: keep its digits
-            return patchify(x_in, self.patch_size) @ self.basis.to(x_in.dtype)
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the draft needs of the core's input [B, rows, w, 3 p^2], each token alone: the lift's latents z_t."""
+        with exact(tokens):  # the noise's identity: keep its digits
+            return tokens @ self.basis.to(tokens.dtype)
+
+    def context(self, features: Tensor, c: Tensor, pooled: Tensor, t: Tensor) -> Tensor:
+        """What all bands share, from :meth:`pool` of the whole input: here z_t [B, h, w, d] itself."""
+        return pooled
+
+    def _seen(self, x_in: Tensor, context: Tensor, top: int) -> Tensor:
+        """What the fine tokens embed of the input's rows from ``top`` on."""
+        return x_in
 
     def rows(
         self,
         features: Tensor,
         c: Tensor,
-        z_t: Tensor,
+        context: Tensor,
         x_in: Callable[[int, int], Tensor],
         t: Tensor,
         start: int,
@@ -132,7 +151,7 @@ class PatchHead(nn.Module):
         """Rows [start, stop) of the picture that :meth:`forward` paints, [B, 3, stop - start, W].
 
         Args:
-            z_t: :meth:`project` of the whole of ``x_in``.
+            context: :meth:`context` of the whole picture.
             x_in: gives any rows [B, 3, rows, W] of the core's input.
         """
         f, fold = self.fine_patch, self.fold
@@ -144,7 +163,8 @@ class PatchHead(nn.Module):
         x = _spread(self.open(_norm(features[:, first:last])), fold)[
             :, low - first * fold : high - first * fold
         ]
-        x = x + self.embed(patchify(x_in(low * f, high * f).to(self.embed.weight.dtype), f))
+        seen = self._seen(x_in(low * f, high * f), context, low * f)
+        x = x + self.embed(patchify(seen.to(self.embed.weight.dtype), f))
         angles = self._angles(height // f, x.shape[2], x.device)
         silu_c = F.silu(c)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and (start, stop) == (0, height)
@@ -159,7 +179,7 @@ class PatchHead(nn.Module):
         low = ranges[-1][0] * f
         fine = F.silu(unpatchify(self.out(_norm(x)), f)[:, :, top - low : bottom - low])
         del x
-        draft = self._draft(features, c, z_t, t, top, bottom).to(fine.dtype)
+        draft = self._draft(features, c, context, t, top, bottom).to(fine.dtype)
         fine = torch.cat([draft, fine], dim=1)
         fine = _continued(fine, 3, EDGE, EDGE)
         return self.conv_out(_continued(fine, 2, top - (start - EDGE), stop + EDGE - bottom))
@@ -188,7 +208,9 @@ class PatchHead(nn.Module):
         ranges = self._ranges(far // f - 1, (far + band) // f + 1, 10**9)
         given, attended = ranges[0][1] - ranges[0][0], ranges[1][1] - ranges[1][0]
         hidden = self.blocks[0].down.in_features if self.num_blocks else 0
-        opened = given * (3 * c + 6 * 3 * f**2)  # spread, sum; the input's patches, fp32 and narrow
+        opened = given * (
+            3 * c + 6 * self.seen_channels * f**2
+        )  # spread, sum; the input's patches, fp32 and narrow
         mixing = given * c + attended * (2 * c + 4 * hidden)
         attending = given * 7 * c
         pixels = (band + 2 * EDGE) / f * (c + 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 3))
@@ -210,7 +232,9 @@ class PatchHead(nn.Module):
             ranges.append((low, high))
         return ranges[::-1]
 
-    def _draft(self, features: Tensor, c: Tensor, z_t: Tensor, t: Tensor, top: int, bottom: int) -> Tensor:
+    def _draft(
+        self, features: Tensor, c: Tensor, context: Tensor, t: Tensor, top: int, bottom: int
+    ) -> Tensor:
         """Rows [top, bottom) of the picture of ``z_0 = z_t - t u``, with the core's velocity u (diffusers' sign is the
         other)."""
         p = self.patch_size
@@ -219,7 +243,8 @@ class PatchHead(nn.Module):
             max(0, first - 1), last + 1
         )  # tokens beyond are cut off again: there the padding is wrong
         out = self.final(features[:, around].flatten(1, 2), c=c).unflatten(1, (-1, features.shape[2]))
-        z_0 = z_t[:, around] + time_like(t, z_t).to(z_t.dtype) * out
+        z_t = context[:, around]
+        z_0 = z_t + time_like(t, z_t).to(z_t.dtype) * out
         z_0 = z_0.to(self.readout.weight.dtype).permute(0, 3, 1, 2)
         tokens = self.readout(z_0).permute(0, 2, 3, 1)[:, first - around.start : last - around.start]
         return unpatchify(tokens, p)[:, :, top - first * p : bottom - first * p]
