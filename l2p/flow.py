@@ -12,27 +12,79 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+STRIDE = 1 << 17  # uniform numbers between two remembered states of a generator, and drawn at a time: 1 MiB
+
+
+class Noise:
+    """White noise [B, C, H, W] that is drawn where it is looked at; row i of the batch is of generators[i] alone.
+
+    Uniform numbers through Box-Muller, in fp64 and then rounded: `torch.randn` in fp32 takes other instructions on
+    other CPUs, which changes its last bits. A first pass remembers the generator's state at every `STRIDE` numbers, so
+    that any rows can be drawn again and a large picture's noise need never be held.
+
+    Args:
+        generators: on the CPU, left where drawing everything leaves them; several rows may share one.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], channels: int, height: int, width: int) -> None:
+        self.shape = (len(generators), channels, height, width)
+        self._half = -(-channels * height * width // 2)
+        self._streams = [_Uniform(generator, 2 * self._half) for generator in generators]
+
+    @classmethod
+    def of_seeds(cls, seeds: Sequence[int], channels: int, height: int, width: int) -> Noise:
+        return cls([torch.Generator().manual_seed(int(seed)) for seed in seeds], channels, height, width)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of every channel: float32 [B, C, stop - start, W]."""
+        batch, channels, height, width = self.shape
+        drawn = torch.empty(batch, channels, stop - start, width)
+        for picture, stream in zip(drawn, self._streams, strict=True):
+            for channel, values in enumerate(picture):
+                first = (channel * height + start) * width
+                self._fill(values.view(-1), first, stream)
+        return drawn
+
+    def _fill(self, values: Tensor, first: int, uniform: _Uniform) -> None:
+        """The numbers from the first-th on: cosines in the first half of a picture, the same angles' sines after it."""
+        last = first + len(values)
+        for part, low, high in ((torch.cos, 0, self._half), (torch.sin, self._half, 2 * self._half)):
+            begin, end = max(first, low), min(last, high)
+            for at in range(begin, end, STRIDE):
+                count, pair = min(STRIDE, end - at), at - low
+                radius = uniform(pair, count).neg_().log1p_().mul_(-2).sqrt_()
+                angle = uniform(self._half + pair, count).mul_(2 * math.pi)
+                values[at - first : at - first + count] = part(angle, out=angle).mul_(radius)
+
+
+class _Uniform:
+    """`total` uniform fp64 numbers in [0, 1) of a generator, from any place on."""
+
+    def __init__(self, generator: torch.Generator, total: int) -> None:
+        self._generator = torch.Generator()
+        self._states = []
+        self._scratch = torch.empty(min(STRIDE, total), dtype=torch.float64)
+        for first in range(0, total, STRIDE):
+            self._states.append(generator.get_state())
+            self._draw(min(STRIDE, total - first), generator)
+
+    def __call__(self, first: int, count: int) -> Tensor:
+        self._generator.set_state(self._states[first // STRIDE])
+        self._draw(first % STRIDE, self._generator)
+        return torch.rand(count, dtype=torch.float64, generator=self._generator)
+
+    def _draw(self, count: int, generator: torch.Generator) -> None:
+        torch.rand(count, dtype=torch.float64, generator=generator, out=self._scratch[:count])
+
 
 def noise(seeds: Sequence[int], channels: int, height: int, width: int) -> Tensor:
     """White noise float32 [B, C, H, W] on the CPU; row i depends on seeds[i] (>= 0) alone, on every machine alike."""
-    return noise_from([torch.Generator().manual_seed(int(seed)) for seed in seeds], channels, height, width)
+    return Noise.of_seeds(seeds, channels, height, width).rows(0, height)
 
 
 def noise_from(generators: Sequence[torch.Generator], channels: int, height: int, width: int) -> Tensor:
-    """White noise float32 [B, C, H, W], row i drawn from the CPU's generators[i], which may be one and the same.
-
-    Uniform numbers through Box-Muller, in fp64 and then rounded: `torch.randn` in fp32 takes other instructions on
-    other CPUs, which changes its last bits.
-    """
-    size = channels * height * width
-    drawn = torch.empty(len(generators), size)
-    for row, generator in zip(drawn, generators, strict=True):
-        half = -(-size // 2)
-        radius = torch.rand(half, dtype=torch.float64, generator=generator).neg_().log1p_().mul_(-2).sqrt_()
-        angle = torch.rand(half, dtype=torch.float64, generator=generator).mul_(2 * math.pi)
-        row[:half] = angle.cos().mul_(radius)
-        row[half:] = angle.sin_().mul_(radius)[: size - half]
-    return drawn.reshape(len(generators), channels, height, width)
+    """White noise float32 [B, C, H, W], row i drawn from the CPU's generators[i], which may be one and the same."""
+    return Noise(generators, channels, height, width).rows(0, height)
 
 
 def time_like(t: Tensor | float, x: Tensor) -> Tensor:

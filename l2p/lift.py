@@ -21,6 +21,7 @@ Legend: N tokens, D = 3 p^2 values of a pixel patch, d values of a packed latent
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,6 +63,11 @@ class Lift:
         if self.readout is None:
             weight = torch.nn.functional.pad((self.scale * self.basis)[..., None, None], (1, 1, 1, 1))
             object.__setattr__(self, "readout", (weight, self.offset))
+
+    @property
+    def patch_size(self) -> int:
+        """p, pixels a side of a token."""
+        return math.isqrt(len(self.basis) // 3)
 
     def to(self, device: torch.device | str) -> Lift:
         moved = {"basis": self.basis.to(device), "offset": self.offset.to(device)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -92,6 +93,11 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextM
     return torch.autocast(torch.device(device).type, dtype)
 
 
+def exact(x: torch.Tensor) -> AbstractContextManager:
+    """Context in which products with `x` keep its dtype, whatever autocast is on; the meta device knows none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 @contextmanager
 def weights_in_autocast_dtype(module: nn.Module) -> Iterator[None]:
     """Under autocast, `module` holds its weights in the autocast dtype inside the `with`, its own ones after it.
@@ -126,6 +132,17 @@ def return_free_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none, and no such habit
         if trim is not None:
             trim(0)
+
+
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as 2GB, 1.5GiB, 800MB or 1000. Raises UserError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?\s*", text)
+    if not found or not float(found[1]):
+        raise UserError(f"memory size {text!r} is not understood, expected one such as 2GB, 1.5GiB or 800MB")
+    return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 def hush_loaders() -> None:

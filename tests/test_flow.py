@@ -63,6 +63,38 @@ def test_noise_is_white():
         assert abs((eps * eps.roll(1, axis)).mean()) < 4 / math.sqrt(n)
 
 
+@given(height=st.integers(1, 9), width=st.integers(1, 9), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_noise_by_rows_is_the_whole_noise(height, width, data):
+    whole = flow.noise([4, 5], 3, height, width)
+    drawn = flow.Noise.of_seeds([4, 5], 3, height, width)
+    start = data.draw(st.integers(0, height - 1))
+    stop = data.draw(st.integers(start + 1, height))
+    assert torch.equal(drawn.rows(start, stop), whole[:, :, start:stop])
+
+
+def test_noise_of_many_strides_is_one_stream():
+    """More numbers than a stride: the same as Box-Muller of one single draw; rows far down as from the whole."""
+    height, width = 300, 400
+    half = 3 * height * width // 2
+    assert half > flow.STRIDE
+    uniform = torch.rand(2 * half, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    radius, angle = (-2 * (1 - uniform[:half]).log()).sqrt(), 2 * math.pi * uniform[half:]
+    expected = torch.cat([radius * angle.cos(), radius * angle.sin()]).view(3, height, width)
+    drawn = flow.Noise.of_seeds([2], 3, height, width)
+    torch.testing.assert_close(drawn.rows(0, height)[0].double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(drawn.rows(290, 300), drawn.rows(0, height)[:, :, 290:])
+
+
+def test_noise_from_a_shared_generator_goes_on_where_it_was():
+    one = torch.Generator().manual_seed(6)
+    both = flow.noise_from([one, one], 3, 4, 4)
+    other = torch.Generator().manual_seed(6)
+    assert torch.equal(both[:1], flow.noise_from([other], 3, 4, 4))
+    assert torch.equal(both[1:], flow.noise_from([other], 3, 4, 4))
+    assert torch.equal(one.get_state(), other.get_state())
+
+
 def test_ends_and_middle_of_the_path(pair):
     x_0, eps = pair
     close(flow.add_noise(x_0, eps, 0.0), x_0)

@@ -20,6 +20,10 @@ def schema_of(name: str) -> type:
         from l2p.training.teacher import TeacherRecipe
 
         return TeacherRecipe
+    if name.startswith("landscapes"):
+        from l2p.training.grow import GrowRecipe
+
+        return GrowRecipe
     if name.startswith("judge"):
         from l2p.evaluation.judge_training import JudgeRecipe
 
@@ -57,7 +61,10 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
     recipe = load_recipe(path, schema=schema_of(path.stem))
     assert recipe.output_dir == f"runs/{recipe.name}"
     header = re.match(r"(#.*\n)+", path.read_text())[0]
-    assert f"l2p {'distill' if schema_of(path.stem) is Recipe else 'train-'}" in header
+    verb = {"teacher": "train-", "judge": "train-", "landscapes": "grow"}.get(
+        path.stem.split("-")[0], "distill"
+    )
+    assert f"l2p {verb}" in header
     assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs
 
 

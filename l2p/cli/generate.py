@@ -18,6 +18,7 @@ examples:
   l2p generate runs/quickstart/student "a red house by a lake at dusk"
   l2p generate runs/quickstart/student "snowy mountains at night" --seed 7 --num-images 4 --grid --out night.png
   l2p generate runs/quickstart/student --prompts-file prompts.txt --out pictures --json
+  l2p generate runs/landscapes-512/student "a river at dawn" --height 4096 --width 4096 --memory-budget 1GB
 """
 WHEN_STOPPED = "; the pictures written so far are whole"
 
@@ -50,6 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print path, prompt, seed, size and seconds as JSON"
     )
+    parser.add_argument(
+        "--memory-budget",
+        metavar="SIZE",
+        help="what drawing may take beyond weights and picture, such as 1.5GB (2GB); it changes no picture",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
@@ -61,45 +67,38 @@ def run(args: argparse.Namespace) -> None:
 
     student = resolve_student(args.student)  # a wrong one is found before anything is made or loaded
     folder, file = _check_out(args.out, len(prompts) * args.num_images, args.grid)
-    import numpy as np
-
     import l2p
     from l2p import runtime
     from l2p.images import make_grid, save_png
+    from l2p.students.painting import BUDGET
 
+    budget = runtime.parse_bytes(args.memory_budget) if args.memory_budget else BUDGET
     runtime.setup()
     runtime.hush_loaders()
     pipeline = l2p.load(student, device=args.device, dtype=args.dtype)
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     tasks = [(row, prompt, seed + k) for row, prompt in enumerate(prompts) for k in range(args.num_images)]
-    spec = pipeline.student.spec
-    pixels = (args.height or spec.height or SIDE) * (args.width or spec.width or SIDE)
-    at_once = max(1, min(8, PIXELS_AT_ONCE // pixels))
+    height, width = pipeline.size(args.height, args.width)
+    at_once = max(1, min(8, PIXELS_AT_ONCE // (height * width)))
     drawn, pictures = [], []
     for start in range(0, len(tasks), at_once):
         batch = tasks[start : start + at_once]
         started = time.perf_counter()
-        images = pipeline.generate(
-            [prompt for _, prompt, _ in batch],
-            seeds=[number for _, _, number in batch],
-            height=args.height,
-            width=args.width,
-            num_steps=args.steps,
-            batch_size=at_once,
-        )
+        _, texts, seeds = zip(*batch, strict=True)
+        images = pipeline.paint(texts, seeds, height, width, args.steps, budget)
         seconds = (time.perf_counter() - started) / len(batch)
         for (row, prompt, number), image in zip(batch, images, strict=True):
             path = folder / (file or ("grid.png" if args.grid else _name(prompt, row, len(prompts), number)))
             if args.grid:
-                pictures.append(np.asarray(image))
+                pictures.append(image)
             else:
-                save_png(np.asarray(image), path)
+                save_png(image, path)
             entry = {
                 "path": str(path),
                 "prompt": prompt,
                 "seed": number,
-                "height": image.height,
-                "width": image.width,
+                "height": height,
+                "width": width,
             }
             drawn.append({**entry, "seconds": round(seconds, 4)})
             if not (args.json or args.grid):

@@ -1,4 +1,6 @@
-"""What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights."""
+"""What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights.
+
+Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it."""
 
 from __future__ import annotations
 
@@ -10,10 +12,17 @@ from typing import Any
 
 from l2p.errors import UserError
 
+PRESET_NAMES = (
+    "tiny",
+    "base",
+    "large",
+    "z-image",
+)  # as l2p.students.presets has them; named here to load nothing
 EXAMPLES = """\
 examples:
   l2p info runs/quickstart/student
   l2p info runs/quickstart/student --json
+  l2p info base
 """
 
 
@@ -21,17 +30,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "student",
         metavar="STUDENT",
-        help="folder that `l2p distill` wrote, or USER/NAME[@REVISION] on the Hub",
+        help="folder that `l2p distill` wrote, USER/NAME[@REVISION] on the Hub, or a preset: tiny, base, large, z-image",
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    facts = gather(args.student)
+    is_preset = args.student in PRESET_NAMES and not Path(args.student).exists()
+    facts = gather_preset(args.student) if is_preset else gather(args.student)
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
+    elif is_preset:
+        _print_preset(facts)
     else:
         _print(facts)
+
+
+def gather_preset(name: str) -> dict[str, Any]:
+    """Sizes of a preset and what a picture costs."""
+    from l2p.bench.count import SIDES, count
+
+    return {"preset": name, "dtype": "bf16", "pictures": [count(name, side) for side in SIDES]}
 
 
 def gather(student: str | Path) -> dict[str, Any]:
@@ -65,6 +84,29 @@ def count_parameters(folder: Path) -> int:
         except SafetensorError as error:
             raise UserError(f"{file} is broken or cut short ({error})") from None
     return total
+
+
+def _print_preset(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        *("side", "patch", "parameters", "weights", "TFLOP core", "head", "GB moved core", "head"),
+        title=f"{facts['preset']}: one picture, bf16, counted",
+        title_justify="left",
+    )
+    for row in facts["pictures"]:
+        table.add_row(
+            f"{row['side']} px",
+            str(row["patch_size"]),
+            f"{row['core_parameters'] / 1e6:,.1f} + {row['head_parameters'] / 1e6:,.1f} M",
+            f"{row['weight_bytes'] / 1e9:,.2f} GB",
+            *(f"{row[f'{part}_flops'] / 1e12:,.2f}" for part in ("core", "head")),
+            *(f"{row[f'{part}_bytes_moved'] / 1e9:,.1f}" for part in ("core", "head")),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("GB moved: inputs and outputs of every operator, run eagerly, the head whole.")
 
 
 def _print(facts: dict[str, Any]) -> None:

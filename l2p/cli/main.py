@@ -21,11 +21,13 @@ from l2p.errors import UserError
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
+    "grow": "a student to a larger patch and resolution",
     "generate": "draw pictures from prompts",
     "info": "what a student is",
     "evaluate": "measure a student beside its teacher",
     "review": "let people judge pictures, blind and in pairs",
     "demo": "a local page to try a student",
+    "bench": "time and memory of several paths, side by side",
     "push": "publish a student on the Hub",
     "pull": "fetch a student from the Hub",
     "export": "write a student as a pipeline for diffusers",

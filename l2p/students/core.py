@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from l2p.teachers.z_image_forward import batched_forward
+from l2p.teachers.z_image_forward import embed, forward_embedded
 
 if TYPE_CHECKING:
     from l2p.teachers.protocol import Conditioning
@@ -80,8 +80,14 @@ class ZImageCore(nn.Module):
 
         t = 1 is noise; diffusers counts the other way.
         """
+        return self.run(self.embed(tokens), t, conditioning)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The first layer alone, [B, rows, w, 3 p^2] -> [B, rows, w, dim]: a large picture passes it row by row."""
+        return embed(self.transformer, tokens.to(self.embedder.weight))
+
+    def run(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` of embedded tokens x [B, h, w, dim]."""
         weight = self.embedder.weight
         t_model = (1 - t).to(weight.device, torch.float32)
-        return batched_forward(
-            self.transformer, tokens.to(weight), t_model, conditioning.to(weight.device, weight.dtype)
-        )
+        return forward_embedded(self.transformer, x, t_model, conditioning.to(weight.device, weight.dtype))

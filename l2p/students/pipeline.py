@@ -13,11 +13,13 @@ from torch import Tensor
 
 from l2p import flow
 from l2p.errors import UserError
-from l2p.images import to_uint8
+from l2p.images import Pictures, to_uint8
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
+from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config
 from l2p.students.lora import merged
+from l2p.students.painting import BUDGET, fit_band, paint
 from l2p.students.student import PixelStudent
 from l2p.teachers import PATTERNS
 from l2p.teachers.text import TextEncoder
@@ -107,6 +109,7 @@ class StudentPipeline:
         num_steps: int | None = None,
         progress: bool = False,
         batch_size: int = 8,
+        memory_budget: int = BUDGET,
     ) -> list[Image.Image]:
         """Draw ``num_images`` pictures of each prompt, in the order of the prompts.
 
@@ -116,9 +119,11 @@ class StudentPipeline:
             height, width: pixels, multiples of 8; the size the student was trained on if None.
             num_steps: 1 or more; what the student was trained for if None.
             batch_size: pictures drawn at once; sets memory and speed, not the pictures.
+            memory_budget: bytes that drawing may take beyond weights and pictures; a patch head paints in bands that
+                fit. It sets memory and speed, not the pictures.
 
         Raises:
-            UserError: for values out of these ranges.
+            UserError: for values out of these ranges, or a budget that is too small.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
@@ -126,7 +131,7 @@ class StudentPipeline:
         for name, value in (("num_images", num_images), ("num_steps", num_steps), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be 1 or more, got {value}")
-        height, width = self._side("height", height), self._side("width", width)
+        height, width = self.size(height, width)
         tasks = [
             (prompt, seed + i)
             for prompt, seed in zip(prompts, _first_seeds(seeds, len(prompts)), strict=True)
@@ -137,7 +142,35 @@ class StudentPipeline:
             from rich.progress import track
 
             batches = track(batches, description="drawing", total=len(batches))
-        return [image for batch in batches for image in self._draw(batch, height, width, num_steps)]
+        return [
+            image for batch in batches for image in self._draw(batch, height, width, num_steps, memory_budget)
+        ]
+
+    @torch.no_grad()
+    def paint(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        height: int,
+        width: int,
+        num_steps: int | None = None,
+        memory_budget: int = BUDGET,
+    ) -> Pictures:
+        """Pictures uint8 [B, height, width, 3], one a prompt and seed; very large ones lie in a file (`painting`).
+
+        Sides are multiples of 8. Whole patches of noise are drawn and the picture is cut from them, so that the student
+        never sees a patch that it was not trained for.
+        """
+        p = self.student.spec.patch_size
+        noise = flow.Noise.of_seeds(seeds, 3, height + -height % p, width + -width % p)
+        conditioning = self.text_encoder(prompts).to(self.device)
+        if (self.student.spec.num_steps if num_steps is None else num_steps) == 1:
+            with autocast(self.device, self.dtype):
+                return paint(self.student, noise, conditioning, height, width, memory_budget)
+        if isinstance(self.student.head, PatchHead):
+            self.student.head.band_height = fit_band(self.student, noise.shape, memory_budget)
+        pictures = self.sample(conditioning, noise.rows(0, noise.shape[2]), num_steps)
+        return to_uint8(pictures[:, :, :height, :width])
 
     def sample(self, conditioning: Conditioning, noise: Tensor, num_steps: int | None = None) -> Tensor:
         """Pictures [B, 3, H, W] of this very noise: float32, not clamped, on the student's device."""
@@ -146,17 +179,23 @@ class StudentPipeline:
             return self.student.sample(noise, conditioning.to(self.device), num_steps).float()
 
     def _draw(
-        self, tasks: Sequence[tuple[str, int]], height: int, width: int, num_steps: int | None
+        self,
+        tasks: Sequence[tuple[str, int]],
+        height: int,
+        width: int,
+        num_steps: int | None,
+        memory_budget: int,
     ) -> list[Image.Image]:
-        p = self.student.spec.patch_size
-        seeds = [seed for _, seed in tasks]
-        # Whole patches of fresh noise, cut afterwards: the student never sees a patch it was not trained for.
-        noise = flow.noise(seeds, 3, height + -height % p, width + -width % p)
-        pictures = self.sample(self.text_encoder([prompt for prompt, _ in tasks]), noise, num_steps)
-        images = [Image.fromarray(array) for array in to_uint8(pictures[:, :, :height, :width])]
+        prompts, seeds = zip(*tasks, strict=True)
+        pictures = self.paint(prompts, seeds, height, width, num_steps, memory_budget)
+        images = [Image.fromarray(array) for array in pictures]
         for image, (prompt, seed) in zip(images, tasks, strict=True):
             image.info.update(prompt=prompt, seed=seed)
         return images
+
+    def size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Sides in pixels, those that the student was trained on for None. Raises UserError for odd ones."""
+        return self._side("height", height), self._side("width", width)
 
     def _side(self, name: str, value: int | None) -> int:
         value = getattr(self.student.spec, name) if value is None else value

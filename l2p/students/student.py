@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from l2p import flow
 from l2p.lift import asymmetric_velocity
 from l2p.patches import patchify, unpatchify
+from l2p.runtime import exact
 from l2p.students.core import ZImageCore
 from l2p.students.heads import build_head
 
@@ -95,7 +96,19 @@ class PixelStudent(nn.Module):
         if hasattr(self.head, "gradient_checkpointing"):
             self.head.gradient_checkpointing = enabled
 
-    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def compile_blocks(self) -> None:
+        """`torch.compile` the blocks that repeat, of core and head: one compilation serves all blocks of a kind.
+
+        A CPU needs a C++ compiler. Bands of other heights are compiled once more, then for any height.
+        """
+        transformer = self.core.transformer
+        blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
+        for block in [*blocks, *getattr(self.head, "blocks", ())]:
+            block.compile()
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, draft: Tensor | None = None
+    ) -> Tensor:
         """Predicted clean pictures x_0.
 
         Args:
@@ -103,20 +116,39 @@ class PixelStudent(nn.Module):
                 the picture's other edge (which keeps white noise white) and cut off again.
             t: [B], 1 is noise.
             conditioning: B captions.
+            draft: for a grown student, see :class:`l2p.students.heads.GrownHead`; sides are multiples of p then.
         """
         height, width = x_t.shape[2:]
         p = self.spec.patch_size
         t = t.to(x_t.device, torch.float32)
-        k = (1 - t) * self.spec.lift_scale + t
+        k = self._k(t)
         tokens = patchify(_wrap(x_t.float(), p), p)
         tokens = (tokens - flow.time_like(1 - t, tokens) * self.offset.float()) / flow.time_like(k, tokens)
         if self.spec.noise_in_span:
-            basis = self.basis.float()
-            tokens = torch.where(flow.time_like(t, tokens) >= 1, (tokens @ basis) @ basis.T, tokens)
-        t_latent = (t / k).clamp(max=self.spec.latest_time)
+            inside = self.from_span(self.to_span(tokens))
+            tokens = torch.where(flow.time_like(t, tokens) >= 1, inside, tokens)
+        t_latent = self.latent_time(t)
         features, c = self.core(tokens, t_latent, conditioning)
-        x_0 = self.head(features, c, unpatchify(tokens, p), t_latent)
+        given = {} if draft is None else {"draft": draft}
+        x_0 = self.head(features, c, unpatchify(tokens, p), t_latent, **given)
         return x_0[:, :, :height, :width].to(x_t.dtype)
+
+    def to_span(self, tokens: Tensor) -> Tensor:
+        """``A^T x`` [B, h, w, d] of tokens [B, h, w, D], in fp32 even under autocast: noise keeps its digits."""
+        with exact(tokens):
+            return tokens.float() @ self.basis.float()
+
+    def from_span(self, latents: Tensor) -> Tensor:
+        """``A z`` [B, h, w, D] of latents [B, h, w, d], likewise."""
+        with exact(latents):
+            return latents.float() @ self.basis.float().T
+
+    def latent_time(self, t: Tensor) -> Tensor:
+        """The time that core and head are told at time t [B]: the lift's ``t / k``, at most ``latest_time``."""
+        return (t / self._k(t)).clamp(max=self.spec.latest_time)
+
+    def _k(self, t: Tensor) -> Tensor:
+        return (1 - t) * self.spec.lift_scale + t
 
     def velocity(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, t_min: float = 0.05) -> Tensor:
         """``u = eps - x_0`` [B, 3, H, W] at times t [B]; ``t_min`` guards the division."""

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Conditioning:
-    """Encoded prompts: ``embeds`` [B, L, C], zero beyond ``lengths`` [B] (int64)."""
+    """Encoded prompts: ``embeds`` [B, L, C], zero beyond ``lengths`` [B] (int64).
+
+    The lengths stay on the CPU: they decide shapes, and asking a GPU for them would stop it in every step.
+    """
 
     embeds: Tensor
     lengths: Tensor
@@ -35,11 +38,11 @@ class Conditioning:
         return len(self.lengths)
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Conditioning:
-        lengths = self.lengths[index]
+        lengths = self.lengths[index.cpu() if isinstance(index, Tensor) else index]
         return Conditioning(self.embeds[index][:, : int(lengths.max())], lengths)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        return Conditioning(self.embeds.to(device=device, dtype=dtype), self.lengths.to(device=device))
+        return Conditioning(self.embeds.to(device=device, dtype=dtype), self.lengths)
 
     def expand(self, batch: int) -> Conditioning:
         """One prompt for the whole batch."""

@@ -81,7 +81,7 @@ class TextEncoder:
             while len(self._cache) > self.cache_size:
                 del self._cache[next(iter(self._cache))]
         embeds = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return Conditioning(embeds, torch.tensor([len(row) for row in rows], device=embeds.device))
+        return Conditioning(embeds, torch.tensor([len(row) for row in rows]))
 
     def forget(self) -> None:
         """Empty the cache, for honest timings from prompt to picture."""

@@ -33,7 +33,7 @@ MULTIPLE = 32  # diffusers' SEQ_MULTI_OF
 def batched_forward(
     transformer: ZImageTransformer2DModel, tokens: Tensor, t_model: Tensor, conditioning: Conditioning
 ) -> tuple[Tensor, Tensor]:
-    """Everything of the transformer before its final layer.
+    """Everything of the transformer before its final layer: :func:`embed`, then :func:`forward_embedded`.
 
     Args:
         tokens: packed tokens [B, h, w, D], of the embedder's dtype.
@@ -46,25 +46,38 @@ def batched_forward(
     Raises:
         UserError: a grid or caption beyond the positions the transformer has.
     """
-    batch, height, width, _ = tokens.shape
+    return forward_embedded(transformer, embed(transformer, tokens), t_model, conditioning)
+
+
+def embed(transformer: ZImageTransformer2DModel, tokens: Tensor) -> Tensor:
+    """Packed tokens [B, h, w, D] through the first layer: [B, h, w, dim]. Each token alone, so rows of them will do."""
+    for embedder in transformer.all_x_embedder.values():
+        if embedder.in_features == tokens.shape[-1]:
+            return embedder(tokens)
+    sizes = [embedder.in_features for embedder in transformer.all_x_embedder.values()]
+    raise ValueError(f"tokens of {tokens.shape[-1]} values for a transformer that embeds {sizes}")
+
+
+def forward_embedded(
+    transformer: ZImageTransformer2DModel, x: Tensor, t_model: Tensor, conditioning: Conditioning
+) -> tuple[Tensor, Tensor]:
+    """:func:`batched_forward` of tokens x [B, h, w, dim] that passed the first layer."""
+    batch, height, width, _ = x.shape
     count = height * width
     lengths = conditioning.lengths.tolist()
     padded = [_round_up(length) for length in lengths]
     longest, mixed = max(padded), min(padded) != max(padded)
-    image_rope, caption_rope = _rope(
-        transformer, height, width, padded if mixed else padded[:1], tokens.device
-    )
+    image_rope, caption_rope = _rope(transformer, height, width, padded if mixed else padded[:1], x.device)
 
-    c = transformer.t_embedder(t_model * transformer.t_scale).type_as(tokens)
-    x = _embedder(transformer, tokens.shape[-1])(tokens.flatten(1, 2))
-    x = x.to(transformer.x_pad_token.dtype)
+    c = transformer.t_embedder(t_model * transformer.t_scale).type_as(transformer.x_pad_token)
+    x = x.flatten(1, 2).to(transformer.x_pad_token.dtype)
     if count % MULTIPLE:
         pads = transformer.x_pad_token.expand(batch, _round_up(count) - count, -1)
         x = torch.cat([x, pads], dim=1)
     for layer in transformer.noise_refiner:
         x = _run(transformer, layer, x, None, image_rope, c)
 
-    index = torch.arange(longest, device=tokens.device)
+    index = torch.arange(longest, device=x.device)
     embeds = conditioning.embeds[:, :longest]
     embeds = F.pad(embeds, (0, 0, 0, longest - embeds.shape[1]))
     caption = transformer.cap_embedder(embeds)
@@ -91,14 +104,6 @@ def _run(transformer: nn.Module, layer: nn.Module, *arguments: Tensor | None) ->
 
 def _round_up(count: int) -> int:
     return count + -count % MULTIPLE
-
-
-def _embedder(transformer: nn.Module, token_dim: int) -> nn.Module:
-    for embedder in transformer.all_x_embedder.values():
-        if embedder.in_features == token_dim:
-            return embedder
-    sizes = [embedder.in_features for embedder in transformer.all_x_embedder.values()]
-    raise ValueError(f"tokens of {token_dim} values for a transformer that embeds {sizes}")
 
 
 def _rope(

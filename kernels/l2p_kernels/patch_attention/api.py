@@ -56,7 +56,7 @@ def patch_attention(
         RuntimeError: `impl="triton"` with neither a GPU nor the interpreter.
     """
     dtype_out = q.dtype
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+    if not q.is_meta and torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v, global_k, global_v = (
             None if x is None else x.to(dtype) for x in (q, k, v, global_k, global_v)

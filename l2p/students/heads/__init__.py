@@ -1,4 +1,4 @@
-"""Heads: core features and the noisy picture in, the clean picture out. Three kinds, one interface.
+"""Heads: core features and the noisy picture in, the clean picture out. Three kinds, and their growth; one interface.
 
 ``head(features [B, h, w, dim], c [B, time_dim], x_in [B, 3, H, W], t [B]) -> x_0 [B, 3, H, W]``, where
 ``x_in`` is the core's own input as a picture (offset removed, divided by k) and ``t`` the latent time the
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from l2p.errors import UserError
+from l2p.students.heads.grown import GrownHead
 from l2p.students.heads.linear import LinearHead
 from l2p.students.heads.patch import PatchHead
 from l2p.students.heads.unet import UNetHead
@@ -22,8 +23,9 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "patch": ("fine_patch", "width", "num_blocks", "head_dim", "tile", "halo"),
     "unet": ("width",),
 }
+DETAIL = KNOBS["patch"]  # and those of a grown head's own part
 
-__all__ = ["KNOBS", "LinearHead", "PatchHead", "UNetHead", "build_head"]
+__all__ = ["DETAIL", "KNOBS", "GrownHead", "LinearHead", "PatchHead", "UNetHead", "build_head"]
 
 
 def build_head(
@@ -42,4 +44,15 @@ def build_head(
         return PatchHead(core_dim, time_dim, patch_size, latent_dim, **knobs)
     if kind == "unet":
         return UNetHead(core_dim, patch_size, **knobs)
+    if kind == "grown":
+        inner, factor = knobs.pop("inner"), knobs.pop("factor")
+        small = build_head(
+            inner,
+            core_dim=core_dim,
+            time_dim=time_dim,
+            latent_dim=latent_dim,
+            scale=scale / factor,
+            patch_size=patch_size // factor,
+        )
+        return GrownHead(small, factor, core_dim, time_dim, patch_size, latent_dim, **knobs)
     raise UserError(f"no head {kind!r}: expected one of {', '.join(KNOBS)}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
+from l2p.runtime import exact
 
 
 class LinearHead(nn.Module):
@@ -32,9 +33,7 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])
-        with torch.autocast(
-            x_in.device.type, enabled=False
-        ):  # this path carries the noise itself: keep its digits
+        with exact(x_in):  # this path carries the noise itself: keep its digits
             tokens = patchify(x_in.float(), self.patch_size)
             basis = self.basis.float()
             kept = self.scale * (tokens @ basis) @ basis.T

@@ -1,11 +1,15 @@
 """The patch head: core tokens opened into fine tokens, refined by local attention across patch borders.
 
-Everything is local, so cost grows with the pixels and nothing here knows the size of the picture.
+Everything is local, so cost grows with the pixels and nothing here knows the size of the picture. A band of rows is
+painted from the rows that it depends on and no others, so that memory is set by the band; the whole picture is one
+band, by the same code.
 
 Legend: h w core grid, H W fine grid, f side of a fine patch in pixels, C width of the head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from l2p.errors import UserError
 from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
+from l2p.runtime import exact
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last convolution
+LARGEST_BAND = 2**15  # pixel rows
+WORKSPACE = 64 * 2**20  # bytes that attention's own bands and the libraries' buffers take, whatever the size
+EDGE = 2  # pixels around its own that the last convolution reads
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
 
 
@@ -38,7 +46,15 @@ class PatchHead(nn.Module):
         head_dim: a multiple of 4 (two axes of rotation), 16 to 256.
         tile: fine tokens a side of a tile of queries.
         halo: fine tokens around a tile that its queries see.
+
+    Attributes:
+        band_height: pixels, a multiple of ``fine_patch``; :meth:`forward` paints in bands of so many rows. None: whole.
+            It changes memory and time, not the picture.
+        gradient_checkpointing: keep the inputs of each block, or of each band where there are several, for the
+            backward pass, and compute the rest anew.
     """
+
+    seen_channels = 3  # of the pictures that the fine tokens embed
 
     def __init__(
         self,
@@ -60,55 +76,198 @@ class PatchHead(nn.Module):
             raise UserError(
                 f"{width=} must be a multiple of {head_dim=}, itself a multiple of 4 from 16 to 256"
             )
+        self.num_blocks, self.width, self.tile, self.halo = num_blocks, width, tile, halo
         self.fine_patch = fine_patch
         self.head_dim = head_dim
         self.fold = patch_size // fine_patch  # fine tokens a side of a core token
         self.gradient_checkpointing = False
+        self.band_height: int | None = None
         self.open = nn.Linear(core_dim, self.fold**2 * width)
-        self.embed = nn.Linear(3 * fine_patch**2, width)
+        self.embed = nn.Linear(self.seen_channels * fine_patch**2, width)
         self.blocks = nn.ModuleList(
             PatchBlock(width, time_dim, head_dim, tile, halo, residual_scale=(2 * num_blocks) ** -0.5)
             for _ in range(num_blocks)
         )
         self.out = nn.Linear(width, PIXEL_CHANNELS * fine_patch**2)
-        self.conv_out = nn.Conv2d(3 + PIXEL_CHANNELS, 3, 5, padding=2, padding_mode="replicate")
+        self.conv_out = nn.Conv2d(3 + PIXEL_CHANNELS, 3, 2 * EDGE + 1)  # `rows` continues the picture's edge
         nn.init.zeros_(self.conv_out.bias)
         nn.init.dirac_(self.conv_out.weight)
+        self.patch_size = patch_size
+        self._make_draft(core_dim, latent_dim)
 
+    def _make_draft(self, core_dim: int, latent_dim: int) -> None:
         from diffusers.models.transformers.transformer_z_image import FinalLayer
 
-        self.patch_size = patch_size
+        p = self.patch_size
         self.final = FinalLayer(core_dim, latent_dim)
-        self.readout = nn.Conv2d(latent_dim, 3 * patch_size**2, 3, padding=1)
-        self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
+        self.readout = nn.Conv2d(latent_dim, 3 * p**2, 3, padding=1)
+        self.register_buffer("basis", torch.zeros(3 * p**2, latent_dim))
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
-        x = _spread(self.open(_norm(features)), self.fold)
-        x = x + self.embed(patchify(x_in.to(self.embed.weight.dtype), self.fine_patch))
-        time, c = c, F.silu(c)
-        rope = self._angles(x)
-        for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, c, rope, use_reentrant=False)
-            else:
-                x = block(x, c, rope)
-        fine = F.silu(unpatchify(self.out(_norm(x)), self.fine_patch))
-        return self.conv_out(torch.cat([self._draft(features, time, x_in, t).to(fine.dtype), fine], dim=1))
+        context = self.context(features, c, self.pool(patchify(x_in, self.patch_size)), t)
+        return self.paint(features, c, context, x_in, t)
 
-    def _draft(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
-        """The picture of ``z_0 = z_t - t u``, with the velocity u (diffusers' sign is the other) of the core."""
-        out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])
-        z_t = patchify(x_in, self.patch_size) @ self.basis.to(x_in.dtype)
+    def paint(self, features: Tensor, c: Tensor, context: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
+        """:meth:`forward` with the :meth:`context` known."""
+
+        def rows(start: int, stop: int) -> Tensor:
+            return x_in[:, :, start:stop]
+
+        height = x_in.shape[2]
+        step = min(self.band_height or height, height)
+        bands = [(start, min(start + step, height)) for start in range(0, height, step)]
+        if len(bands) > 1 and self.gradient_checkpointing and torch.is_grad_enabled():
+            painted = [
+                checkpoint(self.rows, features, c, context, rows, t, *band, use_reentrant=False)
+                for band in bands
+            ]
+        else:
+            painted = [self.rows(features, c, context, rows, t, *band) for band in bands]
+        return torch.cat(painted, dim=2) if len(bands) > 1 else painted[0]
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the draft needs of the core's input [B, rows, w, 3 p^2], each token alone: the lift's latents z_t."""
+        with exact(tokens):  # the noise's identity: keep its digits
+            return tokens @ self.basis.to(tokens.dtype)
+
+    def context(self, features: Tensor, c: Tensor, pooled: Tensor, t: Tensor) -> Tensor:
+        """What all bands share, from :meth:`pool` of the whole input: here z_t [B, h, w, d] itself."""
+        return pooled
+
+    def _seen(self, x_in: Tensor, context: Tensor, top: int) -> Tensor:
+        """What the fine tokens embed of the input's rows from ``top`` on."""
+        return x_in
+
+    def rows(
+        self,
+        features: Tensor,
+        c: Tensor,
+        context: Tensor,
+        x_in: Callable[[int, int], Tensor],
+        t: Tensor,
+        start: int,
+        stop: int,
+    ) -> Tensor:
+        """Rows [start, stop) of the picture that :meth:`forward` paints, [B, 3, stop - start, W].
+
+        Args:
+            context: :meth:`context` of the whole picture.
+            x_in: gives any rows [B, 3, rows, W] of the core's input.
+        """
+        f, fold = self.fine_patch, self.fold
+        height = features.shape[1] * self.patch_size
+        top, bottom = max(0, start - EDGE), min(height, stop + EDGE)  # what the last convolution reads
+        ranges = self._ranges(top // f, -(-bottom // f), height // f)
+        low, high = ranges[0]
+        first, last = low // fold, -(-high // fold)
+        x = _spread(self.open(_norm(features[:, first:last])), fold)[
+            :, low - first * fold : high - first * fold
+        ]
+        seen = self._seen(x_in(low * f, high * f), context, low * f)
+        x = x + self.embed(patchify(seen.to(self.embed.weight.dtype), f))
+        angles = self._angles(height // f, x.shape[2], x.device)
+        silu_c = F.silu(c)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled() and (start, stop) == (0, height)
+        for number, block in enumerate(self.blocks):
+            (low, high), attended, mixed = ranges[2 * number : 2 * number + 3]
+            rope = (angles[0][low:high], angles[1])
+            crops = _within(attended, low), _within(mixed, attended[0])
+            if recompute:
+                x = checkpoint(block, x, silu_c, rope, *crops, use_reentrant=False)
+            else:
+                x = block(x, silu_c, rope, *crops)
+        low = ranges[-1][0] * f
+        fine = F.silu(unpatchify(self.out(_norm(x)), f)[:, :, top - low : bottom - low])
+        del x
+        draft = self._draft(features, c, context, t, top, bottom).to(fine.dtype)
+        fine = torch.cat([draft, fine], dim=1)
+        fine = _continued(fine, 3, EDGE, EDGE)
+        return self.conv_out(_continued(fine, 2, top - (start - EDGE), stop + EDGE - bottom))
+
+    @property
+    def unit(self) -> int:
+        """Pixel rows of the lowest band: a row of tiles."""
+        return self.tile * self.fine_patch
+
+    def fit_band(self, budget: int, batch: int, width: int, itemsize: int) -> int | None:
+        """Pixel rows of the highest band that :meth:`band_bytes` lets into ``budget`` bytes; None if none fits."""
+        band = None
+        for units in range(1, 1 + LARGEST_BAND // self.unit):
+            if self.band_bytes(units * self.unit, batch, width, itemsize) > budget:
+                break
+            band = units * self.unit
+        return band
+
+    def band_bytes(self, band: int, batch: int, width: int, itemsize: int) -> int:
+        """Bytes in flight while :meth:`rows` paints ``band`` rows of ``width`` pixels, without gradients.
+
+        Counted from the tensors that live at one time in each of the three parts; measured peaks are below it.
+        """
+        f, c = self.fine_patch, self.width
+        far = 10**6 * self.unit  # in the middle of a large picture
+        ranges = self._ranges(far // f - 1, (far + band) // f + 1, 10**9)
+        given, attended = ranges[0][1] - ranges[0][0], ranges[1][1] - ranges[1][0]
+        hidden = self.blocks[0].down.in_features if self.num_blocks else 0
+        opened = given * (
+            3 * c + 6 * self.seen_channels * f**2
+        )  # spread, sum; the input's patches, fp32 and narrow
+        mixing = given * c + attended * (2 * c + 4 * hidden)
+        attending = given * 7 * c
+        pixels = (band + 2 * EDGE) / f * (c + 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 3))
+        values = max(opened, mixing, attending, pixels) * (width // f)
+        return int(batch * itemsize * values) + WORKSPACE
+
+    def _ranges(self, low: int, high: int, total: int) -> list[tuple[int, int]]:
+        """Fine rows that each stage needs for the rows [low, high) of the last one to be those of the whole grid.
+
+        First the input of the first block, then for each block what its attention and its convolution must give.
+        """
+        ranges = [(low, high)]
+        for _ in self.blocks:
+            low, high = max(0, low - 1), min(total, high + 1)  # the convolution's neighbours
+            ranges.append((low, high))
+            # Whole tiles and their halo; the first row begins a tile, as tiles must lie where they lie in the whole.
+            low = max(0, (low // self.tile * self.tile - self.halo) // self.tile * self.tile)
+            high = min(total, -(-high // self.tile) * self.tile + self.halo)
+            ranges.append((low, high))
+        return ranges[::-1]
+
+    def _draft(
+        self, features: Tensor, c: Tensor, context: Tensor, t: Tensor, top: int, bottom: int
+    ) -> Tensor:
+        """Rows [top, bottom) of the picture of ``z_0 = z_t - t u``, with the core's velocity u (diffusers' sign is the
+        other)."""
+        p = self.patch_size
+        first, last = top // p, -(-bottom // p)
+        around = slice(
+            max(0, first - 1), last + 1
+        )  # tokens beyond are cut off again: there the padding is wrong
+        out = self.final(features[:, around].flatten(1, 2), c=c).unflatten(1, (-1, features.shape[2]))
+        z_t = context[:, around]
         z_0 = z_t + time_like(t, z_t).to(z_t.dtype) * out
         z_0 = z_0.to(self.readout.weight.dtype).permute(0, 3, 1, 2)
-        return unpatchify(self.readout(z_0).permute(0, 2, 3, 1), self.patch_size)
+        tokens = self.readout(z_0).permute(0, 2, 3, 1)[:, first - around.start : last - around.start]
+        return unpatchify(tokens, p)[:, :, top - first * p : bottom - first * p]
 
-    def _angles(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles in radians of the rows [H, head_dim / 4] and columns [W, head_dim / 4] of x [B, H, W, C]."""
+    def _angles(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Angles in radians of the rows [H, head_dim / 4] and columns [W, head_dim / 4] of a fine grid."""
         pairs = self.head_dim // 4
-        speed = ROPE_THETA ** -(torch.arange(pairs, device=x.device) / pairs)
-        rows, columns = (torch.arange(size, device=x.device)[:, None] * speed for size in x.shape[1:3])
+        speed = ROPE_THETA ** -(torch.arange(pairs, device=device) / pairs)
+        rows, columns = (torch.arange(size, device=device)[:, None] * speed for size in (height, width))
         return rows, columns
+
+
+def _continued(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """x with its first and last slice repeated. On a CPU a third of the time of `F.pad(mode="replicate")` in bf16."""
+    if not before and not after:
+        return x
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, -1, 1)
+    return torch.cat([*[first] * before, x, *[last] * after], dim=axis)
+
+
+def _within(inner: tuple[int, int], first: int) -> slice:
+    """Rows ``inner`` of a tensor that begins at row ``first``."""
+    return slice(inner[0] - first, inner[1] - first)
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -156,14 +315,21 @@ class PatchBlock(nn.Module):
     def extra_repr(self) -> str:
         return f"head_dim={self.head_dim}, tile={self.tile}, halo={self.halo}"
 
-    def forward(self, x: Tensor, c: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """x [B, H, W, C], SiLU of the time embedding c [B, time_dim], angles of the grid -> [B, H, W, C]."""
+    def forward(
+        self, x: Tensor, c: Tensor, rope: tuple[Tensor, Tensor], attended: slice, mixed: slice
+    ) -> Tensor:
+        """x [B, H, W, C], SiLU of the time embedding c [B, time_dim], angles of the grid -> [B, H', W, C].
+
+        Args:
+            attended: rows of x that go on from the attention to the rest.
+            mixed: rows of these that are given back.
+        """
         from l2p_kernels import patch_attention
 
         scale_a, gate_a, scale_m, gate_m = (1 + self.modulation(c))[:, None, None].chunk(4, dim=-1)
         qkv = self.qkv(_norm(x) * scale_a).unflatten(-1, (3, -1, self.head_dim))
         q, k, v = qkv.unbind(3)  # [B, H, W, heads, head_dim]
-        attended = patch_attention(
+        heads = patch_attention(
             q,
             k,
             v,
@@ -173,8 +339,11 @@ class PatchBlock(nn.Module):
             k_norm=self.k_norm,
             rope=rope,
         )
-        x = torch.addcmul(x, gate_a, self.proj(attended.flatten(3)))
+        del qkv, q, k, v
+        x = torch.addcmul(x[:, attended], gate_a, self.proj(heads[:, attended].flatten(3)))
+        del heads
         gate, up = self.gate_up(_norm(x) * scale_m).chunk(2, dim=-1)
         hidden = (F.silu(gate) * up).permute(0, 3, 1, 2)  # a channels-last view: nothing is copied
-        hidden = self.conv(hidden).permute(0, 2, 3, 1)
-        return torch.addcmul(x, gate_m, self.down(hidden))
+        del gate, up
+        hidden = self.conv(hidden).permute(0, 2, 3, 1)[:, mixed]
+        return torch.addcmul(x[:, mixed], gate_m, self.down(hidden))

@@ -1,0 +1,109 @@
+"""The head of a grown student: the small student's own head paints a draft, and patch attention adds the detail.
+
+Legend: g factor, p the large patch, f side of a fine patch, C width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l2p.patches import patchify, unpatchify
+from l2p.students.heads.patch import PatchHead
+
+MARGIN = 3  # small rows around its own that bicubic upsampling may read
+TAPS = 4  # pixels on either side that the upsampling's correction reads: beyond, its taps are zero
+
+
+class GrownHead(PatchHead):
+    """A :class:`PatchHead` whose draft is the small student's picture, upsampled, and whose fine tokens see it.
+
+    At the start the last convolution passes the draft alone, so the picture is the draft.
+
+    Args:
+        inner: the small student's head; its picture is ``factor^2`` times smaller.
+        factor: g, a divisor of ``patch_size``.
+        knobs: the rest, as for :class:`PatchHead`.
+    """
+
+    seen_channels = 6  # the noise's and the draft's
+
+    def __init__(
+        self,
+        inner: nn.Module,
+        factor: int,
+        core_dim: int,
+        time_dim: int,
+        patch_size: int,
+        latent_dim: int,
+        **knobs: int,
+    ) -> None:
+        super().__init__(core_dim, time_dim, patch_size, latent_dim, **knobs)
+        self.inner, self.factor = inner, factor
+
+    def _make_draft(self, core_dim: int, latent_dim: int) -> None:
+        """Nothing: the inner head draws it."""
+
+    def forward(
+        self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor, draft: Tensor | None = None
+    ) -> Tensor:
+        """As any head's.
+
+        Args:
+            draft: a small picture [B, 3, H / g, W / g] to use in place of the inner head's, so that detail can be trained
+                on pictures whose small version is known.
+        """
+        if draft is None:
+            return super().forward(features, c, x_in, t)
+        return self.paint(features, c, sharpened(draft.float(), self.factor), x_in, t)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """``U^T`` of tokens: [B, rows, w, 3 p^2] to [B, rows, w, 3 (p / g)^2], white noise to white noise."""
+        p, g = self.patch_size, self.factor
+        return patchify(F.avg_pool2d(unpatchify(tokens.float(), p), g) * g, p // g)
+
+    def context(self, features: Tensor, c: Tensor, pooled: Tensor, t: Tensor) -> Tensor:
+        """The inner head's picture [B, 3, H / g, W / g], made ready for :meth:`_draft`."""
+        small = self.inner(features, c, unpatchify(pooled, self.patch_size // self.factor), t)
+        return sharpened(small.float(), self.factor)
+
+    def _seen(self, x_in: Tensor, context: Tensor, top: int) -> Tensor:
+        draft = self._upsampled(context, top, top + x_in.shape[2])
+        return torch.cat([x_in, draft.to(x_in.dtype)], dim=1)
+
+    def _draft(
+        self, features: Tensor, c: Tensor, context: Tensor, t: Tensor, top: int, bottom: int
+    ) -> Tensor:
+        return self._upsampled(context, top, bottom)
+
+    def _upsampled(self, small: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows [top, bottom) of the bicubic upsampling, from the small rows that they depend on."""
+        g = self.factor
+        first, last = max(0, top // g - MARGIN), -(-bottom // g) + MARGIN
+        large = F.interpolate(small[:, :, first:last], scale_factor=g, mode="bicubic", align_corners=False)
+        return large[:, :, top - first * g : bottom - first * g]
+
+
+@lru_cache(maxsize=8)
+def _response(factor: int) -> Tensor:
+    """What remains of one pixel and its neighbours after bicubic upsampling and averaging back: a kernel [9], fp32."""
+    impulse = torch.zeros(1, 1, 2 * TAPS + 1, 2 * TAPS + 1)
+    impulse[0, 0, TAPS, TAPS] = 1.0
+    large = F.interpolate(impulse, scale_factor=factor, mode="bicubic", align_corners=False)
+    return F.avg_pool2d(large, factor)[0, 0].sum(0)
+
+
+def sharpened(x: Tensor, factor: int) -> Tensor:
+    """Small pictures [B, C, h, w], changed so that their bicubic upsampling has ``x`` as its block means.
+
+    Van Cittert's iteration on the known response; what is left after it is below a thousandth of the finest detail.
+    """
+    kernel = _response(factor).to(x)
+    weight = (kernel[:, None] * kernel[None]).expand(x.shape[1], 1, -1, -1)
+    y = x
+    for _ in range(6):
+        y = y + x - F.conv2d(F.pad(y, (TAPS,) * 4, mode="replicate"), weight, groups=x.shape[1])
+    return y

@@ -1,0 +1,151 @@
+"""One step from a seed to 8 bits, with memory set by the work in flight and not by the picture.
+
+Noise is drawn where it is looked at, the core reads it row by row, the head paints in bands, and each band goes to its
+place among the 8-bit pixels at once. What grows with the picture is these pixels, three bytes each, and above
+:data:`l2p.images.LARGE` bytes they lie in a file.
+
+Legend: B batch, H W pixels, p patch side, h w token grid, d latent values of a token.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2p.errors import UserError
+from l2p.images import LARGE, Pictures, to_uint8
+from l2p.patches import patchify, unpatchify
+from l2p.students.heads import PatchHead
+
+if TYPE_CHECKING:
+    from l2p.flow import Noise
+    from l2p.students.student import PixelStudent
+    from l2p.teachers.protocol import Conditioning
+
+BUDGET = 2 * 10**9  # bytes that painting may take beyond the weights, unless told otherwise
+CORE_WIDTHS = (
+    16  # values a core token takes while a block runs, in widths of the core: SwiGLU alone takes eight
+)
+NOISE_BYTES = 64 * 2**20  # noise drawn at a time for the core
+
+
+@torch.no_grad()
+def paint(
+    student: PixelStudent,
+    noise: Noise,
+    conditioning: Conditioning,
+    height: int,
+    width: int,
+    memory_budget: int = BUDGET,
+) -> Pictures:
+    """Pictures uint8 [B, height, width, 3] of pure noise in one step.
+
+    Args:
+        noise: of at least this size, sides multiples of p; what is beyond is cut off.
+        memory_budget: bytes that may be used beyond weights, noise states and the result; heads other than ``patch``
+            paint the picture whole and do not ask.
+
+    Raises:
+        UserError: not even the lowest band fits into the budget.
+        ValueError: a pixel is NaN.
+    """
+    batch, _, noise_height, noise_width = noise.shape
+    t = torch.ones(batch, device=student.device)
+    picture = _Input(student, noise, keep=memory_budget // 4)
+    features, c = student.core.run(picture.embedded(), student.latent_time(t), conditioning)
+    out = _pixels(batch, height, width)
+    if not isinstance(student.head, PatchHead):
+        x_0 = student.head(features, c, picture.rows(0, noise_height), student.latent_time(t))
+        out[:] = to_uint8(x_0[:, :, :height, :width])
+        return out
+    band = fit_band(student, noise.shape, memory_budget - picture.kept_bytes)
+    context = student.head.context(features, c, picture.pooled, student.latent_time(t))
+    for start in range(0, height, band):
+        stop = min(start + band, noise_height)
+        rows = student.head.rows(features, c, context, picture.rows, student.latent_time(t), start, stop)
+        out[:, start:stop] = to_uint8(rows[:, :, : height - start, :width])
+    return out
+
+
+def fit_band(student: PixelStudent, shape: tuple[int, ...], memory_budget: int) -> int:
+    """Rows of the bands in which a patch head paints pictures of this shape [B, 3, H, W] within a budget.
+
+    Raises:
+        UserError: not even the lowest band fits.
+    """
+    (batch, _, height, width), p = shape, student.spec.patch_size
+    itemsize = next(student.head.parameters()).element_size()
+    core = batch * (height // p) * (width // p) * student.core.dim * CORE_WIDTHS * itemsize
+    band = student.head.fit_band(memory_budget - core, batch, width, itemsize)
+    if band is None:
+        least = core + student.head.band_bytes(student.head.unit, batch, width, itemsize)
+        raise UserError(
+            f"a memory budget of {memory_budget / 1e9:.2f} GB is too small for {batch} x {height} x {width} pixels: "
+            f"give {least / 1e9 + 0.01:.2f} GB or more, or draw smaller or fewer at once"
+        )
+    return band
+
+
+class _Input:
+    """What the core is given of pure noise, and the head after it, without ever holding it whole.
+
+    Attributes:
+        pooled: what the head asks of the whole (:meth:`PatchHead.pool`); None for other heads.
+        kept_bytes: of the noise that is held all the same, as drawing it twice takes time: not more than ``keep``.
+    """
+
+    def __init__(self, student: PixelStudent, noise: Noise, keep: int) -> None:
+        self.student, self.noise = student, noise
+        self.in_span = student.spec.noise_in_span
+        batch, channels, height, width = noise.shape
+        size = 4 * batch * channels * height * width
+        self._kept = noise.rows(0, height) if not self.in_span and size <= keep else None
+        self.kept_bytes = 0 if self._kept is None else size
+        self.pooled: Tensor | None = None
+        self._latents: Tensor | None = None
+
+    def embedded(self) -> Tensor:
+        """The core's tokens [B, h, w, dim]; finds ``pooled`` on the way."""
+        batch, _, height, width = self.noise.shape
+        p = self.student.spec.patch_size
+        step = max(1, NOISE_BYTES // (12 * batch * p * width)) * p
+        head = self.student.head
+        latents, pooled, tokens = [], [], []
+        for start in range(0, height, step):
+            rows = patchify(self._drawn(start, min(start + step, height)), p)
+            if self.in_span:
+                latents.append(self.student.to_span(rows))
+                rows = self.student.from_span(latents[-1])
+            if isinstance(head, PatchHead):
+                pooled.append(head.pool(rows))
+            tokens.append(self.student.core.embed(rows))
+        self._latents = torch.cat(latents, dim=1) if latents else None
+        self.pooled = torch.cat(pooled, dim=1) if pooled else None
+        return torch.cat(tokens, dim=1)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Pixel rows [B, 3, stop - start, W]."""
+        if not self.in_span:
+            return self._drawn(start, stop)
+        p = self.student.spec.patch_size
+        first, last = start // p, -(-stop // p)
+        return unpatchify(self.student.from_span(self._latents[:, first:last]), p)[
+            :, :, start - first * p : stop - first * p
+        ]
+
+    def _drawn(self, start: int, stop: int) -> Tensor:
+        drawn = self.noise.rows(start, stop) if self._kept is None else self._kept[:, :, start:stop]
+        return drawn.to(self.student.device)
+
+
+def _pixels(batch: int, height: int, width: int) -> Pictures:
+    """An array for the result; a large one lies in a file that goes when nothing holds it any more."""
+    shape = (batch, height, width, 3)
+    if np.prod(shape, dtype=np.int64) <= LARGE:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile(prefix="l2p-") as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)

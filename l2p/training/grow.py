@@ -1,0 +1,286 @@
+"""Grow a student: a larger patch and resolution, its detail trained on true renders of the large size.
+
+No teacher draws at the large size, but `landscapes` renders at any: pictures X, their captions, and as many as wanted.
+Two things tie them to the student. The detail's draft is the render's own small version, softened as drafts are, so that
+target and draft agree to the pixel. And the noise is the one that the teacher's flow, run backwards from the small
+picture, ends in: so the core's features tell of the very scene. What the detail cannot know (which leaf, which ripple) it
+may invent from its noise, and is asked to invent as much of it as there is: `energy`.
+
+The core and the small head stay frozen unless `train` says otherwise: what was right at the small size stays right.
+
+Legend: X [B, 3, H, W] the render, g the factor, D = 3 p^2 values of a large token, d of a latent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l2p import flow, runtime
+from l2p.errors import UserError
+from l2p.files import write_json
+from l2p.images import from_uint8, labelled_grid, save_png, to_uint8
+from l2p.landscapes import Scene, caption, render_batch
+from l2p.objectives.features import EncoderDistance, EncoderFeatures
+from l2p.objectives.pairs import charbonnier, step_distance
+from l2p.patches import patchify, unpatchify
+from l2p.recipe import REQUIRED, HeadConfig, knob
+from l2p.students.grow import grow
+from l2p.students.heads import DETAIL
+from l2p.students.io import load_student, save_student
+from l2p.students.pipeline import text_encoder_folder
+from l2p.students.student import PixelStudent
+from l2p.teachers import Teacher, load_teacher
+from l2p.teachers.text import TextEncoder
+from l2p.training.data import step_generator
+from l2p.training.loop import OptimConfig, fit
+
+FIRST_SCENE = 9_000_000  # landscapes from here on are for growing alone
+EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1, 1]
+CELL = 16  # pixels a side of the cells whose energy is compared
+
+
+@dataclass
+class GrowPictures:
+    """Renders to train on; every step draws fresh ones, of one size a step in turn."""
+
+    sizes: list[list[int]] = field(default_factory=lambda: [[512, 512]])
+    first_scene: int = knob(FIRST_SCENE, low=0)
+    inversion_steps: int = knob(8, low=1)
+    blur_low: float = knob(0.5, low=0)
+    blur_high: float = knob(2.0, low=0)
+    noise: float = knob(0.02, low=0)
+
+
+@dataclass
+class GrowTerms:
+    """Weights of the loss."""
+
+    pixel: float = knob(1.0, low=0)
+    gradient: float = knob(1.0, low=0)
+    seam: float = knob(1.0, low=0)
+    perceptual: float = knob(0.5, low=0)
+    energy: float = knob(0.5, low=0)
+
+
+@dataclass
+class GrowRecipe:
+    """Everything `l2p grow` needs to know."""
+
+    name: str = REQUIRED
+    output_dir: str = "runs/${name}"
+    seed: int = knob(0, low=0)
+    device: str = "auto"
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    threads: int | None = knob(None, low=1)
+    student: str = "runs/quickstart/student"
+    teacher: str = "landscapes"
+    factor: int = 4
+    train: Literal["detail", "all"] = "detail"
+    gradient_checkpointing: bool = False
+    band_height: int | None = knob(None, low=1)
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(fine_patch=8))
+    pictures: GrowPictures = field(default_factory=GrowPictures)
+    terms: GrowTerms = field(default_factory=GrowTerms)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    preview_images: int = knob(6, low=1)
+
+
+def run(recipe: GrowRecipe, resume: bool = True) -> Path:
+    """Grow, train, save; returns the folder of the grown student.
+
+    Raises:
+        UserError: sizes that are no multiples of 8, a student that cannot grow so, or a checkpoint of other settings.
+    """
+    sizes = check_sizes(recipe.pictures.sizes)
+    folder = Path(recipe.output_dir)
+    runtime.setup(recipe.threads, recipe.seed)
+    device = runtime.pick_device(recipe.device)
+    dtype = runtime.pick_dtype(recipe.dtype, device)
+    small = load_student(recipe.student, device).float()
+    texts = TextEncoder.from_pretrained(text_encoder_folder(recipe.student), device=device)
+    teacher = load_teacher(recipe.teacher, device=device)
+    torch.manual_seed(recipe.seed)  # of the detail's first weights
+    student = grow(small, recipe.factor, {key: getattr(recipe.head, key) for key in DETAIL}).train()
+    student.set_gradient_checkpointing(recipe.gradient_checkpointing)
+    student.head.band_height = _bands(recipe)
+    if recipe.train == "detail":
+        student.core.requires_grad_(False), student.head.inner.requires_grad_(False)
+    source = Renders(recipe, sizes, student, teacher, device, dtype)
+    distance = EncoderDistance(EncoderFeatures(teacher)) if recipe.terms.perceptual else None
+
+    def loss(step: int) -> dict[str, Tensor]:
+        x, given = source.batch(step)
+        with runtime.autocast(device, dtype):
+            drawn = student(*given[:3], draft=given[3])
+            return terms(drawn.float(), x, recipe.terms, recipe.head.fine_patch, distance)
+
+    def preview(network: nn.Module, path: Path) -> None:
+        show(network, texts, recipe, sizes[0], dtype, path)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = fit(student, loss, recipe.optim, folder, "grow", preview, resume)
+    extra = {"recipe": asdict(recipe), "stage": "grow"}
+    student.spec.height, student.spec.width = sizes[0]
+    save_student(student, folder / "student", text_encoder=texts, extra=extra)
+    write_json(folder / "grow.json", {"seconds": round(seconds, 1), "steps": recipe.optim.steps})
+    return folder / "student"
+
+
+def check_sizes(sizes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Heights and widths of the buckets. Raises UserError for none, or for sides that are no multiples of 8."""
+    for size in sizes:
+        if len(size) != 2 or any(type(side) is not int or side < 8 or side % 8 for side in size):
+            raise UserError(f"pictures.sizes has {size}, expected [height, width], multiples of 8")
+    if not sizes:
+        raise UserError("pictures.sizes is empty, expected one size or more, as [[512, 512], [384, 640]]")
+    return [(height, width) for height, width in sizes]
+
+
+def _bands(recipe: GrowRecipe) -> int | None:
+    band, fine = recipe.band_height, recipe.head.fine_patch
+    if band is not None and band % fine:
+        raise UserError(f"band_height is {band}, expected a multiple of head.fine_patch ({fine})")
+    return band
+
+
+class Renders:
+    """Batches for growing; the batch of a step is a function of seed and step alone."""
+
+    def __init__(
+        self,
+        recipe: GrowRecipe,
+        sizes: Sequence[tuple[int, int]],
+        student: PixelStudent,
+        teacher: Teacher,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.recipe, self.teacher, self.device, self.dtype = recipe, teacher, device, dtype
+        p = student.spec.patch_size
+        self.basis, self.patch_size = student.basis.double().clone(), p
+        # Whole patches are drawn and rendered: a picture between two sizes is the larger one, cut.
+        self.sizes = [(h + -h % p, w + -w % p) for h, w in sizes]
+
+    @torch.no_grad()
+    def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Any, Tensor]]:
+        """Renders X and what the student is given: noise, times, captions and drafts [B, 3, H / g, W / g]."""
+        config, count = self.recipe.pictures, self.recipe.optim.batch_size
+        generator = step_generator(self.recipe.seed, "grow", step)
+        seeds = range(config.first_scene + step * count, config.first_scene + (step + 1) * count)
+        height, width = self.sizes[step % len(self.sizes)]
+        x = from_uint8(render_batch(seeds, height, width)).to(self.device)
+        small = F.avg_pool2d(x, self.recipe.factor)
+        conditioning = self.teacher.encode_prompts([caption(Scene.from_seed(seed)) for seed in seeds])
+        with runtime.autocast(self.device, self.dtype):
+            z = invert(self.teacher, small, conditioning, config.inversion_steps)
+        noise = flow.noise_from([generator] * count, 3, height, width).to(self.device)
+        noise = with_latents(noise, self.teacher.pack(z.float()), self.basis, self.patch_size)
+        draft = soften(small, config, generator)
+        return x, (noise, torch.ones(count, device=self.device), conditioning, draft)
+
+
+@torch.no_grad()
+def invert(teacher: Teacher, images: Tensor, conditioning: Any, steps: int) -> Tensor:
+    """Latent noise [B, c, h, w] from which the teacher's flow, without guidance, leads to ``images``: its Euler steps
+    run backwards, from the encoded picture to t = 1."""
+    times = teacher.times(steps, *images.shape[2:]).flip(0)
+    with runtime.weights_in_autocast_dtype(teacher.transformer):
+        return flow.euler(
+            lambda z_t, t: teacher.velocity(z_t, t, conditioning), teacher.encode(images).float(), times
+        )
+
+
+def with_latents(noise: Tensor, latents: Tensor, basis: Tensor, patch_size: int) -> Tensor:
+    """Pixel noise [B, 3, H, W] whose part in the lift's span is that of latent tokens [B, h, w, d]; the rest stays."""
+    tokens, basis = patchify(noise, patch_size), basis.to(noise)
+    return unpatchify(tokens + (latents - tokens @ basis) @ basis.T, patch_size)
+
+
+def soften(small: Tensor, config: GrowPictures, generator: torch.Generator) -> Tensor:
+    """Small pictures as a one-step student would have drawn them: blurred a little, each by another width, and noisy."""
+    low, high = config.blur_low, max(config.blur_low, config.blur_high)
+    out = []
+    for picture in small:
+        sigma = low + (high - low) * float(torch.rand((), generator=generator))
+        x = torch.arange(-4, 5, dtype=torch.float32)
+        kernel = torch.exp(-(x**2) / (2 * max(sigma, 1e-3) ** 2))
+        kernel = (kernel / kernel.sum()).to(small)
+        padded = F.pad(picture[:, None], (4, 4, 4, 4), mode="replicate")
+        out.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0])
+    spread = torch.randn(small.shape, generator=generator).to(small)
+    return torch.stack(out) + config.noise * spread
+
+
+def terms(
+    x: Tensor, target: Tensor, weights: GrowTerms, fine_patch: int, distance: EncoderDistance | None
+) -> dict[str, Tensor]:
+    """Weighted terms of drawn pictures against renders; those of weight 0 are left out."""
+    found = {}
+    if weights.pixel:
+        found["pixel"] = weights.pixel * charbonnier(x, target, EDGE)
+    if weights.gradient:
+        found["gradient"] = weights.gradient * step_distance(x, target, EDGE)
+    if weights.seam:
+        found["seam"] = weights.seam * step_distance(x, target, EDGE, every=fine_patch)
+    if weights.energy:
+        found["energy"] = weights.energy * energy_distance(x, target)
+    if distance is not None:
+        found["perceptual"] = weights.perceptual * distance(x, target).mean()
+    return found
+
+
+def energy_distance(x: Tensor, target: Tensor) -> Tensor:
+    """Mean difference of the RMS of fine detail in cells of 16 x 16 pixels, at two scales.
+
+    It asks for as much texture as there is, not for the same: a blurred picture pays, one with other leaves does not.
+    """
+    total = torch.zeros((), device=x.device)
+    for _ in range(2):
+        total = total + (_energies(x) - _energies(target)).abs().mean()
+        x, target = F.avg_pool2d(x, 2), F.avg_pool2d(target, 2)
+    return total
+
+
+def _energies(x: Tensor) -> Tensor:
+    fine = x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return (F.avg_pool2d(fine.square(), CELL, ceil_mode=True) + 1e-6).sqrt()
+
+
+@torch.no_grad()
+def show(
+    student: PixelStudent,
+    texts: TextEncoder,
+    recipe: GrowRecipe,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    path: Path,
+) -> None:
+    """A grid: the small student's pictures upsampled, the grown ones of the same noise, renders of the same captions."""
+    # Below the first scene of training: no step draws them.
+    seeds = [recipe.pictures.first_scene - 1 - i for i in range(recipe.preview_images)]
+    p, head = student.spec.patch_size, student.head
+    height, width = (side + -side % p for side in size)
+    prompts = [caption(Scene.from_seed(seed)) for seed in seeds]
+    rows: dict[str, list[Any]] = {"128 px,\nbicubic": [], "grown": []}
+    drafts, grown = rows.values()
+    keep = {}
+    hook = head.inner.register_forward_hook(lambda module, args, out: keep.update(small=out.float()))
+    for seed, prompt in zip(seeds, prompts, strict=True):
+        noise = flow.noise([seed], 3, height, width).to(student.device)
+        with runtime.autocast(student.device, dtype):
+            grown.append(to_uint8(student.sample(noise, texts([prompt]), 1)))
+        large = F.interpolate(keep["small"], scale_factor=recipe.factor, mode="bicubic", align_corners=False)
+        drafts.append(to_uint8(large))
+    hook.remove()
+    import numpy as np
+
+    sheets = {name: np.concatenate(pictures) for name, pictures in rows.items()}
+    sheets["render of\nthe caption"] = render_batch(seeds, height, width)
+    save_png(labelled_grid(sheets, prompts), path)
