@@ -18,6 +18,7 @@ from l2p.errors import UserError
 from l2p.objectives.base import Batch, Objective, StepContext
 from l2p.objectives.drift import DriftObjective
 from l2p.objectives.flow import FlowObjective
+from l2p.objectives.latents import LatentsObjective
 from l2p.objectives.pairs import PairsObjective
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "flow": FlowObjective,
+    "latents": LatentsObjective,
     "pairs": PairsObjective,
     "drift": DriftObjective,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,29 @@ class StepContext:
     @cached_property
     def one_step(self) -> Tensor:
         """The student's picture x_0 [B, 3, H, W] of the batch's pure noise; computed once for all objectives."""
+        if "_seen" in vars(self):
+            return self.student.paint(self._seen)
+        return self.student(*self._pure_noise)
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """What the student's core takes the teacher's latents to be, z_0 [B, c, h, w]; the head is not asked."""
+        return self.teacher.unpack(self.student.latents(self._seen).float())
+
+    @cached_property
+    def decoded(self) -> Tensor:
+        """The teacher's decoder's picture [B, 3, H, W] of :attr:`latents`, without gradient."""
+        with torch.no_grad():
+            return self.teacher.decode(self.latents.detach()).clamp(-1, 1)
+
+    @cached_property
+    def _seen(self) -> Any:
+        return self.student.look(*self._pure_noise)
+
+    @property
+    def _pure_noise(self) -> tuple[Tensor, Tensor, Conditioning]:
         noise = self.batch.noise
-        return self.student(noise, torch.ones(len(noise), device=noise.device), self.batch.conditioning)
+        return noise, torch.ones(len(noise), device=noise.device), self.batch.conditioning
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal numbers of this step, on the batch's device."""

@@ -26,7 +26,12 @@ class PairsObjective(Objective):
     """Pixel, latent and perceptual terms; a term of weight 0 is not computed.
 
     Args:
+        target: "teacher" is the picture that the teacher drew; "decoder" what its VAE makes of the latents that the
+            student's core guesses. The latter is a function of the core's features, so that nothing is averaged: the
+            head learns to decode, sharply, and the core needs another term (``latents``) to guess right.
         pixel: weight of the Charbonnier distance ``mean(sqrt(d^2 + edge^2) - edge)``.
+        squared: weight of the mean squared error of pixels, and of the differences between neighbours: stars and windows,
+            small and bright, which absolute errors drop.
         gradient: weight of the same distance of differences between neighbouring pixels: sharp edges where the
             teacher has them, and no seams where it has none.
         seam: weight of the same on the differences across the borders of latent cells alone, where a head that writes
@@ -51,7 +56,9 @@ class PairsObjective(Objective):
         teacher: Teacher,
         lift: Lift,
         weight: float = 1.0,
+        target: Literal["teacher", "decoder"] = "teacher",
         pixel: float = 1.0,
+        squared: float = 0.0,
         gradient: float = 1.0,
         seam: float = 0.5,
         edge: float = 1e-3,
@@ -65,6 +72,8 @@ class PairsObjective(Objective):
     ) -> None:
         super().__init__(weight)
         self.pixel = at_least("objectives.pairs.pixel", pixel, 0)
+        self.squared = at_least("objectives.pairs.squared", squared, 0)
+        self.target = target
         self.gradient = at_least("objectives.pairs.gradient", gradient, 0)
         self.seam = at_least("objectives.pairs.seam", seam, 0)
         self.latent = at_least("objectives.pairs.latent", latent, 0)
@@ -85,17 +94,21 @@ class PairsObjective(Objective):
                 self._distance = EncoderDistance(EncoderFeatures(teacher, feature_blocks))
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        x, target = ctx.one_step, ctx.batch.images
+        target = ctx.decoded if self.target == "decoder" else ctx.batch.images
+        x = ctx.one_step
         terms: dict[str, Tensor] = {}
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)
+        if self.squared:
+            steps = [(y.float(), y.float().diff(dim=2), y.float().diff(dim=3)) for y in (x, target)]
+            terms["squared"] = self.squared * sum(map(F.mse_loss, *steps))
         if self.gradient:
             terms["gradient"] = self.gradient * step_distance(x, target, self.edge)
         if self.seam:
             cell = ctx.teacher.geometry.compression
             terms["seam"] = self.seam * step_distance(x, target, self.edge, every=cell)
         if self.latent:
-            terms["latent"] = self.latent * self._latent(ctx, x)
+            terms["latent"] = self.latent * self._latent(ctx, x, target)
         if self.perceptual:
             some = ctx.choose(self.perceptual_fraction)
             terms["perceptual"] = self.perceptual * self._compare(x[some], target[some])
@@ -104,7 +117,7 @@ class PairsObjective(Objective):
     def _compare(self, x: Tensor, target: Tensor) -> Tensor:
         return self._distance(shrink(x, self.shrink), shrink(target, self.shrink)).mean()
 
-    def _latent(self, ctx: StepContext, x: Tensor) -> Tensor:
+    def _latent(self, ctx: StepContext, x: Tensor, target: Tensor) -> Tensor:
         if self.latent_space == "encoder":
             found, wanted = ctx.teacher.encode(x).float(), ctx.batch.latents.float()
         else:
@@ -113,7 +126,7 @@ class PairsObjective(Objective):
             ):  # the projection is cheap, and bf16 would round it
                 p = ctx.teacher.geometry.token_pixels
                 found, wanted = (
-                    ctx.lift.to_latent(patchify(picture.float(), p), 0.0) for picture in (x, ctx.batch.images)
+                    ctx.lift.to_latent(patchify(picture.float(), p), 0.0) for picture in (x, target)
                 )
         return F.l1_loss(found, wanted) + 0.5 * F.mse_loss(found, wanted)
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from l2p import flow
+from l2p.errors import UserError
 from l2p.lift import asymmetric_velocity
 from l2p.patches import patchify, unpatchify
 from l2p.runtime import exact
@@ -58,6 +59,18 @@ class StudentSpec:
     teacher: dict[str, Any] = field(default_factory=dict)
     latest_time: float = 1.0
     noise_in_span: bool = False
+
+
+class Seen(NamedTuple):
+    """What the core makes of a noisy picture.
+
+    Attributes:
+        inputs: of the head: features [B, h, w, dim], time embedding [B, time_dim], the normalised picture and time.
+        size: rows and columns of the picture, before it was continued to whole patches.
+    """
+
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
+    size: tuple[int, int]
 
 
 class PixelStudent(nn.Module):
@@ -109,7 +122,7 @@ class PixelStudent(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, draft: Tensor | None = None
     ) -> Tensor:
-        """Predicted clean pictures x_0.
+        """Predicted clean pictures x_0: :meth:`look`, then :meth:`paint`.
 
         Args:
             x_t: [B, 3, H, W], about [-1, 1] plus noise. Sides that are no multiple of p are continued with
@@ -118,7 +131,10 @@ class PixelStudent(nn.Module):
             conditioning: B captions.
             draft: for a grown student, see :class:`l2p.students.heads.GrownHead`; sides are multiples of p then.
         """
-        height, width = x_t.shape[2:]
+        return self.paint(self.look(x_t, t, conditioning), draft).to(x_t.dtype)
+
+    def look(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Seen:
+        """The core's part of :meth:`forward`: cheap beside the head's, which it ends before."""
         p = self.spec.patch_size
         t = t.to(x_t.device, torch.float32)
         k = self._k(t)
@@ -129,9 +145,25 @@ class PixelStudent(nn.Module):
             tokens = torch.where(flow.time_like(t, tokens) >= 1, inside, tokens)
         t_latent = self.latent_time(t)
         features, c = self.core(tokens, t_latent, conditioning)
+        return Seen((features, c, unpatchify(tokens, p), t_latent), tuple(x_t.shape[2:]))
+
+    def paint(self, seen: Seen, draft: Tensor | None = None) -> Tensor:
+        """The head's part: x_0 [B, 3, H, W]."""
         given = {} if draft is None else {"draft": draft}
-        x_0 = self.head(features, c, unpatchify(tokens, p), t_latent, **given)
-        return x_0[:, :, :height, :width].to(x_t.dtype)
+        x_0 = self.head(*seen.inputs, **given)
+        return x_0[:, :, : seen.size[0], : seen.size[1]]
+
+    def latents(self, seen: Seen) -> Tensor:
+        """What the core takes the teacher's latents to be, packed z_0 [B, h, w, d], in the teacher's normalisation.
+
+        Raises:
+            UserError: the head keeps no layer that reads them.
+        """
+        if not hasattr(self.head, "latents"):
+            raise UserError(
+                f"a {self.spec.head['kind']} head reads no latents off the core: use head.kind patch, or another objective"
+            )
+        return self.head.latents(*seen.inputs)
 
     def to_span(self, tokens: Tensor) -> Tensor:
         """``A^T x`` [B, h, w, d] of tokens [B, h, w, D], in fp32 even under autocast: noise keeps its digits."""

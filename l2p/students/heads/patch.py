@@ -235,19 +235,25 @@ class PatchHead(nn.Module):
     def _draft(
         self, features: Tensor, c: Tensor, context: Tensor, t: Tensor, top: int, bottom: int
     ) -> Tensor:
-        """Rows [top, bottom) of the picture of ``z_0 = z_t - t u``, with the core's velocity u (diffusers' sign is the
-        other)."""
+        """Rows [top, bottom) of the picture of :meth:`latents`."""
         p = self.patch_size
         first, last = top // p, -(-bottom // p)
         around = slice(
             max(0, first - 1), last + 1
         )  # tokens beyond are cut off again: there the padding is wrong
-        out = self.final(features[:, around].flatten(1, 2), c=c).unflatten(1, (-1, features.shape[2]))
-        z_t = context[:, around]
-        z_0 = z_t + time_like(t, z_t).to(z_t.dtype) * out
+        z_0 = self._z_0(features[:, around], c, context[:, around], t)
         z_0 = z_0.to(self.readout.weight.dtype).permute(0, 3, 1, 2)
         tokens = self.readout(z_0).permute(0, 2, 3, 1)[:, first - around.start : last - around.start]
         return unpatchify(tokens, p)[:, :, top - first * p : bottom - first * p]
+
+    def latents(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
+        """The core's own guess of the teacher's latents, packed z_0 [B, h, w, d], which the draft is a picture of."""
+        return self._z_0(features, c, self.pool(patchify(x_in, self.patch_size)), t)
+
+    def _z_0(self, features: Tensor, c: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+        """``z_0 = z_t - t u`` of the core's velocity u (diffusers' sign is the other)."""
+        out = self.final(features.flatten(1, 2), c=c).unflatten(1, (-1, features.shape[2]))
+        return z_t + time_like(t, z_t).to(z_t.dtype) * out
 
     def _angles(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Angles in radians of the rows [H, head_dim / 4] and columns [W, head_dim / 4] of a fine grid."""
