@@ -73,6 +73,7 @@ class StudentConfig:
     num_steps: int = knob(1, low=1)
     latest_time: float = knob(1.0, low=0.5, high=1.0)
     noise_in_span: bool = False
+    interval: bool = False
     train_blocks: Any = (
         "all"  # "all", "none" or TrainBlocks: OmegaConf has no such union, so __post_init__ checks it
     )

@@ -5,18 +5,20 @@ Legend: B batch, H W pixels, c h w latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from l2p import flow
 from l2p.errors import UserError
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
+    from l2p.recipe import Recipe, StageConfig
     from l2p.teachers import Conditioning, Teacher
 
 
@@ -46,28 +48,53 @@ class StepContext:
     """One training step, as the objectives see it.
 
     Args:
-        student: ``(x_t [B, 3, H, W], t [B], conditioning) -> x_0 [B, 3, H, W]``.
+        student: ``(x_t [B, 3, H, W], t [B], conditioning, r [B]) -> x_0 [B, 3, H, W]``, r being where its step ends.
         generator: the source of every random number of this step; on the CPU, so that a step is the same everywhere.
         step: number of the optimiser step.
+        num_steps: steps the student draws a picture in.
     """
 
     def __init__(
         self,
-        student: Callable[[Tensor, Tensor, Conditioning], Tensor],
+        student: Callable[..., Tensor],
         teacher: Teacher,
         lift: Lift,
         batch: Batch,
         generator: torch.Generator,
         step: int = 0,
+        num_steps: int = 1,
     ) -> None:
         self.student, self.teacher, self.lift = student, teacher, lift
-        self.batch, self.generator, self.step = batch, generator, step
+        self.batch, self.generator, self.step, self.num_steps = batch, generator, step, num_steps
 
     @cached_property
-    def one_step(self) -> Tensor:
+    def picture(self) -> Tensor:
         """The student's picture x_0 [B, 3, H, W] of the batch's pure noise; computed once for all objectives."""
-        noise = self.batch.noise
-        return self.student(noise, torch.ones(len(noise), device=noise.device), self.batch.conditioning)
+        return self.draw(self.batch.noise)
+
+    @cached_property
+    def picture_time(self) -> float:
+        """Time of the step that :meth:`draw` trains: 1 for a one-step student, else one of its steps at random."""
+        if self.num_steps == 1:
+            return 1.0
+        drawn = torch.randint(self.num_steps, (), generator=self.generator, device=self.generator.device)
+        return 1 - int(drawn) / self.num_steps
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """The student's x_0 [B, 3, H, W] of pure noise, as it sees it at :attr:`picture_time`.
+
+        A student of several steps walks there by its own steps, without gradient, so that it is trained on what it
+        will meet (DMD2, arXiv 2405.14867, section 4.5).
+        """
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.student(x_t, t, self.batch.conditioning, (t - 1 / self.num_steps).clamp(min=0))
+
+        steps = round((1 - self.picture_time) * self.num_steps)
+        times = 1 - torch.arange(steps + 1, device=noise.device) / self.num_steps
+        with torch.no_grad():
+            x_t = flow.euler(lambda x, t: flow.velocity_from_x_0(x, predict(x, t), t), noise, times)
+        return predict(x_t, times[-1].expand(len(noise)))
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal numbers of this step, on the batch's device."""
@@ -91,12 +118,25 @@ class Objective(nn.Module):
     ``weight``. Frozen networks are held through :class:`Frozen`, so that no optimiser or checkpoint finds them.
     """
 
+    name: str
+
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = at_least("weight", weight, 0)
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    @classmethod
+    def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        """Refuse what cannot work in this recipe, before anything is loaded.
+
+        Args:
+            knobs: all of them, defaults included.
+
+        Raises:
+            UserError: one line that names the keys and the way out.
+        """
 
     def extra_repr(self) -> str:
         shown = {
@@ -107,6 +147,42 @@ class Objective(nn.Module):
             for k, v in shown.items()
             if not k.startswith("_") and k not in ("training", "dump_patches")
         )
+
+
+class CriticObjective(Objective):
+    """An objective that owns networks, a critic or a fake score, which learn beside the student.
+
+    Parameters that a subclass registers get an AdamW of their own, which takes ``critic_updates`` steps on
+    ``critic_loss`` before each step of the student. They are checkpointed with their optimiser, and never averaged.
+    A ``forward`` whose gradient passes through such a network calls it by :func:`held`.
+    """
+
+    critic_betas = (0.0, 0.99)  # a critic chases a moving target: momentum would point to where it was
+
+    def __init__(
+        self, weight: float = 1.0, critic_learning_rate: float = 1e-4, critic_updates: int = 1
+    ) -> None:
+        super().__init__(weight)
+        self.critic_learning_rate = at_least("critic_learning_rate", critic_learning_rate, 0)
+        self.critic_updates = int(at_least("critic_updates", critic_updates, 1))
+
+    def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Scalar terms whose sum the objective's own networks minimise; the student gets no gradient from it."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        if recipe.dtype == "fp16":
+            raise UserError(
+                f"objectives.{cls.name} trains a network of its own, for which fp16 has no loss scale: "
+                "set dtype to bf16 or fp32"
+            )
+
+
+def held(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``module(*args)`` whose gradient reaches the arguments and not the module's weights."""
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, weights, args, kwargs)
 
 
 class Frozen:

@@ -64,7 +64,7 @@ class DriftObjective(Objective):
         self.shrink = shrink_factor(feature_scale)
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        x = ctx.one_step
+        x = ctx.picture
         if len(x) < 2:
             raise UserError("the drift objective needs a batch of at least 2 pictures: they push each other")
         with torch.no_grad():

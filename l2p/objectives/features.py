@@ -55,6 +55,13 @@ class EncoderFeatures:
             raise UserError(f"feature_blocks must be 0 (all) to {len(encoder.down_blocks)}, got {blocks}")
         self._network = Frozen(_EncoderBlocks(encoder, blocks or len(encoder.down_blocks)))
 
+    @property
+    def channels(self) -> list[int]:
+        """C of each map."""
+        weight = next(self._network.module.parameters())
+        with torch.no_grad():
+            return [f.shape[1] for f in self(torch.zeros(1, 3, 64, 64, device=weight.device))]
+
     def __call__(self, images: Tensor) -> list[Tensor]:
         return self._network(images)
 

@@ -85,7 +85,7 @@ class PairsObjective(Objective):
                 self._distance = EncoderDistance(EncoderFeatures(teacher, feature_blocks))
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        x, target = ctx.one_step, ctx.batch.images
+        x, target = ctx.picture, ctx.batch.images
         terms: dict[str, Tensor] = {}
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)

@@ -51,6 +51,7 @@ def student_spec(
         num_steps=config.num_steps,
         latest_time=config.latest_time,
         noise_in_span=config.noise_in_span,
+        interval=config.interval,
         height=height,
         width=width,
         teacher=teacher or {},
@@ -90,6 +91,10 @@ def from_teacher(
     state[f"{key}.bias"] = embedder.bias.detach().clone()
     student.core.transformer.load_state_dict(state, strict=True, assign=True)
 
+    if spec.interval:
+        student.core.span_embedder = student.core.new_span_embedder().to(
+            teacher.device, embedder.weight.dtype
+        )
     student.head = student.new_head().to(teacher.device, embedder.weight.dtype)
     student.basis = basis.float()
     student.offset = lift.offset.to(teacher.device).float()

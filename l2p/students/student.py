@@ -44,6 +44,8 @@ class StudentSpec:
         noise_in_span: of pure noise (t = 1) core and head see the part in the lift's span alone. The rest, eleven twelfths
             of the numbers at d = 64 and D = 768, decides nothing of the teacher's picture and has to be unlearnt
             otherwise; without it a student has nothing to invent from.
+        interval: the student is also told where its step ends, which mean flow needs: x_0 is then read off the average
+            velocity of that step. A step from t to t itself is the flow's own.
     """
 
     patch_size: int
@@ -57,6 +59,7 @@ class StudentSpec:
     teacher: dict[str, Any] = field(default_factory=dict)
     latest_time: float = 1.0
     noise_in_span: bool = False
+    interval: bool = False
 
 
 class PixelStudent(nn.Module):
@@ -65,7 +68,7 @@ class PixelStudent(nn.Module):
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.core = ZImageCore(spec.core, spec.patch_size)
+        self.core = ZImageCore(spec.core, spec.patch_size, spec.interval)
         self.head = self.new_head()
         self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim))
         self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2))
@@ -91,7 +94,7 @@ class PixelStudent(nn.Module):
         if hasattr(self.head, "gradient_checkpointing"):
             self.head.gradient_checkpointing = enabled
 
-    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, r: Tensor | None = None) -> Tensor:
         """Predicted clean pictures x_0.
 
         Args:
@@ -99,20 +102,28 @@ class PixelStudent(nn.Module):
                 the picture's other edge (which keeps white noise white) and cut off again.
             t: [B], 1 is noise.
             conditioning: B captions.
+            r: [B], where the step from t ends, 0 <= r <= t; t itself if None. Without ``interval`` it is not looked at.
         """
         height, width = x_t.shape[2:]
         p = self.spec.patch_size
         t = t.to(x_t.device, torch.float32)
-        k = (1 - t) * self.spec.lift_scale + t
+        k = self._k(t)
         tokens = patchify(_wrap(x_t.float(), p), p)
         tokens = (tokens - flow.time_like(1 - t, tokens) * self.offset.float()) / flow.time_like(k, tokens)
         if self.spec.noise_in_span:
             basis = self.basis.float()
             tokens = torch.where(flow.time_like(t, tokens) >= 1, (tokens @ basis) @ basis.T, tokens)
         t_latent = (t / k).clamp(max=self.spec.latest_time)
-        features, c = self.core(tokens, t_latent, conditioning)
+        span = None
+        if self.spec.interval:
+            r = t if r is None else r.to(t)
+            span = t / k - r / self._k(r)
+        features, c = self.core(tokens, t_latent, conditioning, span)
         x_0 = self.head(features, c, unpatchify(tokens, p), t_latent)
         return x_0[:, :, :height, :width].to(x_t.dtype)
+
+    def _k(self, t: Tensor) -> Tensor:
+        return (1 - t) * self.spec.lift_scale + t
 
     def velocity(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, t_min: float = 0.05) -> Tensor:
         """``u = eps - x_0`` [B, 3, H, W] at times t [B]; ``t_min`` guards the division."""
@@ -146,7 +157,10 @@ class PixelStudent(nn.Module):
         x = noise
         for step in range(num_steps):
             t = 1 - step / num_steps
-            x_0 = self(x, torch.full((len(x),), t, device=x.device), conditioning)
+            start, end = (
+                torch.full((len(x),), time, device=x.device) for time in (t, 1 - (step + 1) / num_steps)
+            )
+            x_0 = self(x, start, conditioning, end)
             # The Euler step along (x - x_0) / t, written without the division.
             kept = (num_steps - step - 1) / (num_steps - step)
             x = kept * x + (1 - kept) * x_0

@@ -31,7 +31,12 @@ MULTIPLE = 32  # diffusers' SEQ_MULTI_OF
 
 
 def batched_forward(
-    transformer: ZImageTransformer2DModel, tokens: Tensor, t_model: Tensor, conditioning: Conditioning
+    transformer: ZImageTransformer2DModel,
+    tokens: Tensor,
+    t_model: Tensor,
+    conditioning: Conditioning,
+    time_extra: Tensor | None = None,
+    hidden: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Everything of the transformer before its final layer.
 
@@ -39,6 +44,8 @@ def batched_forward(
         tokens: packed tokens [B, h, w, D], of the embedder's dtype.
         t_model: diffusers' time [B], that is ``1 - t``.
         conditioning: captions of any lengths.
+        time_extra: added to the time embedding, of its shape.
+        hidden: gets the image tokens [B, h, w, dim] after each main layer.
 
     Returns:
         Features [B, h, w, dim] of the image tokens, and the time embedding c [B, min(dim, 256)].
@@ -55,7 +62,8 @@ def batched_forward(
         transformer, height, width, padded if mixed else padded[:1], tokens.device
     )
 
-    c = transformer.t_embedder(t_model * transformer.t_scale).type_as(tokens)
+    c = transformer.t_embedder(t_model * transformer.t_scale)
+    c = (c if time_extra is None else c + time_extra).type_as(tokens)
     x = _embedder(transformer, tokens.shape[-1])(tokens.flatten(1, 2))
     x = x.to(transformer.x_pad_token.dtype)
     if count % MULTIPLE:
@@ -80,6 +88,8 @@ def batched_forward(
     x = torch.cat([x, caption], dim=1)
     for layer in transformer.layers:
         x = _run(transformer, layer, x, keys, rope, c)
+        if hidden is not None:
+            hidden.append(x[:, :count].unflatten(1, (height, width)))
     return x[:, :count].unflatten(1, (height, width)), c
 
 

@@ -89,7 +89,9 @@ class Run:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
         config = self.recipe.student
         if head is not None:
-            config = replace(config, head=HeadConfig(kind=head), latest_time=1.0, noise_in_span=False)
+            config = replace(
+                config, head=HeadConfig(kind=head), latest_time=1.0, noise_in_span=False, interval=False
+            )
         size = (self.recipe.teacher.height, self.recipe.teacher.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not
@@ -224,7 +226,9 @@ def train(
         resume_from: checkpoint of this very stage to continue.
     """
     config: StageConfig = getattr(run.recipe, stage)
-    objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.recipe.seed)  # a critic starts alike in every run, resumed or not
+        objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
     student = run.trained_student(previous)
     num_steps = run.recipe.student.num_steps
     if stage == "transfer":

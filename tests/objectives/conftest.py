@@ -38,6 +38,7 @@ def teacher():
         vae=SimpleNamespace(encoder=SmallEncoder()),
         encode=lambda images: nn.functional.avg_pool2d(images, 2)[:, [0, 1, 2, 0]],
         pack=lambda z: patchify(z, 2),
+        text_encoder=SimpleNamespace(width=1),
     )
 
 
@@ -45,7 +46,7 @@ def teacher():
 def context(teacher, lift):
     """Makes a step: the student answers `x_0(x_t, t)`, the pictures are given or drawn."""
 
-    def make(student, images=None, noise=None, seed=0, size=16, count=4) -> StepContext:
+    def make(student, images=None, noise=None, seed=0, size=16, count=4, num_steps=1) -> StepContext:
         generator = torch.Generator().manual_seed(123)
         if images is None:
             images = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
@@ -57,6 +58,8 @@ def context(teacher, lift):
         )
         batch = Batch(images, latents, noise, conditioning)
         step = torch.Generator().manual_seed(seed)
-        return StepContext(lambda x, t, _: student(x, t), teacher, lift, batch, step)
+        return StepContext(
+            lambda x, t, _, r=None: student(x, t), teacher, lift, batch, step, num_steps=num_steps
+        )
 
     return make
