@@ -70,7 +70,8 @@ class StepContext:
     @cached_property
     def picture(self) -> Tensor:
         """The student's picture x_0 [B, 3, H, W] of the batch's pure noise; computed once for all objectives."""
-        return self.draw(self.batch.noise)
+        with torch.enable_grad():  # whoever asks first, and be it a critic that wants no gradient
+            return self.draw(self.batch.noise)
 
     @cached_property
     def picture_time(self) -> float:
@@ -191,7 +192,7 @@ class Frozen:
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
 
-    def __call__(self, x: Tensor, **kwargs) -> list[Tensor]:
+    def __call__(self, x: Tensor, **kwargs: Any) -> Any:
         parameter = next(self.module.parameters())
         if parameter.device != x.device:
             self.module.to(x.device)
