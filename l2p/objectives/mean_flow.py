@@ -79,7 +79,9 @@ class MeanFlowObjective(Objective):
         self.perceptual = at_least("objectives.mean_flow.perceptual", perceptual, 0)
         self.perceptual_below = within("objectives.mean_flow.perceptual_below", perceptual_below, 0, 1)
         self.shrink = shrink_factor(feature_scale)
-        self._distance = EncoderDistance(EncoderFeatures(teacher)) if self.weight and self.perceptual else None
+        self._distance = (
+            EncoderDistance(EncoderFeatures(teacher)) if self.weight and self.perceptual else None
+        )
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
@@ -110,7 +112,9 @@ class MeanFlowObjective(Objective):
         terms = {"velocity": (error / (error.detach() + 0.01) ** self.power).mean()}
         if self.perceptual:
             seen = t < self.perceptual_below
-            distance = predicted.sum() * 0  # no picture is clean enough in some batches: the term is still there
+            distance = (
+                predicted.sum() * 0
+            )  # no picture is clean enough in some batches: the term is still there
             if seen.any():
                 pictures = (shrink(picture[seen], self.shrink) for picture in (predicted, x_0))
                 distance = self._distance(*pictures).sum() / len(x_0)

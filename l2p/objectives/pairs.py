@@ -26,6 +26,8 @@ class PairsObjective(Objective):
     """Pixel, latent and perceptual terms; a term of weight 0 is not computed.
 
     Args:
+        noise: "coupled" is the one the teacher's picture came from; "fresh" noise breaks the pair, for comparison: the
+            student can then only learn the mean picture of a caption.
         pixel: weight of the Charbonnier distance ``mean(sqrt(d^2 + edge^2) - edge)``.
         gradient: weight of the same distance of differences between neighbouring pixels: sharp edges where the
             teacher has them, and no seams where it has none.
@@ -51,6 +53,7 @@ class PairsObjective(Objective):
         teacher: Teacher,
         lift: Lift,
         weight: float = 1.0,
+        noise: Literal["coupled", "fresh"] = "coupled",
         pixel: float = 1.0,
         gradient: float = 1.0,
         seam: float = 0.5,
@@ -64,6 +67,7 @@ class PairsObjective(Objective):
         feature_scale: float = 1.0,
     ) -> None:
         super().__init__(weight)
+        self.noise = noise
         self.pixel = at_least("objectives.pairs.pixel", pixel, 0)
         self.gradient = at_least("objectives.pairs.gradient", gradient, 0)
         self.seam = at_least("objectives.pairs.seam", seam, 0)
@@ -85,7 +89,8 @@ class PairsObjective(Objective):
                 self._distance = EncoderDistance(EncoderFeatures(teacher, feature_blocks))
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        x, target = ctx.picture, ctx.batch.images
+        target = ctx.batch.images
+        x = ctx.picture if self.noise == "coupled" else ctx.draw(ctx.randn(*target.shape))
         terms: dict[str, Tensor] = {}
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)

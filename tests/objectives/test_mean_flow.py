@@ -149,7 +149,9 @@ def test_the_student_learns_through_checkpoints_and_is_told_the_end(student, con
     terms = objective(step)
     assert set(terms) == {"velocity", "perceptual"}
     sum(terms.values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.core.span_embedder.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in network.core.span_embedder.parameters()
+    )
     x_t, r, t = steps()
     with torch.no_grad():
         assert not torch.allclose(network(x_t, t, conditioning, r), network(x_t, t, conditioning), atol=1e-4)

@@ -205,3 +205,11 @@ def test_a_teacher_without_an_encoder_is_told(teacher, lift):
 def test_impossible_knobs_are_refused(teacher, lift, knob):
     with pytest.raises(UserError, match=list(knob)[-1]):
         PairsObjective(teacher=teacher, lift=lift, **knob)
+
+
+def test_fresh_noise_breaks_the_pair(context, teacher, lift):
+    seen = []
+    step = context(lambda x, t: seen.append(x) or torch.zeros_like(x))
+    PairsObjective(teacher=teacher, lift=lift, noise="fresh", perceptual=0.0)(step)
+    assert len(seen) == 1 and (seen[0] * step.batch.noise).mean().abs() < 0.05
+    assert seen[0].std().item() == pytest.approx(1, abs=0.05)
