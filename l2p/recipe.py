@@ -50,10 +50,11 @@ class LiftConfig:
 
 @dataclass
 class TrainBlocks:
-    """Main blocks of the core that train: the first and the last so many."""
+    """Main blocks of the core that train whole: the first and the last so many; the others by a change of rank `lora`."""
 
     first: int = knob(0, low=0)
     last: int = knob(0, low=0)
+    lora: int = knob(0, low=0)
 
 
 @dataclass
@@ -74,6 +75,7 @@ class StudentConfig:
     latest_time: float = knob(1.0, low=0.5, high=1.0)
     noise_in_span: bool = False
     interval: bool = False
+    random_core: bool = False
     train_blocks: Any = (
         "all"  # "all", "none" or TrainBlocks: OmegaConf has no such union, so __post_init__ checks it
     )
@@ -82,19 +84,19 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.train_blocks, Mapping):
-            known, blocks = {"first", "last"}, dict(self.train_blocks)
+            known, blocks = {"first", "last", "lora"}, dict(self.train_blocks)
             if (
                 not blocks
                 or blocks.keys() - known
                 or not all(type(n) is int and n >= 0 for n in blocks.values())
             ):
                 raise UserError(
-                    f"student.train_blocks is {blocks}, expected all, none or {{first: 5, last: 5}}"
+                    f"student.train_blocks is {blocks}, expected all, none, {{first: 5, last: 5}} or {{lora: 16}}"
                 )
             self.train_blocks = TrainBlocks(**blocks)
         elif self.train_blocks not in ("all", "none") and not isinstance(self.train_blocks, TrainBlocks):
             raise UserError(
-                f"student.train_blocks is {self.train_blocks!r}, expected all, none or {{first: 5, last: 5}}"
+                f"student.train_blocks is {self.train_blocks!r}, expected all, none, {{first: 5, last: 5}} or {{lora: 16}}"
             )
 
 
@@ -132,6 +134,7 @@ class EvaluationConfig:
     batch_size: int = knob(32, low=1)
     seed: int = knob(10_000, low=0)
     preview_images: int = knob(8, low=1)
+    cache: str | None = None
     latency_runs: int = knob(5, low=1)
 
 

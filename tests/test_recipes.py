@@ -24,6 +24,10 @@ def schema_of(name: str) -> type:
         from l2p.evaluation.judge_training import JudgeRecipe
 
         return JudgeRecipe
+    if name.startswith("ablation"):
+        from l2p.training.ablation import AblationRecipe
+
+        return AblationRecipe
     return Recipe
 
 
@@ -57,7 +61,10 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
     recipe = load_recipe(path, schema=schema_of(path.stem))
     assert recipe.output_dir == f"runs/{recipe.name}"
     header = re.match(r"(#.*\n)+", path.read_text())[0]
-    assert f"l2p {'distill' if schema_of(path.stem) is Recipe else 'train-'}" in header
+    verb = {"quickstart": "distill", "z-image-turbo-1k": "distill", "ablation": "ablate"}.get(
+        path.stem, "train-"
+    )
+    assert f"l2p {verb}" in header
     assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs
 
 
@@ -143,7 +150,7 @@ def test_train_blocks(write, text, expected):
         ("name: x\none_step: {learning_rate: .nan}\n", ": one_step.learning_rate is nan"),
         (
             "name: x\nstudent: {train_blocks: some}\n",
-            ": student.train_blocks is 'some', expected all, none or",
+            ": student.train_blocks is 'some', expected all, none, ",
         ),
         ("name: x\nstudent: {train_blocks: {frist: 5}}\n", ": student.train_blocks is {'frist': 5}"),
         ("name: x\nstudent: {train_blocks: {first: -5}}\n", ": student.train_blocks is {'first': -5}"),

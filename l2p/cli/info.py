@@ -1,4 +1,6 @@
-"""What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights."""
+"""What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights.
+
+Without a STUDENT: those that come with l2p."""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.students.shipped import bundled_students, student_help
 
 EXAMPLES = """\
 examples:
+  l2p info
   l2p info runs/quickstart/student
   l2p info runs/quickstart/student --json
 """
@@ -21,12 +25,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "student",
         metavar="STUDENT",
-        help="folder that `l2p distill` wrote, or USER/NAME[@REVISION] on the Hub",
+        nargs="?",
+        help=student_help(),
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.student is None:
+        names = bundled_students()
+        print(json.dumps(names) if args.json else "\n".join(names) or "no student comes with this l2p")
+        return
     facts = gather(args.student)
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from l2p.errors import UserError
-from l2p.students.core import core_config
+from l2p.students.core import ZImageCore, core_config
 from l2p.students.heads import KNOBS, LinearHead, PatchHead
+from l2p.students.lora import add_lora
 from l2p.students.student import PixelStudent, StudentSpec
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def from_teacher(
     key = f"all_x_embedder.{spec.patch_size}-1"
     state[f"{key}.weight"] = _product(embedder.weight, basis.T)
     state[f"{key}.bias"] = embedder.bias.detach().clone()
+    if config.random_core:
+        fresh = ZImageCore(spec.core, spec.patch_size).transformer.to(embedder.weight).state_dict()
+        state = {name: fresh[name] if "pad_token" not in name else state[name] for name in state}
     student.core.transformer.load_state_dict(state, strict=True, assign=True)
 
     if spec.interval:
@@ -138,7 +142,8 @@ def set_trainable(student: PixelStudent, train_blocks: str | TrainBlocks) -> int
 
     Args:
         train_blocks: "all"; "none" freezes the whole core, its time and caption embedders included; ``first``
-            and ``last`` freeze only the main layers between the first n and the last n.
+            and ``last`` freeze only the main layers between the first n and the last n, which ``lora`` lets change by
+            a matrix of that rank.
     """
     student.requires_grad_(True)
     if train_blocks == "none":
@@ -147,4 +152,6 @@ def set_trainable(student: PixelStudent, train_blocks: str | TrainBlocks) -> int
         layers = student.core.layers
         for layer in layers[train_blocks.first : max(0, len(layers) - train_blocks.last)]:
             layer.requires_grad_(False)
+            if train_blocks.lora:
+                add_lora(layer, train_blocks.lora)
     return sum(p.numel() for p in student.parameters() if p.requires_grad)

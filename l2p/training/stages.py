@@ -30,6 +30,7 @@ from l2p.recipe import HeadConfig, Recipe, StageConfig
 from l2p.runtime import autocast
 from l2p.students.build import from_teacher
 from l2p.students.io import load_student, save_student
+from l2p.students.lora import merge_lora
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
 from l2p.training.callbacks import load_checkpoint
@@ -249,7 +250,7 @@ def train(
 
 def write_the_student(run: Run, last: str | None) -> tuple[dict[str, Any], list[str]]:
     """Save the averaged student of training stage `last` as a folder that needs nothing else to draw."""
-    student = run.trained_student(last)
+    student = merge_lora(run.trained_student(last))
     extra = {"recipe": run.folder.recipe, "stage": last}
     save_student(student, run.folder.path / "student", text_encoder=run.teacher.text_encoder, extra=extra)
     return {"parameters": sum(p.numel() for p in student.parameters()), "trained_by": last}, []
@@ -272,6 +273,7 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
         path,
         teacher_config=recipe.teacher,
         prompts=recipe.corpus.prompts,
+        cache=recipe.evaluation.cache,
         progress=run.progress,
     )
     write_report(path, title=recipe.name)
