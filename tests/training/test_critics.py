@@ -10,6 +10,8 @@ from torch import nn
 
 from l2p.errors import UserError
 from l2p.objectives import OBJECTIVES, CriticObjective
+from l2p.recipe import TrainBlocks
+from l2p.students.io import load_student
 from l2p.training import distill
 from l2p.training.callbacks import KeepLast, load_checkpoint, read_log
 from l2p.training.critics import Critics
@@ -141,3 +143,21 @@ def test_a_new_objective_with_a_critic_is_one_entry(new_run, monkeypatch):
     recipe.one_step.steps, recipe.one_step.preview_every = 2, 100
     figures = distill.run(recipe, progress=False, resume="never")["stages"]["one_step"]["figures"]
     assert {"nudge/critic_gap", "nudge/pull"} <= set(figures["last_step"])
+
+
+def test_all_objectives_together_on_a_low_rank_student_of_two_steps(new_run):
+    recipe = new_run("all")
+    recipe.dtype, recipe.student.num_steps, recipe.student.interval = "bf16", 2, True
+    recipe.student.train_blocks, recipe.student.gradient_checkpointing = TrainBlocks(lora=2), True
+    recipe.one_step.steps, recipe.one_step.batch_size, recipe.one_step.preview_every = 2, 2, 100
+    recipe.one_step.objectives = CRITICS | {
+        "distribution": {"guidance_scale": 1.0, "decoupled": True, "critic_updates": 1},
+        "mean_flow": {"perceptual": 0.1},
+        "drift": {"features": "teacher", "teacher_blocks": [0]},
+    }
+    result = distill.run(recipe, progress=False, resume="never")
+    last = result["stages"]["one_step"]["figures"]["last_step"]
+    assert {"distribution/gap", "distribution/critic_flow", "mean_flow/velocity", "drift/drift"} <= set(last)
+    student = load_student(result["student"])
+    assert student.spec.interval and student.spec.num_steps == 2
+    assert not any("parametrizations" in name for name in student.state_dict())
