@@ -82,6 +82,8 @@ class StudentConfig:
     num_steps: int = knob(1, low=1)
     latest_time: float = knob(1.0, low=0.5, high=1.0)
     noise_in_span: bool = False
+    interval: bool = False
+    random_core: bool = False
     train_blocks: Any = (
         "all"  # "all", "none" or TrainBlocks: OmegaConf has no such union, so __post_init__ checks it
     )
@@ -143,6 +145,7 @@ class EvaluationConfig:
     batch_size: int = knob(32, low=1)
     seed: int = knob(10_000, low=0)
     preview_images: int = knob(8, low=1)
+    cache: str | None = None
     latency_runs: int = knob(5, low=1)
     clip: str | None = None
     peak_memory: bool = True

@@ -1,6 +1,7 @@
 """What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights.
 
-Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it."""
+Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it. Without a STUDENT:
+those that come with l2p."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.students.shipped import bundled_students, student_help
 
 PRESET_NAMES = (
     "tiny",
@@ -20,6 +22,7 @@ PRESET_NAMES = (
 )  # as l2p.students.presets has them; named here to load nothing
 EXAMPLES = """\
 examples:
+  l2p info
   l2p info runs/quickstart/student
   l2p info runs/quickstart/student --json
   l2p info base
@@ -30,12 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "student",
         metavar="STUDENT",
-        help="folder that `l2p distill` wrote, USER/NAME[@REVISION] on the Hub, or a preset: tiny, base, large, z-image",
+        nargs="?",
+        help=f"{student_help()}, or a preset: {', '.join(PRESET_NAMES)}",
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.student is None:
+        names = bundled_students()
+        print(json.dumps(names) if args.json else "\n".join(names) or "no student comes with this l2p")
+        return
     is_preset = args.student in PRESET_NAMES and not Path(args.student).exists()
     facts = gather_preset(args.student) if is_preset else gather(args.student)
     if args.json:

@@ -32,6 +32,7 @@ VERBS = {
     "pull": "fetch a student from the Hub",
     "export": "write a student as a pipeline for diffusers",
     "doctor": "what is installed, what will be slow, and the fix",
+    "ablate": "run a recipe once for each row of a table, and compare",
     "train-teacher": "train the bundled latent teacher",
     "train-judge": "train the judge that the evaluation asks",
 }

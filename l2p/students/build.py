@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p.errors import UserError
-from l2p.students.core import core_config
+from l2p.students.core import ZImageCore, core_config
 from l2p.students.heads import KNOBS, LinearHead, PatchHead
 from l2p.students.lora import add_lora, is_adapter, lora_of
 from l2p.students.student import PixelStudent, StudentSpec
@@ -52,6 +52,7 @@ def student_spec(
         num_steps=config.num_steps,
         latest_time=config.latest_time,
         noise_in_span=config.noise_in_span,
+        interval=config.interval,
         height=height,
         width=width,
         teacher=teacher or {},
@@ -89,8 +90,15 @@ def from_teacher(
     key = f"all_x_embedder.{spec.patch_size}-1"
     state[f"{key}.weight"] = _product(embedder.weight, basis.T)
     state[f"{key}.bias"] = embedder.bias.detach().clone()
+    if config.random_core:
+        fresh = ZImageCore(spec.core, spec.patch_size).transformer.to(embedder.weight).state_dict()
+        state = {name: fresh[name] if "pad_token" not in name else state[name] for name in state}
     student.core.transformer.load_state_dict(state, strict=True, assign=True)
 
+    if spec.interval:
+        student.core.span_embedder = student.core.new_span_embedder().to(
+            teacher.device, embedder.weight.dtype
+        )
     student.head = student.new_head().to(teacher.device, embedder.weight.dtype)
     student.basis = basis.float()
     student.offset = lift.offset.to(teacher.device).float()
@@ -149,4 +157,6 @@ def set_trainable(student: PixelStudent, train_blocks: str | TrainBlocks) -> int
         layers = student.core.layers
         for layer in layers[train_blocks.first : max(0, len(layers) - train_blocks.last)]:
             layer.requires_grad_(False)
+    if student.core.span_embedder is not None:  # the teacher has none: it starts at zero and must learn
+        student.core.span_embedder.requires_grad_(True)
     return sum(p.numel() for p in student.parameters() if p.requires_grad)

@@ -44,9 +44,10 @@ class ZImageCore(nn.Module):
     Args:
         config: as from :func:`core_config`.
         patch_size: p, side of a pixel patch; tokens have ``3 p^2`` values.
+        interval: with a second time embedding, of a step's length; it starts at zero, so that nothing changes at first.
     """
 
-    def __init__(self, config: dict[str, Any], patch_size: int) -> None:
+    def __init__(self, config: dict[str, Any], patch_size: int, interval: bool = False) -> None:
         super().__init__()
         from diffusers import ZImageTransformer2DModel
 
@@ -54,6 +55,16 @@ class ZImageCore(nn.Module):
             **config, in_channels=3, all_patch_size=(patch_size,), all_f_patch_size=(1,)
         )
         self.transformer.all_final_layer = nn.ModuleDict()  # the student's head takes its place
+        self.span_embedder = self.new_span_embedder() if interval else None
+
+    def new_span_embedder(self) -> nn.Module:
+        """A freshly initialised embedding of a step's length."""
+        from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
+
+        embedder = TimestepEmbedder(self.time_dim)
+        nn.init.zeros_(embedder.mlp[-1].weight)
+        nn.init.zeros_(embedder.mlp[-1].bias)
+        return embedder
 
     @property
     def embedder(self) -> nn.Linear:
@@ -74,20 +85,26 @@ class ZImageCore(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         self.transformer.gradient_checkpointing = enabled
 
-    def forward(self, tokens: Tensor, t: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, t: Tensor, conditioning: Conditioning, span: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Features [B, h, w, dim], time embedding [B, time_dim] of tokens [B, h, w, 3 p^2] at (latent) time t
-        [B].
+        [B], for a step of length `span` [B] where the core takes one.
 
         t = 1 is noise; diffusers counts the other way.
         """
-        return self.run(self.embed(tokens), t, conditioning)
+        return self.run(self.embed(tokens), t, conditioning, span)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The first layer alone, [B, rows, w, 3 p^2] -> [B, rows, w, dim]: a large picture passes it row by row."""
         return embed(self.transformer, tokens.to(self.embedder.weight))
 
-    def run(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+    def run(
+        self, x: Tensor, t: Tensor, conditioning: Conditioning, span: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """:meth:`forward` of embedded tokens x [B, h, w, dim]."""
         weight = self.embedder.weight
         t_model = (1 - t).to(weight.device, torch.float32)
-        return forward_embedded(self.transformer, x, t_model, conditioning.to(weight.device, weight.dtype))
+        extra = None if span is None else self.span_embedder(span * self.transformer.t_scale)
+        conditioning = conditioning.to(weight.device, weight.dtype)
+        return forward_embedded(self.transformer, x, t_model, conditioning, extra)

@@ -33,7 +33,11 @@ FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
 CONFIG = "config.json"
-LATER = {"latest_time": 1.0, "noise_in_span": False}  # what folders from before these were written mean
+LATER = {
+    "latest_time": 1.0,
+    "noise_in_span": False,
+    "interval": False,
+}  # what folders from before these were written mean
 FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora", "quantization"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
 LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours

@@ -56,7 +56,9 @@ def paint(
     batch, _, noise_height, noise_width = noise.shape
     t = torch.ones(batch, device=student.device)
     picture = _Input(student, noise, keep=memory_budget // 4)
-    features, c = student.core.run(picture.embedded(), student.latent_time(t), conditioning)
+    features, c = student.core.run(
+        picture.embedded(), student.latent_time(t), conditioning, student.step_span(t, torch.zeros_like(t))
+    )
     out = _pixels(batch, height, width)
     if not isinstance(student.head, PatchHead):
         x_0 = student.head(features, c, picture.rows(0, noise_height), student.latent_time(t))

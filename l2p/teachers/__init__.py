@@ -26,6 +26,7 @@ __all__ = [
     "LatentGeometry",
     "Teacher",
     "TextEncoder",
+    "family_of",
     "load_teacher",
     "resolve",
 ]
@@ -47,6 +48,14 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
     return download(HubName(name.repo, revision or name.revision), PATTERNS)
+
+
+def family_of(path: str | Path) -> type[Teacher] | None:
+    """The family of a teacher that is here already; None for one that would have to be fetched to know."""
+    for folder in (BUNDLED / str(path), Path(path)):
+        if (folder / "model_index.json").is_file():
+            return FAMILIES.get(read_json(folder / "model_index.json").get("_class_name"))
+    return None
 
 
 def commit_of(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ Legend: B batch, L caption tokens, C caption width, c latent channels, h w token
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p import flow, runtime
+from l2p.errors import UserError
 from l2p.patches import patchify, unpatchify
 
 if TYPE_CHECKING:
@@ -93,7 +95,11 @@ class Teacher(ABC):
         license: SPDX name where the folder tells it, else "unknown".
         transformer: the network behind ``velocity``.
         vae: diffusers' autoencoder; its encoder's features compare pictures.
+        gives_score: whether ``velocity`` is that of a flow, and so holds the score of noisy latents. A family of
+            few-step models says no: `distribution` has nothing to follow there.
     """
+
+    gives_score = True
 
     name: str
     revision: str | None
@@ -119,6 +125,22 @@ class Teacher(ABC):
 
         ``guidance_scale`` w steers away from the empty prompt: ``u + w (u - u_empty)``; 0 is no guidance.
         """
+
+    def features(
+        self, z_t: Tensor, t: Tensor, conditioning: Conditioning, blocks: Sequence[int]
+    ) -> list[Tensor]:
+        """What the network makes of latents at times ``t`` [B]: tokens [B, D, h, w] after each of these main blocks.
+
+        Raises:
+            UserError: a block that the network has not, or a family that shows none.
+        """
+        raise UserError(f"the teacher {self.name} shows no features of its transformer: use its encoder's")
+
+    def with_transformer(self, transformer: nn.Module) -> Teacher:
+        """This teacher with another network of the same kind behind ``velocity``; all else is shared."""
+        other = copy.copy(self)
+        other.transformer = transformer
+        return other
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ Border with diffusers' ``ZImagePipeline``: its transformer takes ``1 - t`` and r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from l2p.errors import UserError
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
 from l2p.teachers.text import TextEncoder
 from l2p.teachers.z_image_forward import batched_forward
@@ -68,6 +71,19 @@ class ZImageTeacher(Teacher):
         final = next(iter(self.transformer.all_final_layer.values()))
         grid = features.shape[1:3]
         return -self.unpack(final(features.flatten(1, 2), c=c).unflatten(1, grid)).to(z_t.dtype)
+
+    def features(
+        self, z_t: Tensor, t: Tensor, conditioning: Conditioning, blocks: Sequence[int]
+    ) -> list[Tensor]:
+        count, dtype = len(self.transformer.layers), self.transformer.dtype
+        if not all(-count <= block < count for block in blocks):
+            raise UserError(f"{self.name} has main blocks 0 to {count - 1}, got {list(blocks)}")
+        hidden: list[Tensor] = []
+        tokens = self.pack(z_t.to(dtype))
+        batched_forward(
+            self.transformer, tokens, (1 - t).to(z_t.device), conditioning.to(dtype=dtype), hidden=hidden
+        )
+        return [hidden[block].permute(0, 3, 1, 2) for block in blocks]
 
     def encode(self, images: Tensor) -> Tensor:
         raw = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mean

@@ -26,7 +26,7 @@ from l2p.lift import Lift, fit_lift, fit_readout, neighbourhoods
 from l2p.objectives import build_objectives
 from l2p.objectives.base import Batch
 from l2p.patches import patchify
-from l2p.recipe import HeadConfig, Recipe, StageConfig
+from l2p.recipe import HeadConfig, Recipe, StageConfig, StudentConfig
 from l2p.runtime import autocast, frozen_dtype
 from l2p.students.build import from_teacher
 from l2p.students.io import load_student, save_student
@@ -89,7 +89,7 @@ class Run:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
         config = self.recipe.student
         if head is not None:
-            config = replace(config, head=HeadConfig(kind=head), latest_time=1.0, noise_in_span=False)
+            config = StudentConfig(config.patch_size, config.num_steps, head=HeadConfig(kind=head))
         size = (self.recipe.teacher.height, self.recipe.teacher.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not
@@ -224,7 +224,9 @@ def train(
         resume_from: checkpoint of this very stage to continue.
     """
     config: StageConfig = getattr(run.recipe, stage)
-    objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.recipe.seed)  # a critic starts alike in every run, resumed or not
+        objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
     student = run.trained_student(previous)
     num_steps = run.recipe.student.num_steps
     if stage == "transfer":
@@ -268,6 +270,7 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
         path,
         teacher_config=recipe.teacher,
         prompts=recipe.corpus.prompts,
+        cache=recipe.evaluation.cache,
         progress=run.progress,
         student_folder=path / "student",
     )

@@ -167,7 +167,7 @@ def test_nan_guard_stops_with_the_last_good_checkpoint(new_run, monkeypatch, whe
         if ctx.step == 6 and where == "loss":
             terms["pixel"] = terms["pixel"] * float("nan")
         if ctx.step == 6 and where == "gradient":
-            ctx.one_step.register_hook(lambda gradient: gradient * float("nan"))
+            ctx.picture.register_hook(lambda gradient: gradient * float("nan"))
         return terms
 
     monkeypatch.setattr(PairsObjective, "forward", spoil)
