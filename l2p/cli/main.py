@@ -23,6 +23,7 @@ VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
     "generate": "draw pictures from prompts",
     "info": "what a student is",
+    "teachers": "the families of teachers, and what each supports",
     "evaluate": "measure a student beside its teacher",
     "review": "let people judge pictures, blind and in pairs",
     "demo": "a local page to try a student",

@@ -12,11 +12,36 @@ import torch
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.remote import TEXTS, HubName, download
-from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
+from l2p.teachers.chroma import ChromaTeacher
+from l2p.teachers.dit import DiTTeacher
+from l2p.teachers.flux import FluxTeacher
+from l2p.teachers.flux2 import Flux2KleinTeacher, Flux2Teacher
+from l2p.teachers.pixart import PixArtTeacher
+from l2p.teachers.protocol import Conditioning, LatentGeometry, Published, Teacher
+from l2p.teachers.qwen_image import QwenImageTeacher
+from l2p.teachers.sana import SanaTeacher
+from l2p.teachers.sd3 import SD3Teacher
+from l2p.teachers.sdxl import SD15Teacher, SDXLTeacher
 from l2p.teachers.text import TextEncoder
 from l2p.teachers.z_image import ZImageTeacher
 
-FAMILIES: dict[str, type] = {ZImageTeacher.pipeline_class: ZImageTeacher}
+FAMILIES: dict[str, type[Teacher]] = {
+    family.pipeline_class: family
+    for family in (
+        ZImageTeacher,
+        FluxTeacher,
+        Flux2Teacher,
+        Flux2KleinTeacher,
+        QwenImageTeacher,
+        ChromaTeacher,
+        SD3Teacher,
+        SDXLTeacher,
+        SD15Teacher,
+        PixArtTeacher,
+        SanaTeacher,
+        DiTTeacher,
+    )
+}
 BUNDLED = Path(__file__).parent / "bundled"
 
 __all__ = [
@@ -24,6 +49,7 @@ __all__ = [
     "FAMILIES",
     "Conditioning",
     "LatentGeometry",
+    "Published",
     "Teacher",
     "TextEncoder",
     "load_teacher",

@@ -1,8 +1,9 @@
-"""Prompt to caption features, the way Z-Image reads them: chat template, then the last hidden state but one."""
+"""Prompt to caption features: a cache around a pipeline's own ``encode_prompt``, and Z-Image's reading of prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,20 +14,125 @@ from l2p.errors import UserError
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
+CHUNK = 256  # prompts read at once
 
 
-class TextEncoder:
-    """Tokenizer and language model behind one call; features are cached by prompt, since prompts repeat.
+Row = tuple[torch.Tensor, torch.Tensor | None]  # features [L, C] and pooled vector [P] of one prompt
+
+
+class PromptEncoder(ABC):
+    """Prompts to :class:`Conditioning`; features are cached by prompt, since prompts repeat.
 
     Args:
         cache_size: prompts remembered, the oldest forgotten first; 0 turns the cache off.
     """
 
+    def __init__(self, cache_size: int = 16384) -> None:
+        self.cache_size = cache_size
+        self._cache: dict[str, Row] = {}
+        self._freed = False
+
+    @property
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """The language models, by the name of their folder."""
+
+    @abstractmethod
+    def _read(self, prompts: Sequence[str]) -> list[Row]:
+        """Features of a few prompts."""
+
+    @abstractmethod
+    def empty(self) -> Conditioning:
+        """What classifier-free guidance steers away from: one row."""
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if missing and self._freed:
+            raise UserError(
+                f"the text encoder was freed before it had read {missing[0]!r}: read all prompts before"
+            )
+        fresh: dict[str, Row] = {}
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            fresh.update(zip(chunk, self._read(chunk), strict=True))
+        rows = [fresh[p] if p in fresh else self._cache[p] for p in prompts]
+        if self.cache_size:
+            self._cache.update(fresh)
+            while len(self._cache) > self.cache_size:
+                del self._cache[next(iter(self._cache))]
+        return _stack(rows)
+
+    def forget(self) -> None:
+        """Empty the cache, for honest timings from prompt to picture."""
+        self._cache.clear()
+
+    def free(self) -> None:
+        """Give the memory of the language models back; what is cached stays known."""
+        for module in self.modules.values():
+            module.to("meta")
+        self._freed = True
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PromptEncoder:
+        for module in self.modules.values():
+            module.to(device=device, dtype=dtype)
+        self.forget()
+        return self
+
+
+def _stack(rows: Sequence[Row]) -> Conditioning:
+    embeds = nn.utils.rnn.pad_sequence([features for features, _ in rows], batch_first=True)
+    lengths = torch.tensor([len(features) for features, _ in rows], device=embeds.device)
+    pooled = None if rows[0][1] is None else torch.stack([vector for _, vector in rows])
+    return Conditioning(embeds, lengths, pooled)
+
+
+class PipelineEncoder(PromptEncoder):
+    """The text encoders and tokenizers of a diffusers pipeline, read by a function of its family.
+
+    Args:
+        read: see :meth:`l2p.teachers.protocol.Teacher.read_prompts`.
+    """
+
+    def __init__(self, pipeline, read: Callable, cache_size: int = 16384) -> None:
+        super().__init__(cache_size)
+        self.pipeline = pipeline
+        self.read = read
+        for module in self.modules.values():
+            module.eval().requires_grad_(False)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
+
+    def _read(self, prompts: Sequence[str], empty: bool = False) -> list[Row]:
+        embeds, mask, pooled = self.read(self.pipeline, list(prompts), empty=empty)
+        rows = embeds if mask is None else [e[m] for e, m in zip(embeds, mask.bool(), strict=True)]
+        return list(zip(rows, [None] * len(rows) if pooled is None else pooled, strict=True))
+
+    @torch.no_grad()
+    def empty(self) -> Conditioning:
+        return _stack(self._read([""], empty=True))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write each text encoder and tokenizer into a folder of its own, named as in the pipeline."""
+        for name, part in self.pipeline.components.items():
+            if name.startswith(("text_encoder", "tokenizer")) and part is not None:
+                part.save_pretrained(Path(folder) / name)
+
+
+class TextEncoder(PromptEncoder):
+    """Z-Image's reading of a prompt: chat template, then the last hidden state but one."""
+
     def __init__(self, tokenizer, model: nn.Module, cache_size: int = 16384) -> None:
+        super().__init__(cache_size)
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
-        self.cache_size = cache_size
-        self._cache: dict[str, torch.Tensor] = {}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.model}
 
     @property
     def width(self) -> int:
@@ -64,33 +170,13 @@ class TextEncoder:
         )
         return output.hidden_states[-2]
 
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Conditioning:
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        fresh: dict[str, torch.Tensor] = {}
-        for start in range(0, len(missing), 256):
-            chunk = missing[start : start + 256]
-            ids, mask = self.tokenize(chunk)
-            features = self.features(ids, mask)
-            fresh.update(
-                {prompt: f[m] for prompt, f, m in zip(chunk, features, mask.to(features.device), strict=True)}
-            )
-        rows = [fresh[p] if p in fresh else self._cache[p] for p in prompts]
-        if self.cache_size:
-            self._cache.update(fresh)
-            while len(self._cache) > self.cache_size:
-                del self._cache[next(iter(self._cache))]
-        embeds = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return Conditioning(embeds, torch.tensor([len(row) for row in rows], device=embeds.device))
+    def _read(self, prompts: Sequence[str]) -> list[Row]:
+        ids, mask = self.tokenize(prompts)
+        features = self.features(ids, mask)
+        return [(f[m], None) for f, m in zip(features, mask.to(features.device), strict=True)]
 
-    def forget(self) -> None:
-        """Empty the cache, for honest timings from prompt to picture."""
-        self._cache.clear()
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
-        self.model.to(device=device, dtype=dtype)
-        self.forget()
-        return self
+    def empty(self) -> Conditioning:
+        return self([""])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``folder/text_encoder`` and ``folder/tokenizer`` as a diffusers pipeline has them."""

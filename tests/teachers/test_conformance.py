@@ -1,0 +1,157 @@
+"""Conformance, the same for every family: our sampler against the family's own diffusers pipeline, from the same noise.
+
+Tiny pipelines of the real classes with random weights, fp32. ``docs/teachers.md`` holds the table these tests measure;
+``python tests/teachers/conformance_table.py`` writes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import theirs
+import tiny
+
+from l2p import flow
+from l2p.teachers import FAMILIES
+
+STEPS = 3
+TOLERANCE = 1e-4
+GUIDANCE = {"ZImagePipeline": 2.0, "Flux2KleinPipeline (distilled)": 1.0}
+
+
+def relative_rms(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).pow(2).mean().sqrt() / b.pow(2).mean().sqrt())
+
+
+@pytest.fixture(scope="module", params=tiny.PIPELINES)
+def case(request):
+    return Case(request.param)
+
+
+class Case:
+    """A family's tiny pipeline, its teacher, and what both draw."""
+
+    def __init__(self, name: str) -> None:
+        torch.manual_seed(0)
+        self.name = name
+        self.pipeline = tiny.PIPELINES[name]()
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.teacher = FAMILIES[name.split(" ")[0]](self.pipeline, "tiny")
+        if (
+            type(self.pipeline.scheduler).__name__ == "PNDMScheduler"
+        ):  # read as Euler by the teacher, see its file
+            self.pipeline.scheduler = type(self.teacher.scheduler).from_config(self.pipeline.scheduler.config)
+        self.size = (64, 64) if "DiT" in name else (64, 128)
+        self.prompts = ["7", "207"] if "DiT" in name else tiny.WORDS
+        self.guidance = GUIDANCE.get(name, 3.0)
+        self.eps = flow.noise([1, 2], *self.teacher.geometry.latent_shape(*self.size))
+        self._theirs: dict[tuple[str, float], torch.Tensor] = {}
+
+    def ours(self, guidance: float | None = None) -> torch.Tensor:
+        guidance = self.guidance if guidance is None else guidance
+        return self.teacher.sample(self.eps, self.teacher.encode_prompts(self.prompts), STEPS, guidance)
+
+    def theirs(self, output: str = "latent", guidance: float | None = None) -> torch.Tensor:
+        key = (output, self.guidance if guidance is None else guidance)
+        if key not in self._theirs:
+            self._theirs[key] = theirs.draw(
+                self.pipeline, self.prompts, self.eps, STEPS, key[1], self.size, output
+            )
+        return self._theirs[key]
+
+    def errors(self) -> dict[str, float]:
+        """Relative RMS of latents and pictures, guided; ``docs/teachers.md`` prints them."""
+        with torch.no_grad():
+            z = self.ours()
+            pictures = (self.teacher.decode(z) / 2 + 0.5).clamp(0, 1)
+            return {
+                "latent": relative_rms(z, self.theirs()),
+                "picture": relative_rms(pictures, self.theirs("pt")),
+            }
+
+
+def test_draws_what_the_pipeline_draws(case):
+    assert case.theirs().std() > 0.1 and case.theirs("pt").std() > 1e-3
+    assert all(error <= TOLERANCE for error in case.errors().values()), case.errors()
+
+
+def test_without_guidance_too(case):
+    plain = case.ours(0.0)
+    assert relative_rms(plain, case.theirs(guidance=0.0)) <= TOLERANCE
+    if case.teacher.guidance_kind != "none":
+        assert relative_rms(plain, case.ours()) > 1e-3
+
+
+SAMPLING = {
+    "sign": lambda teacher: ("_velocity", lambda *a, own=teacher._velocity: -own(*a)),
+    "shift": lambda teacher: ("times", lambda *a, own=teacher.times: flow.shift_time(own(*a), 1.2)),
+    "guidance": lambda teacher: ("guide", lambda p, n, w, own=teacher.guide: own(p, n, w + 0.5)),
+}
+
+
+@pytest.mark.parametrize("mutation", SAMPLING)
+def test_a_wrong_convention_of_sampling_is_caught(case, mutation, monkeypatch):
+    if mutation == "guidance" and case.teacher.guidance_kind != "classifier-free":
+        pytest.skip("this family is not guided by two passes")
+    monkeypatch.setattr(case.teacher, *SAMPLING[mutation](case.teacher))
+    assert relative_rms(case.ours(), case.theirs()) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.05, 0.0), (1.0, 0.05)])
+def test_a_wrong_constant_of_the_latents_is_caught(case, scale, shift):
+    z = case.theirs()
+    with torch.no_grad():
+        pictures = (case.teacher.decode(scale * z + shift * z.std()) / 2 + 0.5).clamp(0, 1)
+    assert relative_rms(pictures, case.theirs("pt")) > 10 * TOLERANCE
+
+
+def test_encode_undoes_what_decode_hands_to_the_vae(case, monkeypatch):
+    """decode's constants are the pipeline's (the pictures agree), so encode's are if the two cancel out."""
+    from types import SimpleNamespace
+
+    vae, handed = case.teacher.vae, {}
+
+    def keep(raw, **_):
+        handed["raw"] = raw
+        return (raw,)
+
+    def give(images, **_):
+        raw = handed["raw"]
+        return (raw,) if "Sana" in case.name else SimpleNamespace(latent_dist=SimpleNamespace(mean=raw))
+
+    monkeypatch.setattr(vae, "decode", keep)
+    monkeypatch.setattr(vae, "encode", give)
+    case.teacher.decode(case.eps)
+    assert relative_rms(handed["raw"].reshape(case.eps.shape), case.eps) > 0.05  # there is something to undo
+    again = case.teacher.encode(torch.zeros(2, 3, *case.size))
+    torch.testing.assert_close(again, case.eps, atol=1e-5, rtol=1e-5)
+
+
+def test_sampling_from_a_stop_goes_on_to_the_same_latent(case):
+    """The steps below ``stop_at`` are not run, and the first of them starts where the rest would have."""
+    teacher, steps = case.teacher, []
+    conditioning = teacher.encode_prompts(case.prompts)
+    times = teacher.times(STEPS, *case.size)
+    stopped = teacher.sample(case.eps, conditioning, STEPS, stop_at=float(times[2]), progress=steps.append)
+    assert len(steps) == 2 and stopped.shape == case.eps.shape
+    if type(teacher.scheduler).__name__ != "DPMSolverMultistepScheduler":  # that one remembers a step
+        rest = flow.euler(lambda z, t: teacher.velocity(z, t, conditioning), stopped, times[2:])
+        torch.testing.assert_close(rest, case.ours(0.0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_prompt_reads_the_same_alone_and_in_company(case):
+    """Captions of several lengths in one batch, each with its own mask."""
+    teacher = case.teacher
+    both = teacher.encode_prompts(case.prompts)
+    t = torch.tensor([0.4, 0.8])
+    with torch.no_grad():
+        together = teacher.velocity(case.eps, t, both)
+        for i in range(2):
+            alone = teacher.velocity(case.eps[i : i + 1], t[i : i + 1], both[i : i + 1])
+            torch.testing.assert_close(alone, together[i : i + 1], atol=1e-4, rtol=1e-4)
