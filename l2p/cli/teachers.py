@@ -29,11 +29,12 @@ def gather() -> list[dict[str, Any]]:
     """One row a published checkpoint."""
     from dataclasses import asdict
 
+    from l2p.students.cores import CORES
     from l2p.teachers import BUNDLED, FAMILIES
 
     rows = []
     for pipeline, family in FAMILIES.items():
-        stages = ["corpus", "lift", "core"] if family.has_core else ["corpus", "lift"]
+        stages = ["corpus", "lift", "core"] if family.denoiser_class in CORES else ["corpus", "lift"]
         for published in family.published:
             rows.append({**asdict(published), "pipeline": pipeline, "stages": stages})
     bundled = sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))

@@ -18,11 +18,11 @@ from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
 from l2p.students.io import load_student, read_config
 from l2p.students.student import PixelStudent
-from l2p.teachers import PATTERNS
-from l2p.teachers.text import TextEncoder
+from l2p.teachers import PATTERNS, load_text_encoder
 
 if TYPE_CHECKING:
     from l2p.teachers.protocol import Conditioning
+    from l2p.teachers.text import PromptEncoder
 
 SIDE = 8  # pixels; sides that are no multiple of the patch are drawn larger and cut
 
@@ -44,8 +44,11 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
     if picked != saved:
         cast_weights(student, picked)
-    texts = TextEncoder.from_pretrained(
-        text_encoder_folder(path), device=chosen, dtype=picked if dtype == "fp32" else "auto"
+    texts = load_text_encoder(
+        text_encoder_folder(path),
+        student.spec.teacher.get("pipeline", "ZImagePipeline"),  # what students that do not tell were made from
+        device=chosen,
+        dtype=picked if dtype == "fp32" else "auto",
     )
     return StudentPipeline(student, texts, picked)
 
@@ -68,7 +71,7 @@ def text_encoder_folder(path: str | Path) -> Path:
         raise UserError(
             f"{path} takes its text encoder from {reference!r}, expected a Hub name and a revision"
         )
-    parts = [f"{part}/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
+    parts = [f"{part}*/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
     return download(HubName(name, revision), parts)
 
 
@@ -80,7 +83,7 @@ class StudentPipeline:
     """
 
     def __init__(
-        self, student: PixelStudent, text_encoder: TextEncoder, dtype: torch.dtype = torch.float32
+        self, student: PixelStudent, text_encoder: PromptEncoder, dtype: torch.dtype = torch.float32
     ) -> None:
         self.student = student.eval()
         self.text_encoder = text_encoder

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from l2p import flow
 from l2p.lift import asymmetric_velocity
 from l2p.patches import patchify, unpatchify
-from l2p.students.core import ZImageCore
+from l2p.students.cores import build_core
 from l2p.students.heads import build_head
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class StudentSpec:
         patch_size: p, pixels a side of a core token.
         latent_dim: d, values of the teacher's token.
         lift_scale: s of the lift.
-        core: config of the transformer, see :func:`l2p.students.core.core_config`.
+        core: config of the transformer, see :meth:`l2p.students.cores.base.Core.config_of`.
         head: ``kind`` and the knobs of that head.
         num_steps: steps the student was trained to draw in.
         height, width: pixels of the pictures it was trained on; None if not recorded.
@@ -65,7 +65,7 @@ class PixelStudent(nn.Module):
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.core = ZImageCore(spec.core, spec.patch_size)
+        self.core = build_core(spec.core, spec.patch_size)
         self.head = self.new_head()
         self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim))
         self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2))
@@ -79,6 +79,7 @@ class PixelStudent(nn.Module):
             latent_dim=self.spec.latent_dim,
             scale=self.spec.lift_scale,
             patch_size=self.spec.patch_size,
+            new_final=self.core.new_final,
         )
 
     @property

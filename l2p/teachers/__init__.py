@@ -6,6 +6,7 @@ A new family is a file with a :class:`~l2p.teachers.protocol.Teacher` and a line
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,7 +23,7 @@ from l2p.teachers.qwen_image import QwenImageTeacher
 from l2p.teachers.sana import SanaTeacher
 from l2p.teachers.sd3 import SD3Teacher
 from l2p.teachers.sdxl import SD15Teacher, SDXLTeacher
-from l2p.teachers.text import TextEncoder
+from l2p.teachers.text import PipelineEncoder, PromptEncoder, TextEncoder
 from l2p.teachers.z_image import ZImageTeacher
 
 FAMILIES: dict[str, type[Teacher]] = {
@@ -51,8 +52,10 @@ __all__ = [
     "LatentGeometry",
     "Published",
     "Teacher",
+    "PromptEncoder",
     "TextEncoder",
     "load_teacher",
+    "load_text_encoder",
     "resolve",
 ]
 
@@ -73,6 +76,28 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
     return download(HubName(name.repo, revision or name.revision), PATTERNS)
+
+
+def load_text_encoder(
+    folder: str | Path,
+    pipeline_class: str = ZImageTeacher.pipeline_class,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | Literal["auto"] | None = None,
+) -> PromptEncoder:
+    """The reader of prompts that lies beside a student, as the teacher's pipeline of this class has it.
+
+    Args:
+        dtype: of the weights; "auto" is the one they were saved in, None is fp32.
+
+    Raises:
+        UserError: a family not supported, or a part that is missing or broken.
+    """
+    if pipeline_class not in FAMILIES:
+        raise UserError(f"{folder} reads prompts as a {pipeline_class}; supported: {', '.join(sorted(FAMILIES))}")
+    family = FAMILIES[pipeline_class]
+    if family is ZImageTeacher:
+        return TextEncoder.from_pretrained(folder, device=device, dtype=dtype)
+    return PipelineEncoder.from_pretrained(folder, pipeline_class, family.read_prompts, device, dtype)
 
 
 def commit_of(folder: Path) -> str | None:

@@ -21,6 +21,7 @@ class ChromaTeacher(FluxTeacher):
     """Wraps the modules of a loaded ``ChromaPipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "ChromaPipeline"
+    denoiser_class = "ChromaTransformer2DModel"
     published = (Published("lodestones/Chroma1-HD", 8.9, "apache-2.0"),)
 
     @staticmethod

@@ -20,7 +20,8 @@ class DiTTeacher(NoiseTeacher):
     """Wraps the modules of a loaded ``DiTPipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "DiTPipeline"
-    published = (Published("facebook/DiT-XL-2-256", 0.68, "cc-by-nc-4.0", channels=4),)
+    denoiser_class = "DiTTransformer2DModel"
+    published = (Published("facebook/DiT-XL-2-256", 0.75, "cc-by-nc-4.0", channels=4),)
 
     @staticmethod
     def read_prompts(

@@ -23,6 +23,7 @@ class FluxTeacher(Teacher):
     """Wraps the modules of a loaded ``FluxPipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "FluxPipeline"
+    denoiser_class = "FluxTransformer2DModel"
     published = (
         Published("black-forest-labs/FLUX.1-dev", 11.9, "flux-1-dev-non-commercial-license"),
         Published("black-forest-labs/FLUX.1-schnell", 11.9, "apache-2.0"),

@@ -25,6 +25,7 @@ class Flux2Teacher(Teacher):
     """Wraps the modules of a loaded ``Flux2Pipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "Flux2Pipeline"
+    denoiser_class = "Flux2Transformer2DModel"
     published = (
         Published("black-forest-labs/FLUX.2-dev", 32.2, "flux-dev-non-commercial-license", channels=32),
     )

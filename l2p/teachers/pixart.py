@@ -18,6 +18,7 @@ class PixArtTeacher(NoiseTeacher):
     """Wraps the modules of a loaded ``PixArtSigmaPipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "PixArtSigmaPipeline"
+    denoiser_class = "PixArtTransformer2DModel"
     published = (Published("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 0.61, "openrail++", channels=4),)
 
     @staticmethod

@@ -12,12 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from l2p import runtime
+from l2p import flow, runtime
 from l2p.patches import patchify, unpatchify
 from l2p.teachers.schedules import solver_of
 
@@ -130,7 +130,8 @@ class Teacher(ABC):
 
     pipeline_class: ClassVar[str]
     published: ClassVar[tuple[Published, ...]]
-    has_core: ClassVar[bool] = True  # False for U-Nets: a student keeps the teacher's transformer
+    denoiser_class: ClassVar[str]  # diffusers' class of ``transformer``
+    scheduler: Any = None  # diffusers' own; it knows the times, and which solver walks them
 
     def __init__(self, pipeline, name: str, revision: str | None = None, license: str = "unknown") -> None:
         self.name, self.revision, self.license = name, revision, license
@@ -195,6 +196,11 @@ class Teacher(ABC):
         """How ``guidance_scale`` acts: two passes, an input of the network, or (step-distilled models) not at all."""
         return "classifier-free"
 
+    @property
+    def core_options(self) -> dict[str, Any]:
+        """What a student's core has to know besides the transformer's own config."""
+        return {}
+
     def guide(self, positive: Tensor, negative: Tensor, guidance_scale: float) -> Tensor:
         """Velocities with and without the prompt [B, c, H, W] to the guided one."""
         return negative + guidance_scale * (positive - negative)
@@ -216,9 +222,9 @@ class Teacher(ABC):
             return self.guide(positive, negative, guidance_scale)
         return self._velocity(z_t, t, conditioning, guidance_scale)
 
-    @abstractmethod
     def _velocity(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         """One pass of the network; ``guidance_scale`` matters only where it is an input."""
+        raise NotImplementedError
 
     @abstractmethod
     def times(self, num_inference_steps: int, height: int, width: int) -> Tensor:
@@ -227,6 +233,11 @@ class Teacher(ABC):
     def start(self, eps: Tensor, t: Tensor) -> Tensor:
         """Latents at the first time ``t`` for white noise ``eps``; a schedule that ends below 1 scales it."""
         return eps
+
+    @property
+    def solver(self) -> Callable[..., Tensor]:
+        """What takes the scheduler's steps, see :mod:`l2p.flow`."""
+        return flow.euler if self.scheduler is None else solver_of(self.scheduler)
 
     def encode(self, images: Tensor) -> Tensor:
         """Normalised latents [B, c, H/f, W/f] (the mean of the posterior) of images [B, 3, H, W]; differentiable."""
@@ -269,7 +280,7 @@ class Teacher(ABC):
         if stop_at > 0:
             times = times[: int((times > stop_at).sum()) + 1]
         with runtime.weights_in_autocast_dtype(self.transformer):
-            return solver_of(self.scheduler)(
+            return self.solver(
                 lambda z_t, t: self.velocity(z_t, t, conditioning, guidance_scale),
                 self.start(eps, times[0]),
                 times,

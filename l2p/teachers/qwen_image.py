@@ -22,6 +22,7 @@ class QwenImageTeacher(Teacher):
     """Wraps the modules of a loaded ``QwenImagePipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "QwenImagePipeline"
+    denoiser_class = "QwenImageTransformer2DModel"
     published = (
         Published("Qwen/Qwen-Image", 20.4, "apache-2.0"),
         Published("Qwen/Qwen-Image-2512", 20.4, "apache-2.0"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ class SanaTeacher(Teacher):
     """Wraps the modules of a loaded ``SanaPipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "SanaPipeline"
+    denoiser_class = "SanaTransformer2DModel"
     published = (
         Published(
             "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
@@ -49,6 +51,10 @@ class SanaTeacher(Teacher):
     def vae_compression(self) -> int:
         return 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
 
+    @property
+    def core_options(self) -> dict[str, Any]:
+        return {"whole_timesteps": type(self.scheduler).__name__ == "DPMSolverMultistepScheduler"}
+
     def times(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         self.geometry.latent_shape(height, width)
         self.scheduler.set_timesteps(num_inference_steps)
@@ -57,7 +63,7 @@ class SanaTeacher(Teacher):
     def _velocity(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         dtype, config = self.transformer.dtype, self.transformer.config
         thousandths = t.to(z_t.device) * self.scheduler.config.num_train_timesteps
-        if type(self.scheduler).__name__ == "DPMSolverMultistepScheduler":
+        if self.core_options["whole_timesteps"]:
             # The scheduler cuts its timesteps to whole numbers; what is added makes up for t's rounding.
             thousandths = (thousandths + 1e-3).floor()
         u = self.transformer(

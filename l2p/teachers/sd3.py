@@ -18,6 +18,7 @@ class SD3Teacher(Teacher):
     """Wraps the modules of a loaded ``StableDiffusion3Pipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "StableDiffusion3Pipeline"
+    denoiser_class = "SD3Transformer2DModel"
     published = (
         Published("stabilityai/stable-diffusion-3-medium-diffusers", 2.0, "stabilityai-ai-community"),
         Published("stabilityai/stable-diffusion-3.5-medium", 2.2, "stabilityai-ai-community"),

@@ -49,6 +49,7 @@ class SD15Teacher(NoiseTeacher):
     """Wraps the modules of a loaded ``StableDiffusionPipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "StableDiffusionPipeline"
+    denoiser_class = "UNet2DConditionModel"
     published = (
         Published(
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -58,7 +59,6 @@ class SD15Teacher(NoiseTeacher):
             packing=1,
         ),
     )
-    has_core = False
 
     @staticmethod
     def read_prompts(

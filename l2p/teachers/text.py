@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from l2p.errors import UserError
+from l2p.files import read_json
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
@@ -122,6 +124,42 @@ class PipelineEncoder(PromptEncoder):
                 part.save_pretrained(Path(folder) / name)
 
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        pipeline_class: str,
+        read: Callable,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | Literal["auto"] | None = None,
+    ) -> PipelineEncoder:
+        """What :meth:`save_pretrained` wrote, around a pipeline of this class that holds nothing else.
+
+        Raises:
+            UserError: a part is missing or broken.
+        """
+        import diffusers
+        import transformers
+
+        folder, pipeline = Path(folder), getattr(diffusers, pipeline_class)
+        given = inspect.signature(pipeline.__init__).parameters.items()
+        parts: dict[str, Any] = {
+            name: None for name, p in given if name != "self" and p.default is inspect.Parameter.empty
+        }
+        readers = [name for name in parts if name.startswith(("text_encoder", "tokenizer"))]
+        _need(folder, readers)
+        for name in readers:
+            if name.startswith("tokenizer"):
+                parts[name] = read_tokenizer(folder, name)
+                continue
+            (architecture,) = read_json(folder / name / "config.json").get("architectures") or [""]
+            loader = getattr(transformers, architecture, None)
+            if loader is None:
+                raise UserError(f"{folder / name} names no model of transformers: {architecture!r}")
+            parts[name] = read_model(folder, name, loader, dtype).to(device)
+        return cls(pipeline(**parts), read)
+
+
 class TextEncoder(PromptEncoder):
     """Z-Image's reading of a prompt: chat template, then the last hidden state but one."""
 
@@ -198,33 +236,57 @@ class TextEncoder(PromptEncoder):
         Raises:
             UserError: one of the two is missing or broken.
         """
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         folder = Path(folder)
-        for part in ("text_encoder", "tokenizer"):
-            if not (folder / part).is_dir():
-                raise UserError(
-                    f"{folder} has no {part}/ folder: it needs a text encoder and a tokenizer to read prompts"
-                )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-            model, report = AutoModel.from_pretrained(
-                folder / "text_encoder",
-                dtype=dtype or torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except Exception as error:  # transformers, tokenizers and safetensors each raise their own kinds
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(f"cannot load the text encoder in {folder}: {reason}") from error
-        # transformers fills what it does not find with noise, and says so in a log alone
-        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[what]:
-                first = ", ".join(str(key) for key in sorted(report[what])[:3])
-                raise UserError(
-                    f"the weights in {folder / 'text_encoder'} do not fit their config; {what[:-5]}: {first}"
-                )
-        if not all(torch.isfinite(weight).all() for weight in model.parameters()):
-            raise UserError(f"the weights in {folder / 'text_encoder'} hold NaN or infinity")
+        _need(folder, ("text_encoder", "tokenizer"))
+        tokenizer, model = read_tokenizer(folder, "tokenizer"), read_model(folder, "text_encoder", AutoModel, dtype)
         return cls(tokenizer, model.to(device))
+
+
+def _need(folder: Path, parts: Sequence[str]) -> None:
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise UserError(
+                f"{folder} has no {part}/ folder: it needs a text encoder and a tokenizer to read prompts"
+            )
+
+
+def read_tokenizer(folder: Path, part: str):
+    """The tokenizer, or the processor around it, in ``folder/part``. Raises UserError when it is broken."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    is_processor = any((folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor"))
+    try:
+        return (AutoProcessor if is_processor else AutoTokenizer).from_pretrained(
+            folder / part, trust_remote_code=False
+        )
+    except Exception as error:  # transformers and tokenizers each raise their own kinds
+        raise _unreadable(folder, error) from error
+
+
+def read_model(folder: Path, part: str, loader, dtype: torch.dtype | Literal["auto"] | None) -> nn.Module:
+    """The language model in ``folder/part``, strictly. Raises UserError when it is broken or does not fit."""
+    try:
+        model, report = loader.from_pretrained(
+            folder / part,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and safetensors each raise their own kinds
+        raise _unreadable(folder, error) from error
+    # transformers fills what it does not find with noise, and says so in a log alone
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[what]:
+            first = ", ".join(str(key) for key in sorted(report[what])[:3])
+            raise UserError(f"the weights in {folder / part} do not fit their config; {what[:-5]}: {first}")
+    if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+        raise UserError(f"the weights in {folder / part} hold NaN or infinity")
+    return model
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return UserError(f"cannot load the text encoder in {folder}: {reason}")

@@ -18,6 +18,7 @@ class ZImageTeacher(Teacher):
     """Wraps the modules of a loaded ``ZImagePipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "ZImagePipeline"
+    denoiser_class = "ZImageTransformer2DModel"
     guidance_floor = 0.0
     published = (
         Published("Tongyi-MAI/Z-Image-Turbo", 6.2, "apache-2.0"),

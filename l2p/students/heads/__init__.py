@@ -7,6 +7,7 @@ core was given.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -27,9 +28,19 @@ __all__ = ["KNOBS", "LinearHead", "PatchHead", "UNetHead", "build_head"]
 
 
 def build_head(
-    config: dict[str, Any], *, core_dim: int, time_dim: int, latent_dim: int, scale: float, patch_size: int
+    config: dict[str, Any],
+    *,
+    core_dim: int,
+    time_dim: int,
+    latent_dim: int,
+    scale: float,
+    patch_size: int,
+    new_final: Callable[[int], nn.Module] | None = None,
 ) -> nn.Module:
     """Head of ``config["kind"]`` with the rest of ``config`` as its own knobs.
+
+    Args:
+        new_final: makes the core's last norm and a linear layer of so many values; Z-Image's if None.
 
     Raises:
         UserError: an unknown kind or sizes that do not fit one another.
@@ -37,9 +48,9 @@ def build_head(
     knobs = dict(config)
     kind = knobs.pop("kind")
     if kind == "linear":
-        return LinearHead(core_dim, patch_size, latent_dim, scale)
+        return LinearHead(core_dim, patch_size, latent_dim, scale, new_final)
     if kind == "patch":
-        return PatchHead(core_dim, time_dim, patch_size, latent_dim, **knobs)
+        return PatchHead(core_dim, time_dim, patch_size, latent_dim, new_final=new_final, **knobs)
     if kind == "unet":
         return UNetHead(core_dim, patch_size, **knobs)
     raise UserError(f"no head {kind!r}: expected one of {', '.join(KNOBS)}")

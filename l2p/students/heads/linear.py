@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
+
+
+def final_layer(core_dim: int, out_dim: int, new_final: Callable[[int], nn.Module] | None) -> nn.Module:
+    """The core's last norm and a linear layer of ``out_dim`` values, by the core's own ``new_final``; else Z-Image's."""
+    if new_final is not None:
+        return new_final(out_dim)
+    from diffusers.models.transformers.transformer_z_image import FinalLayer
+
+    return FinalLayer(core_dim, out_dim)
 
 
 class LinearHead(nn.Module):
@@ -18,15 +29,21 @@ class LinearHead(nn.Module):
         core_dim: width of the core's features.
         latent_dim: d, columns of A.
         scale: s of the lift.
+        new_final: see :func:`final_layer`.
     """
 
-    def __init__(self, core_dim: int, patch_size: int, latent_dim: int, scale: float) -> None:
+    def __init__(
+        self,
+        core_dim: int,
+        patch_size: int,
+        latent_dim: int,
+        scale: float,
+        new_final: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
-        from diffusers.models.transformers.transformer_z_image import FinalLayer
-
         self.patch_size = patch_size
         self.scale = scale
-        self.final = FinalLayer(core_dim, 3 * patch_size**2)
+        self.final = final_layer(core_dim, 3 * patch_size**2, new_final)
         self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
         self.register_buffer("offset", torch.zeros(3 * patch_size**2))
 

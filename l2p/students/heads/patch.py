@@ -7,6 +7,8 @@ Legend: h w core grid, H W fine grid, f side of a fine patch in pixels, C width 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from l2p.errors import UserError
 from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
+from l2p.students.heads.linear import final_layer
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last convolution
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
@@ -38,6 +41,7 @@ class PatchHead(nn.Module):
         head_dim: a multiple of 4 (two axes of rotation), 16 to 256.
         tile: fine tokens a side of a tile of queries.
         halo: fine tokens around a tile that its queries see.
+        new_final: see :func:`l2p.students.heads.linear.final_layer`.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class PatchHead(nn.Module):
         head_dim: int = 32,
         tile: int = 8,
         halo: int = 4,
+        new_final: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if fine_patch < 1 or patch_size % fine_patch:
@@ -75,10 +80,8 @@ class PatchHead(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
         nn.init.dirac_(self.conv_out.weight)
 
-        from diffusers.models.transformers.transformer_z_image import FinalLayer
-
         self.patch_size = patch_size
-        self.final = FinalLayer(core_dim, latent_dim)
+        self.final = final_layer(core_dim, latent_dim, new_final)
         self.readout = nn.Conv2d(latent_dim, 3 * patch_size**2, 3, padding=1)
         self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
 
