@@ -60,7 +60,14 @@ def to_diffusers(student: Path, out: Path) -> Path:
         raise UserError(
             f"{out} holds something that is no pipeline, so it is left alone: choose another folder"
         )
-    model = PixelStudentModel.from_student(load_student(student))
+    loaded = load_student(student)
+    read_as = loaded.spec.teacher.get("pipeline", "ZImagePipeline")
+    if read_as != "ZImagePipeline":
+        raise UserError(
+            f"{student} reads prompts as a {read_as}, and the pipeline that diffusers gets reads them as Z-Image does: "
+            "draw with `l2p generate` or l2p.load instead"
+        )
+    model = PixelStudentModel.from_student(loaded)
     texts = TextEncoder.from_pretrained(text_encoder_folder(student), dtype="auto")
     with atomic_path(out) as partial:
         partial.mkdir()

@@ -88,10 +88,11 @@ def from_teacher(
     origin = {"name": teacher.name, "revision": teacher.revision, "license": teacher.license}
     origin["pipeline"] = teacher.pipeline_class
     transformer, kind = teacher.transformer, type(teacher.transformer).__name__
-    options = {**teacher.core_options, **({"guidance_scale": guidance_scale} if teacher.guidance_kind == "input" else {})}
-    spec = student_spec(
-        transformer.config, teacher.geometry, lift.scale, config, size, origin, kind, options
-    )
+    options = {
+        **teacher.core_options,
+        **({"guidance_scale": guidance_scale} if teacher.guidance_kind == "input" else {}),
+    }
+    spec = student_spec(transformer.config, teacher.geometry, lift.scale, config, size, origin, kind, options)
     core = core_class(kind)
     with torch.device("meta"):  # a large core is never initialised only to be overwritten
         student = PixelStudent(spec)
@@ -131,7 +132,9 @@ def _fold_head(head: LinearHead, core: type[Core], transformer: nn.Module, lift:
 
 
 @torch.no_grad()
-def _start_draft(head: PatchHead, core: type[Core], transformer: nn.Module, lift: Lift, basis: Tensor) -> None:
+def _start_draft(
+    head: PatchHead, core: type[Core], transformer: nn.Module, lift: Lift, basis: Tensor
+) -> None:
     """The teacher's last layer as it is, and the lift's readout of its latents."""
     core.copy_norm(head.final, transformer)
     weight, bias = core.write_out(transformer)

@@ -46,7 +46,9 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
         cast_weights(student, picked)
     texts = load_text_encoder(
         text_encoder_folder(path),
-        student.spec.teacher.get("pipeline", "ZImagePipeline"),  # what students that do not tell were made from
+        student.spec.teacher.get(
+            "pipeline", "ZImagePipeline"
+        ),  # what students that do not tell were made from
         device=chosen,
         dtype=picked if dtype == "fp32" else "auto",
     )

@@ -93,7 +93,9 @@ def load_text_encoder(
         UserError: a family not supported, or a part that is missing or broken.
     """
     if pipeline_class not in FAMILIES:
-        raise UserError(f"{folder} reads prompts as a {pipeline_class}; supported: {', '.join(sorted(FAMILIES))}")
+        raise UserError(
+            f"{folder} reads prompts as a {pipeline_class}; supported: {', '.join(sorted(FAMILIES))}"
+        )
     family = FAMILIES[pipeline_class]
     if family is ZImageTeacher:
         return TextEncoder.from_pretrained(folder, device=device, dtype=dtype)

@@ -185,12 +185,6 @@ class Teacher(ABC):
             self._empty = self.text_encoder.empty().to(self.device)
         return self._empty
 
-    def free_text_encoder(self) -> None:
-        """Give the text encoder's memory back. Prompts already read stay known, new ones are a UserError."""
-        if self.guidance_kind == "classifier-free":
-            _ = self.empty
-        self.text_encoder.free()
-
     @property
     def guidance_kind(self) -> Literal["classifier-free", "input", "none"]:
         """How ``guidance_scale`` acts: two passes, an input of the network, or (step-distilled models) not at all."""

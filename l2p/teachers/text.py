@@ -32,7 +32,7 @@ class PromptEncoder(ABC):
     def __init__(self, cache_size: int = 16384) -> None:
         self.cache_size = cache_size
         self._cache: dict[str, Row] = {}
-        self._freed = False
+        self._home: torch.device | None = None  # where parked models belong
 
     @property
     @abstractmethod
@@ -50,10 +50,9 @@ class PromptEncoder(ABC):
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Conditioning:
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        if missing and self._freed:
-            raise UserError(
-                f"the text encoder was freed before it had read {missing[0]!r}: read all prompts before"
-            )
+        if missing and self._home is not None:
+            self._move(self._home)
+            self._home = None
         fresh: dict[str, Row] = {}
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
@@ -69,11 +68,16 @@ class PromptEncoder(ABC):
         """Empty the cache, for honest timings from prompt to picture."""
         self._cache.clear()
 
-    def free(self) -> None:
-        """Give the memory of the language models back; what is cached stays known."""
+    def park(self) -> None:
+        """Give an accelerator's memory back: the models wait on the CPU until a prompt comes that is not cached."""
+        device = next((module.device for module in self.modules.values()), None)
+        if device is not None and device.type != "cpu":
+            self._home = device
+            self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
         for module in self.modules.values():
-            module.to("meta")
-        self._freed = True
+            module.to(device)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PromptEncoder:
         for module in self.modules.values():
@@ -122,7 +126,6 @@ class PipelineEncoder(PromptEncoder):
         for name, part in self.pipeline.components.items():
             if name.startswith(("text_encoder", "tokenizer")) and part is not None:
                 part.save_pretrained(Path(folder) / name)
-
 
     @classmethod
     def from_pretrained(
@@ -240,7 +243,10 @@ class TextEncoder(PromptEncoder):
 
         folder = Path(folder)
         _need(folder, ("text_encoder", "tokenizer"))
-        tokenizer, model = read_tokenizer(folder, "tokenizer"), read_model(folder, "text_encoder", AutoModel, dtype)
+        tokenizer, model = (
+            read_tokenizer(folder, "tokenizer"),
+            read_model(folder, "text_encoder", AutoModel, dtype),
+        )
         return cls(tokenizer, model.to(device))
 
 
@@ -256,7 +262,9 @@ def read_tokenizer(folder: Path, part: str):
     """The tokenizer, or the processor around it, in ``folder/part``. Raises UserError when it is broken."""
     from transformers import AutoProcessor, AutoTokenizer
 
-    is_processor = any((folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor"))
+    is_processor = any(
+        (folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")
+    )
     try:
         return (AutoProcessor if is_processor else AutoTokenizer).from_pretrained(
             folder / part, trust_remote_code=False

@@ -61,7 +61,9 @@ def inputs(teacher, rows, columns):
 @pytest.mark.parametrize("kind", ["linear", "patch"])
 def test_step_zero_is_the_lifted_teacher_at_two_sizes(family, student_config, kind):
     teacher, lift = family
-    student = from_teacher(teacher, lift, config(family, student_config, kind), guidance_scale=GUIDANCE).eval()
+    student = from_teacher(
+        teacher, lift, config(family, student_config, kind), guidance_scale=GUIDANCE
+    ).eval()
     for rows, columns in ((2, 4), (3, 3)):
         x_t, t, conditioning = inputs(teacher, rows, columns)
         with torch.no_grad():
@@ -89,7 +91,9 @@ def test_shallow_blocks_train_and_the_middle_is_frozen(family, student_config):
 
 def test_a_saved_student_draws_the_same(family, student_config, tmp_path):
     teacher, lift = family
-    student = from_teacher(teacher, lift, config(family, student_config, "patch"), guidance_scale=GUIDANCE).eval()
+    student = from_teacher(
+        teacher, lift, config(family, student_config, "patch"), guidance_scale=GUIDANCE
+    ).eval()
     save_student(student, tmp_path / "student")
     again = load_student(tmp_path / "student")
     x_t, t, conditioning = inputs(teacher, 2, 2)
@@ -100,7 +104,9 @@ def test_a_saved_student_draws_the_same(family, student_config, tmp_path):
 
 def test_a_u_net_teacher_has_no_core(student_config):
     teacher = FAMILIES["StableDiffusionPipeline"](tiny.sd15(), "tiny")
-    lift = Lift(torch.eye(192, 4, dtype=torch.float64), 1.0, torch.zeros(192, dtype=torch.float64), 0.8, 0.9, 0.9)
+    lift = Lift(
+        torch.eye(192, 4, dtype=torch.float64), 1.0, torch.zeros(192, dtype=torch.float64), 0.8, 0.9, 0.9
+    )
     with pytest.raises(UserError, match="no student has a core of the kind UNet2DConditionModel"):
         from_teacher(teacher, lift, student_config("linear", patch_size=8))
 

@@ -155,3 +155,16 @@ def test_a_prompt_reads_the_same_alone_and_in_company(case):
         for i in range(2):
             alone = teacher.velocity(case.eps[i : i + 1], t[i : i + 1], both[i : i + 1])
             torch.testing.assert_close(alone, together[i : i + 1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_parked_text_encoder_comes_back_for_a_new_prompt(monkeypatch):
+    """On a CPU parking does nothing; the meta device stands in for an accelerator."""
+    encoder = Case("FluxPipeline").teacher.text_encoder
+    known, home = encoder(["a lake"]), []
+    for module in encoder.modules.values():
+        module.to("meta")
+    monkeypatch.setattr(encoder, "_move", lambda device: home.append(device.type))
+    encoder.park()
+    assert torch.equal(encoder(["a lake"]).embeds, known.embeds) and home == ["cpu"]
+    encoder(["a river"])
+    assert home == ["cpu", "meta"]

@@ -46,7 +46,10 @@ class Core(nn.Module, ABC):
 
     transformer_class: ClassVar[str]
     first: ClassVar[str] = "x_embedder"  # the layer that reads tokens
-    last: ClassVar[tuple[str, ...]] = ("norm_out", "proj_out")  # what follows the features; the last one writes tokens
+    last: ClassVar[tuple[str, ...]] = (
+        "norm_out",
+        "proj_out",
+    )  # what follows the features; the last one writes tokens
     channels_first: ClassVar[bool] = True  # order of the values that ``last`` writes: (channel, row, column)
     packing: ClassVar[int] = 2  # side in latent cells of a token that is packed outside the transformer
 
@@ -74,7 +77,9 @@ class Core(nn.Module, ABC):
         """
         import diffusers
 
-        known = set(inspect.signature(getattr(diffusers, cls.transformer_class).__init__).parameters) - {"self"}
+        known = set(inspect.signature(getattr(diffusers, cls.transformer_class).__init__).parameters) - {
+            "self"
+        }
         cls.check(transformer_config)
         plain = {
             key: list(value) if isinstance(value, tuple) else value
@@ -197,7 +202,9 @@ def grid_positions(embed: nn.Module, grid: tuple[int, int], like: Tensor) -> Ten
     if embed.pos_embed_max_size:
         if max(grid) > embed.pos_embed_max_size:
             limit = embed.pos_embed_max_size
-            raise UserError(f"{height} x {width} tokens exceed the {limit} x {limit} of this model: draw smaller")
+            raise UserError(
+                f"{height} x {width} tokens exceed the {limit} x {limit} of this model: draw smaller"
+            )
         return embed.cropped_pos_embed(height * embed.patch_size, width * embed.patch_size).to(like)
     return _sincos(like.shape[-1], grid, embed.base_size, embed.interpolation_scale, like.device).to(like)
 
@@ -214,4 +221,3 @@ def _sincos(dim: int, grid: tuple[int, int], base: int, scale: float, device: to
 def additive_mask(conditioning: Conditioning, like: Tensor) -> Tensor:
     """[B, 1, L]: 0 at a prompt's tokens, -10,000 at the pads, as diffusers' cross-attention takes it."""
     return ((~conditioning.mask).to(like.dtype) * -10000.0)[:, None]
-

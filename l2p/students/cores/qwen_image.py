@@ -25,14 +25,18 @@ class QwenImageCore(Core):
     def check(cls, transformer_config: Mapping[str, Any]) -> None:
         for key in ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
             if transformer_config.get(key):
-                raise UserError(f"this Qwen-Image reads pictures besides captions ({key}): no core for that yet")
+                raise UserError(
+                    f"this Qwen-Image reads pictures besides captions ({key}): no core for that yet"
+                )
 
     def __init__(self, config: dict[str, Any], patch_size: int) -> None:
         super().__init__(config, patch_size)
         from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
         axes = list(self.transformer.config.axes_dims_rope)
-        with torch.device("cpu"):  # its tables are not saved, so they cannot wait for weights on the meta device
+        with torch.device(
+            "cpu"
+        ):  # its tables are not saved, so they cannot wait for weights on the meta device
             self.transformer.pos_embed = QwenEmbedRope(theta=10000, axes_dim=axes, scale_rope=True)
 
     def walk(

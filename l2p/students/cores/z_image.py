@@ -67,7 +67,9 @@ class ZImageCore(Core):
 
     @classmethod
     def copy_norm(cls, final: nn.Module, transformer: nn.Module) -> None:
-        final.adaLN_modulation.load_state_dict(_only(transformer.all_final_layer).adaLN_modulation.state_dict())
+        final.adaLN_modulation.load_state_dict(
+            _only(transformer.all_final_layer).adaLN_modulation.state_dict()
+        )
 
     @classmethod
     def teacher_state(cls, transformer: nn.Module) -> dict[str, Tensor]:
