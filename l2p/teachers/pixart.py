@@ -25,11 +25,14 @@ class PixArtTeacher(NoiseTeacher):
     def read_prompts(
         pipeline, prompts: Sequence[str], empty: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        from diffusers.utils import is_bs4_available, is_ftfy_available
+
+        clean = is_bs4_available() and is_ftfy_available()  # without them diffusers does not clean either, but says so
         embeds, mask, _, _ = pipeline.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,
             device=pipeline.text_encoder.device,
-            clean_caption=not empty,
+            clean_caption=clean,
         )
         return embeds, mask, None
 

@@ -168,3 +168,17 @@ def test_a_parked_text_encoder_comes_back_for_a_new_prompt(monkeypatch):
     assert torch.equal(encoder(["a lake"]).embeds, known.embeds) and home == ["cpu"]
     encoder(["a river"])
     assert home == ["cpu", "meta"]
+
+
+def test_the_documented_table_is_current():
+    """Rows and facts of ``docs/teachers.md``; its figures, which differ in their last digit by machine, are in bounds."""
+    import conformance_table
+
+    rows = {row[0]: row for row in conformance_table.committed()}
+    assert list(rows) == list(tiny.PIPELINES)
+    for name, row in rows.items():
+        teacher = FAMILIES[name.split(" ")[0]](tiny.PIPELINES[name](), "tiny")
+        assert row[:4] == conformance_table.facts(name, teacher)
+        has_core = type(teacher.transformer).__name__ in conformance_table.CORES
+        assert (row[6] != "none") == has_core
+        assert all(float(figure) <= TOLERANCE for figure in row[4:] if figure != "none")
