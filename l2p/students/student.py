@@ -80,6 +80,7 @@ class PixelStudent(nn.Module):
             scale=self.spec.lift_scale,
             patch_size=self.spec.patch_size,
             new_final=self.core.new_final,
+            latest_noise=self.core.latest_noise,
         )
 
     @property

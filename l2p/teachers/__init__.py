@@ -61,6 +61,8 @@ __all__ = [
 
 
 PATTERNS = (*TEXTS, "*.safetensors")
+# Of a pipeline only what lies in its folders: several repositories also hold all weights in one file beside them.
+PARTS = (*TEXTS, "README.md", "*/*.safetensors")
 
 
 def resolve(path: str | Path, revision: str | None = None) -> Path:
@@ -75,7 +77,7 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
         raise UserError(
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
-    return download(HubName(name.repo, revision or name.revision), PATTERNS)
+    return download(HubName(name.repo, revision or name.revision), PARTS)
 
 
 def load_text_encoder(

@@ -1,7 +1,8 @@
 """DiT on ImageNet's classes behind the teacher protocol: a "prompt" is a class, by its number or its name.
 
 Border with diffusers' ``DiTPipeline``: a variance-preserving schedule (:mod:`l2p.teachers.schedules`); the network also
-predicts a variance, which is dropped; class 1000 is no class. A class travels as one token of one number.
+predicts a variance, which is dropped; class 1000 is no class. A class travels as one token of two numbers, its
+hundreds and the rest, which half precision holds exactly.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from l2p.errors import UserError
 from l2p.teachers.protocol import Conditioning, Published
 from l2p.teachers.sdxl import NoiseTeacher
 
+CLASSES = 1000  # ImageNet's
+
 
 class DiTTeacher(NoiseTeacher):
     """Wraps the modules of a loaded ``DiTPipeline``; frozen, in evaluation mode."""
@@ -27,17 +30,25 @@ class DiTTeacher(NoiseTeacher):
     def read_prompts(
         pipeline, prompts: Sequence[str], empty: bool = False
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        classes = pipeline.transformer.config.num_embeds_ada_norm
+        transformer = pipeline.components["transformer"]  # a student's reader of prompts has none
+        classes = CLASSES if transformer is None else transformer.config.num_embeds_ada_norm
         numbers = [classes] if empty else [_class(prompt, pipeline.labels, classes) for prompt in prompts]
-        return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1), None, None
+        digits = [[number // 100, number % 100] for number in numbers]
+        return torch.tensor(digits, dtype=torch.float32)[:, None], None, None
 
     def _noise(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         if x.shape[2] != x.shape[3]:
             raise UserError(
                 "this teacher draws squares alone: set teacher.height and teacher.width to one number"
             )
-        classes = conditioning.embeds[:, 0, 0].round().long()
+        classes = class_numbers(conditioning)
         return self.transformer(x, timestep=timestep, class_labels=classes, return_dict=False)[0]
+
+
+def class_numbers(conditioning: Conditioning) -> Tensor:
+    """Classes [B] of what :meth:`DiTTeacher.read_prompts` made."""
+    hundreds, rest = conditioning.embeds[:, 0].round().long().unbind(1)
+    return 100 * hundreds + rest
 
 
 def _class(prompt: str, labels: dict[str, int], classes: int) -> int:

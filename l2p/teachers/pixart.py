@@ -27,7 +27,9 @@ class PixArtTeacher(NoiseTeacher):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         from diffusers.utils import is_bs4_available, is_ftfy_available
 
-        clean = is_bs4_available() and is_ftfy_available()  # without them diffusers does not clean either, but says so
+        clean = (
+            is_bs4_available() and is_ftfy_available()
+        )  # without them diffusers does not clean either, but says so
         embeds, mask, _, _ = pipeline.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,

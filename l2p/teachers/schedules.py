@@ -10,6 +10,7 @@ picture still holds some signal.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +85,17 @@ class NoiseSchedule:
         self.ratios = ((1 - kept) / kept).sqrt()  # sigma / alpha of the training steps, growing
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The plain values that make the same table again."""
+        config = self.scheduler.config
+        if config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr"):
+            raise UserError(
+                "the teacher's noise schedule is a table of its own: expected a named beta_schedule"
+            )
+        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        return {key: config[key] for key in keys}
+
+    @property
     def latest(self) -> float:
         """The noisiest time that the model was trained on."""
         return float(self.ratios[-1] / (1 + self.ratios[-1]))
@@ -126,3 +138,10 @@ class NoiseSchedule:
         """``u`` of the noise ``eps`` that the network sees in ``z_t`` at ``t`` [B]."""
         t = flow.time_like(t.double().clamp(max=self.latest), z_t)
         return ((eps - z_t) / (1 - t)).to(z_t.dtype)
+
+
+def clean_from_noise(z_t: Tensor, minus_eps: Tensor, t: Tensor, latest: float) -> Tensor:
+    """``z_0 = (z_t - t eps) / (1 - t)`` of tokens [B, ...] at t [B]; beyond ``latest`` along the velocity met there."""
+    t = flow.time_like(t, z_t)
+    left = 1 - t.clamp(max=latest)
+    return (z_t * (left + t) + t * minus_eps) / left

@@ -9,6 +9,7 @@ training steps: its four-step memory has no counterpart here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class NoiseTeacher(Teacher):
     def times(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         self.geometry.latent_shape(height, width)
         return self.schedule.times(num_inference_steps)
+
+    @property
+    def core_options(self) -> dict[str, Any]:
+        return {"noise": self.schedule.settings}
 
     def start(self, eps: Tensor, t: Tensor) -> Tensor:
         return self.schedule.start(eps, t)

@@ -41,6 +41,10 @@ def config(family, student_config, kind, **changes):
     return student_config(kind, patch_size=family[0].geometry.token_pixels, **changes)
 
 
+def words(teacher):
+    return ["7", "207"] if teacher.pipeline_class == "DiTPipeline" else tiny.WORDS
+
+
 def lifted(teacher, lift, x_t, t, conditioning):
     """The picture that the teacher's latent velocity means in pixels, in closed form."""
     p = teacher.geometry.token_pixels
@@ -55,7 +59,7 @@ def inputs(teacher, rows, columns):
     p = teacher.geometry.token_pixels
     generator = torch.Generator().manual_seed(5)
     x_t = 0.8 * torch.randn(2, 3, rows * p, columns * p, generator=generator)
-    return x_t, torch.tensor([0.3, 0.9]), teacher.encode_prompts(tiny.WORDS)
+    return x_t, torch.tensor([0.3, 0.9]), teacher.encode_prompts(words(teacher))
 
 
 @pytest.mark.parametrize("kind", ["linear", "patch"])
@@ -64,7 +68,8 @@ def test_step_zero_is_the_lifted_teacher_at_two_sizes(family, student_config, ki
     student = from_teacher(
         teacher, lift, config(family, student_config, kind), guidance_scale=GUIDANCE
     ).eval()
-    for rows, columns in ((2, 4), (3, 3)):
+    squares_alone = teacher.pipeline_class == "DiTPipeline"  # the teacher's limit, not the core's
+    for rows, columns in ((2, 2) if squares_alone else (2, 4), (3, 3)):
         x_t, t, conditioning = inputs(teacher, rows, columns)
         with torch.no_grad():
             u_z, x_0 = lifted(teacher, lift, x_t, t, conditioning)
@@ -118,9 +123,9 @@ def test_a_saved_student_reads_prompts_as_its_teacher_does(family, student_confi
     student = from_teacher(teacher, lift, config(family, student_config, "linear"), guidance_scale=GUIDANCE)
     save_student(student, tmp_path / "student", text_encoder=teacher.text_encoder)
     pipeline = load(tmp_path / "student", device="cpu", dtype="fp32")
-    expected, read = teacher.encode_prompts(tiny.WORDS), pipeline.text_encoder(tiny.WORDS)
+    expected, read = teacher.encode_prompts(words(teacher)), pipeline.text_encoder(words(teacher))
     torch.testing.assert_close(read.embeds, expected.embeds, atol=1e-5, rtol=1e-5)
     assert torch.equal(read.lengths, expected.lengths)
     p = teacher.geometry.token_pixels
-    (picture,) = pipeline.generate(tiny.WORDS[0], seeds=1, height=2 * p, width=2 * p)
+    (picture,) = pipeline.generate(words(teacher)[0], seeds=1, height=2 * p, width=2 * p)
     assert picture.size == (2 * p, 2 * p)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import tiny
 import torch
@@ -29,7 +26,7 @@ def facts(name: str, teacher) -> list[str]:
     return [name, type(teacher.transformer).__name__, teacher.guidance_kind, teacher.solver.__name__]
 
 
-def core_error(teacher) -> float:
+def core_error(teacher, prompts: list[str]) -> float:
     """Largest difference of the untrained student's picture from the lifted teacher's, in closed form."""
     p, d = teacher.geometry.token_pixels, teacher.geometry.token_dim
     generator = torch.Generator().manual_seed(13)
@@ -38,8 +35,8 @@ def core_error(teacher) -> float:
     config = StudentConfig(patch_size=p, head=HeadConfig("linear"))
     guidance = 3.5 if teacher.guidance_kind == "input" else 0.0
     student = from_teacher(teacher, lift, config, guidance_scale=guidance).eval()
-    x_t, t = 0.8 * torch.randn(2, 3, 2 * p, 3 * p, generator=generator), torch.tensor([0.3, 0.9])
-    conditioning, tokens = teacher.encode_prompts(tiny.WORDS), patchify(x_t, p)
+    x_t, t = 0.8 * torch.randn(2, 3, 2 * p, 2 * p, generator=generator), torch.tensor([0.3, 0.9])
+    conditioning, tokens = teacher.encode_prompts(prompts), patchify(x_t, p)
     with torch.no_grad():
         z_t = teacher.unpack(lift.to_latent(tokens, t))
         u_z = teacher.pack(teacher.velocity(z_t, lift.latent_time(t), conditioning, guidance))
@@ -51,7 +48,7 @@ def row(name: str) -> list[str]:
     case = Case(name)
     errors = case.errors()
     has_core = FAMILIES[name.split(" ")[0]].denoiser_class in CORES
-    core = f"{core_error(case.teacher):.0e}" if has_core else "none"
+    core = f"{core_error(case.teacher, case.prompts):.0e}" if has_core else "none"
     return [*facts(name, case.teacher), f"{errors['latent']:.0e}", f"{errors['picture']:.0e}", core]
 
 

@@ -7,6 +7,7 @@ Tiny pipelines of the real classes with random weights, fp32. ``docs/teachers.md
 from __future__ import annotations
 
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ import theirs
 import tiny
 
 from l2p import flow
-from l2p.teachers import FAMILIES
+from l2p.errors import UserError
+from l2p.teachers import FAMILIES, PARTS, Conditioning, load_teacher
+from l2p.teachers.dit import class_numbers
+from l2p.teachers.schedules import solver_of
 
 STEPS = 3
 TOLERANCE = 1e-4
@@ -168,6 +172,88 @@ def test_a_parked_text_encoder_comes_back_for_a_new_prompt(monkeypatch):
     assert torch.equal(encoder(["a lake"]).embeds, known.embeds) and home == ["cpu"]
     encoder(["a river"])
     assert home == ["cpu", "meta"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FluxPipeline",
+        "Flux2KleinPipeline (distilled)",
+        "StableDiffusionPipeline",
+        "SanaPipeline",
+        "DiTPipeline",
+    ],
+)
+def test_a_saved_pipeline_loads_as_its_family(name, tmp_path):
+    case = Case(name)
+    case.pipeline.save_pretrained(tmp_path / "teacher", safe_serialization=True)
+    loaded = load_teacher(tmp_path / "teacher")
+    assert type(loaded) is type(case.teacher) and loaded.guidance_kind == case.teacher.guidance_kind
+    z = loaded.sample(case.eps, loaded.encode_prompts(case.prompts), STEPS, case.guidance)
+    torch.testing.assert_close(z, case.ours(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("transformer/diffusion_pytorch_model-00001-of-00003.safetensors", True),
+        ("flux1-dev.safetensors", False),
+    ],
+)
+def test_weights_beside_a_pipeline_s_folders_are_not_fetched(name, wanted):
+    assert any(fnmatch(name, pattern) for pattern in PARTS) == wanted
+
+
+@pytest.mark.parametrize(("prompt", "number"), [("207", 207), ("cock", 7), (" tench", 0)])
+def test_a_class_goes_by_number_or_name(prompt, number):
+    pipeline = tiny.dit()
+    embeds, _, _ = FAMILIES["DiTPipeline"].read_prompts(pipeline, [prompt])
+    assert class_numbers(Conditioning(embeds, torch.ones(1))).item() == number
+    with pytest.raises(
+        UserError, match="'1000' is no class of this teacher: expected a number from 0 to 999"
+    ):
+        FAMILIES["DiTPipeline"].read_prompts(pipeline, ["1000"])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("EulerAncestralDiscreteScheduler", "expected Euler"),
+        ("DDIMScheduler", "clips its predictions"),  # by its default settings
+        ("DPMSolverSDEScheduler", "expected Euler"),
+    ],
+)
+def test_schedulers_without_a_counterpart_are_refused(scheduler, message):
+    from types import SimpleNamespace
+
+    import diffusers
+
+    made = (
+        diffusers.DDIMScheduler()
+        if scheduler == "DDIMScheduler"
+        else type(scheduler, (SimpleNamespace,), {})(config={})
+    )
+    with pytest.raises(UserError, match=message):
+        solver_of(made)
+
+
+def test_dpm_solver_is_of_second_order():
+    """On a Gaussian the velocity is known: halving the steps' size quarters the error (first order would halve it)."""
+    std = 0.5
+
+    def velocity(x, t):
+        t = flow.time_like(t, x)
+        return x * (t - (1 - t) * std**2) / ((1 - t) ** 2 * std**2 + t**2)
+
+    eps, end = torch.ones(1, 1, dtype=torch.float64), 0.1
+    exact = (
+        eps * ((1 - end) ** 2 * std**2 + end**2) ** 0.5
+    )  # the flow keeps the quantile, and eps has unit scale
+    errors = []
+    for steps in (20, 40, 80):
+        times = flow.shift_time(torch.linspace(1, end, steps + 1, dtype=torch.float64), 1.0)
+        errors.append(float((flow.dpm_solver(velocity, eps, times) - exact).abs()))
+    assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3
 
 
 def test_the_documented_table_is_current():

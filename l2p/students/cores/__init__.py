@@ -13,6 +13,7 @@ from torch import nn
 
 from l2p.errors import UserError
 from l2p.students.cores.flux import ChromaCore, Flux2Core, FluxCore
+from l2p.students.cores.noise import DiTCore, PixArtCore
 from l2p.students.cores.qwen_image import QwenImageCore
 from l2p.students.cores.sana import SanaCore
 from l2p.students.cores.sd3 import SD3Core
@@ -20,7 +21,17 @@ from l2p.students.cores.z_image import ZImageCore
 
 CORES = {
     core.transformer_class: core
-    for core in (ZImageCore, FluxCore, ChromaCore, Flux2Core, QwenImageCore, SD3Core, SanaCore)
+    for core in (
+        ZImageCore,
+        FluxCore,
+        ChromaCore,
+        Flux2Core,
+        QwenImageCore,
+        SD3Core,
+        SanaCore,
+        PixArtCore,
+        DiTCore,
+    )
 }
 
 __all__ = ["CORES", "build_core", "core_class"]

@@ -17,7 +17,11 @@ from l2p.errors import UserError
 if TYPE_CHECKING:
     from l2p.teachers.protocol import Conditioning
 
-OPTIONS = ("guidance_scale", "whole_timesteps")  # what a core knows besides its transformer's own config
+OPTIONS = (
+    "guidance_scale",
+    "whole_timesteps",
+    "noise",
+)  # what a core knows besides its transformer's own config
 
 
 class Final(nn.Module):
@@ -51,6 +55,9 @@ class Core(nn.Module, ABC):
         "proj_out",
     )  # what follows the features; the last one writes tokens
     channels_first: ClassVar[bool] = True  # order of the values that ``last`` writes: (channel, row, column)
+    latest_noise: float | None = (
+        None  # the latest time of a core that predicts noise; None where it is a velocity
+    )
     packing: ClassVar[int] = 2  # side in latent cells of a token that is packed outside the transformer
 
     def __init__(self, config: dict[str, Any], patch_size: int) -> None:

@@ -36,11 +36,13 @@ def build_head(
     scale: float,
     patch_size: int,
     new_final: Callable[[int], nn.Module] | None = None,
+    latest_noise: float | None = None,
 ) -> nn.Module:
     """Head of ``config["kind"]`` with the rest of ``config`` as its own knobs.
 
     Args:
         new_final: makes the core's last norm and a linear layer of so many values; Z-Image's if None.
+        latest_noise: set where that layer writes minus the noise, not minus the velocity: the latest time it knows.
 
     Raises:
         UserError: an unknown kind or sizes that do not fit one another.
@@ -48,9 +50,17 @@ def build_head(
     knobs = dict(config)
     kind = knobs.pop("kind")
     if kind == "linear":
-        return LinearHead(core_dim, patch_size, latent_dim, scale, new_final)
+        return LinearHead(core_dim, patch_size, latent_dim, scale, new_final, latest_noise)
     if kind == "patch":
-        return PatchHead(core_dim, time_dim, patch_size, latent_dim, new_final=new_final, **knobs)
+        return PatchHead(
+            core_dim,
+            time_dim,
+            patch_size,
+            latent_dim,
+            new_final=new_final,
+            latest_noise=latest_noise,
+            **knobs,
+        )
     if kind == "unet":
         return UNetHead(core_dim, patch_size, **knobs)
     raise UserError(f"no head {kind!r}: expected one of {', '.join(KNOBS)}")

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
-from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
-from l2p.students.heads.linear import final_layer
+from l2p.students.heads.linear import clean, final_layer
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last convolution
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
@@ -42,6 +41,7 @@ class PatchHead(nn.Module):
         tile: fine tokens a side of a tile of queries.
         halo: fine tokens around a tile that its queries see.
         new_final: see :func:`l2p.students.heads.linear.final_layer`.
+        latest_noise: see :func:`l2p.students.heads.linear.clean`.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class PatchHead(nn.Module):
         tile: int = 8,
         halo: int = 4,
         new_final: Callable[[int], nn.Module] | None = None,
+        latest_noise: float | None = None,
     ) -> None:
         super().__init__()
         if fine_patch < 1 or patch_size % fine_patch:
@@ -69,6 +70,7 @@ class PatchHead(nn.Module):
         self.head_dim = head_dim
         self.fold = patch_size // fine_patch  # fine tokens a side of a core token
         self.gradient_checkpointing = False
+        self.latest_noise = latest_noise
         self.open = nn.Linear(core_dim, self.fold**2 * width)
         self.embed = nn.Linear(3 * fine_patch**2, width)
         self.blocks = nn.ModuleList(
@@ -102,7 +104,7 @@ class PatchHead(nn.Module):
         """The picture of ``z_0 = z_t - t u``, with the velocity u (diffusers' sign is the other) of the core."""
         out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])
         z_t = patchify(x_in, self.patch_size) @ self.basis.to(x_in.dtype)
-        z_0 = z_t + time_like(t, z_t).to(z_t.dtype) * out
+        z_0 = clean(z_t, out, t, self.latest_noise)
         z_0 = z_0.to(self.readout.weight.dtype).permute(0, 3, 1, 2)
         return unpatchify(self.readout(z_0).permute(0, 2, 3, 1), self.patch_size)
 
