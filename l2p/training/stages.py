@@ -29,6 +29,7 @@ from l2p.patches import patchify
 from l2p.recipe import HeadConfig, Recipe, StageConfig
 from l2p.runtime import autocast
 from l2p.students.build import from_teacher
+from l2p.students.cores import core_class
 from l2p.students.io import load_student, save_student
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
@@ -123,6 +124,9 @@ def load_averaged(student: nn.Module, path: Path) -> None:
 
 def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     """Fit the lift on pictures and their latents; write it, the step-zero student, and what that one draws."""
+    core_class(
+        type(run.teacher.transformer).__name__
+    )  # a teacher without a core is told before anything is drawn
     pixels, around = _lift_tokens(run)
     latents = around.unflatten(1, (-1, 9))[:, :, 4]  # the middle of each neighbourhood
     lift = fit_lift(pixels, latents, scale=run.recipe.lift.scale)
