@@ -65,6 +65,10 @@ def even_flow_times(scheduler, num_inference_steps: int, mu: float) -> Tensor:
     """Times [n + 1] that start from the even ones ``1, ..., 1 / n`` before the scheduler shifts them (FLUX, Qwen)."""
     if scheduler.config.get("use_flow_sigmas"):
         scheduler.set_timesteps(num_inference_steps, mu=mu)
+    elif (
+        num_inference_steps == 1
+    ):  # every shift keeps 1, and diffusers' stretch to shift_terminal divides by zero
+        return torch.tensor([1.0, 0.0])
     else:
         even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(sigmas=even, mu=mu)

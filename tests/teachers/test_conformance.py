@@ -87,6 +87,7 @@ def test_draws_what_the_pipeline_draws(case):
 
 
 def test_without_guidance_too(case):
+    assert case.teacher.times(1, *case.size).isfinite().all()  # one step, with which students are compared
     plain = case.ours(0.0)
     assert relative_rms(plain, case.theirs(guidance=0.0)) <= TOLERANCE
     if case.teacher.guidance_kind != "none":
