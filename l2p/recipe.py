@@ -46,6 +46,7 @@ class CorpusConfig:
 class LiftConfig:
     num_images: int = knob(256, low=1)
     scale: Literal["procrustes", "energy"] = "procrustes"
+    min_r2: float = knob(0.2, low=-1, high=1)
 
 
 @dataclass

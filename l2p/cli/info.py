@@ -117,13 +117,21 @@ def _print_preset(facts: dict[str, Any]) -> None:
     console.print("GB moved: inputs and outputs of every operator, run eagerly, the head whole.")
 
 
+def _depth(core: dict[str, Any]) -> str:
+    if "class" not in core:  # Z-Image, the first there was
+        return f"{core.get('n_layers')} layers of width {core.get('dim')}"
+    layers = core.get("num_layers", 0) + core.get("num_single_layers", 0)
+    width = core.get("num_attention_heads", 0) * core.get("attention_head_dim", 0)
+    return f"{core['class']}, {layers} layers of width {width}"
+
+
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     config, recipe = facts["config"], facts["recipe"] or {}
     core, head, teacher = config.get("core", {}), config.get("head", {}), config.get("teacher", {})
-    depth = f"{core.get('n_layers')} layers of width {core.get('dim')}" if core else "unknown"
+    depth = _depth(core) if core else "unknown"
     rows = {
         "parameters": f"{facts['parameters'] / 1e6:,.2f} M, {facts['bytes'] / 1e6:,.1f} MB in all",
         "picture": f"{config.get('width')} x {config.get('height')} as trained, patches of {config.get('patch_size')} px",

@@ -24,6 +24,7 @@ VERBS = {
     "grow": "a student to a larger patch and resolution",
     "generate": "draw pictures from prompts",
     "info": "what a student is",
+    "teachers": "the families of teachers, and what each supports",
     "evaluate": "measure a student beside its teacher",
     "review": "let people judge pictures, blind and in pairs",
     "demo": "a local page to try a student",

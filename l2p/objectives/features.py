@@ -22,18 +22,22 @@ if TYPE_CHECKING:
 
 
 class _EncoderBlocks(nn.Module):
-    """The first ``blocks`` down blocks of a diffusers VAE encoder; shares the encoder's weights."""
+    """The first ``blocks`` down blocks of a diffusers VAE encoder; shares the encoder's weights.
+
+    An encoder of films (Qwen-Image's) sees a picture as one frame.
+    """
 
     def __init__(self, encoder: nn.Module, blocks: int) -> None:
         super().__init__()
         self.conv_in = encoder.conv_in
         self.down_blocks = nn.ModuleList(encoder.down_blocks[:blocks])
+        self.of_films = any(weight.ndim == 5 for weight in encoder.conv_in.parameters())
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x, maps = self.conv_in(x), []
+        x, maps = self.conv_in(x[:, :, None] if self.of_films else x), []
         for block in self.down_blocks:
             x = block(x)
-            maps.append(x)
+            maps.append(x[:, :, 0] if self.of_films else x)
         return maps
 
 

@@ -27,7 +27,7 @@ from l2p.students.student import PixelStudent, StudentSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from l2p.teachers.text import TextEncoder
+    from l2p.teachers.text import PromptEncoder
 
 FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first version of the package that reads this format
@@ -47,7 +47,7 @@ DEEPEST = 1000  # layers
 def save_student(
     student: PixelStudent,
     folder: str | Path,
-    text_encoder: TextEncoder | None = None,
+    text_encoder: PromptEncoder | None = None,
     extra: dict[str, Any] | None = None,
     dtype: str | None = None,
     shard_bytes: int = weights.SHARD_BYTES,
@@ -246,4 +246,4 @@ def load_student(folder: str | Path, device: torch.device | str = "cpu") -> Pixe
     lora = config.get("lora")
     if lora is not None:
         read_lora(student, folder, lora, device)
-    return student.eval()
+    return student.to(device).eval()

@@ -21,7 +21,7 @@ from l2p.errors import UserError
 from l2p.lift import asymmetric_velocity
 from l2p.patches import patchify, unpatchify
 from l2p.runtime import exact
-from l2p.students.core import ZImageCore
+from l2p.students.cores import build_core
 from l2p.students.heads import build_head
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class StudentSpec:
         patch_size: p, pixels a side of a core token.
         latent_dim: d, values of the teacher's token.
         lift_scale: s of the lift.
-        core: config of the transformer, see :func:`l2p.students.core.core_config`.
+        core: config of the transformer, see :meth:`l2p.students.cores.base.Core.config_of`.
         head: ``kind`` and the knobs of that head.
         num_steps: steps the student was trained to draw in.
         height, width: pixels of the pictures it was trained on; None if not recorded.
@@ -86,7 +86,7 @@ class PixelStudent(nn.Module):
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.core = ZImageCore(spec.core, spec.patch_size, spec.interval)
+        self.core = build_core(spec.core, spec.patch_size, spec.interval)
         self.head = self.new_head()
         self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim))
         self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2))
@@ -100,6 +100,8 @@ class PixelStudent(nn.Module):
             latent_dim=self.spec.latent_dim,
             scale=self.spec.lift_scale,
             patch_size=self.spec.patch_size,
+            new_final=self.core.new_final,
+            latest_noise=self.core.latest_noise,
         )
 
     @property
@@ -117,9 +119,7 @@ class PixelStudent(nn.Module):
 
         A CPU needs a C++ compiler. Bands of other heights are compiled once more, then for any height.
         """
-        transformer = self.core.transformer
-        blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
-        for block in [*blocks, *getattr(self.head, "blocks", ())]:
+        for block in [*self.core.blocks, *getattr(self.head, "blocks", ())]:
             block.compile()
 
     def forward(
