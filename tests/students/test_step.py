@@ -68,6 +68,7 @@ def test_no_step_waits_for_its_device(grown):
     assert out.shape == x.shape and seen.found == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
 def test_compiled_blocks_paint_the_same(teacher, lift, student_config, captions):
     student = from_teacher(teacher, lift, student_config("patch"), size=(32, 48)).eval()
