@@ -17,7 +17,7 @@ from l2p.images import Pictures, to_uint8
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
 from l2p.students.heads import PatchHead
-from l2p.students.io import load_student, read_config
+from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
 from l2p.students.painting import BUDGET, fit_band, paint
 from l2p.students.student import PixelStudent, StudentSpec
@@ -42,14 +42,15 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
     """
     chosen = pick_device(device)
-    student = merged(load_student(path, chosen))  # adapters would cost time at every picture
-    saved = next(student.parameters()).dtype
-    if student.quantization is not None:
-        if dtype not in ("auto", "bf16"):
-            raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
-        saved = torch.bfloat16
+    config = read_config(path)  # says what is wrong with a folder that is no student
+    quantized, adapted = (config.get(key) is not None for key in ("quantization", "lora"))
+    if quantized and dtype not in ("auto", "bf16"):
+        raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
+    saved = torch.bfloat16 if quantized else saved_dtype(path)
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
-    if picked != saved:
+    student = load_student(path, chosen, None if quantized or adapted else picked)
+    if adapted:  # which would cost time at every picture; they are added before anything is rounded
+        student = merged(student)
         cast_weights(student, picked)
     texts = load_texts(path, student.spec, chosen, picked if dtype == "fp32" else "auto")
     return StudentPipeline(student, texts, picked)
