@@ -87,7 +87,7 @@ class PortableStudent(nn.Module):
         height, width = x.shape[1:3]
         count, length = height * width, conditioning.embeds.shape[1]
         c = transformer.t_embedder(t_model * transformer.t_scale)
-        c = c if time_extra is None else c + time_extra
+        c = (c if time_extra is None else c + time_extra).type_as(x)
         x, is_token = _padded(x.flatten(1, 2), count, transformer.x_pad_token)
         words, _ = _padded(transformer.cap_embedder(conditioning.embeds), length, transformer.cap_pad_token)
         nowhere = torch.zeros(x.shape[1], dtype=torch.int64, device=x.device)
@@ -187,7 +187,9 @@ def patch_attention(
     out = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=seen)
     out = out.transpose(1, 2).reshape(batch, n, m, tile, tile, heads, head_dim)
     grid = out.transpose(2, 3).reshape(batch, n * tile, m * tile, heads, head_dim)
-    return grid[:, :height, :width]
+    # Gathered, as a slice that takes all would be a case of its own: a grid of whole tiles.
+    inside = (torch.arange(size, device=q.device) for size in (height, width))
+    return grid.index_select(1, next(inside)).index_select(2, next(inside))
 
 
 def _windows(size: int, tile: int, halo: int, device: torch.device) -> tuple[Tensor, Tensor]:
