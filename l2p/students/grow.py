@@ -93,4 +93,4 @@ def grow(student: PixelStudent, factor: int, head: dict[str, object]) -> PixelSt
     grown.head.inner.load_state_dict(student.head.state_dict(), strict=True)
     grown.basis = spread_pixels(student.basis.T, p, factor).T / factor
     grown.offset = spread_pixels(student.offset, p, factor)
-    return grown.train(student.training)
+    return grown.to(weight.device).train(student.training)

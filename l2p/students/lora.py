@@ -91,7 +91,7 @@ def merged(student: PixelStudent) -> PixelStudent:
     with torch.device("meta"):
         plain = PixelStudent(student.spec)
     plain.load_state_dict(plain_state(student), strict=True, assign=True)
-    return plain.train(student.training)
+    return plain.to(student.device).train(student.training)  # some cores have tables that no file holds
 
 
 def write_lora(student: PixelStudent, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,13 +14,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
 
 import tiny
 
+from l2p import flow
 from l2p.errors import UserError
+from l2p.images import to_uint8
 from l2p.lift import Lift
 from l2p.patches import patchify, unpatchify
-from l2p.recipe import TrainBlocks
+from l2p.recipe import LoRAConfig, TrainBlocks
 from l2p.students.build import from_teacher, set_trainable
 from l2p.students.cores import CORES
 from l2p.students.io import load_student, save_student
+from l2p.students.lora import is_adapter, merged
 from l2p.teachers import FAMILIES
 
 NAMES = [name for name in tiny.PIPELINES if FAMILIES[name.split(" ")[0]].denoiser_class in CORES]
@@ -107,6 +112,30 @@ def test_a_saved_student_draws_the_same(family, student_config, tmp_path):
         torch.testing.assert_close(drawn, student(x_t, t, conditioning), atol=1e-6, rtol=0)
 
 
+def test_adapters_go_into_any_core_and_come_out_again(family, student_config):
+    pytest.importorskip("peft")
+    teacher, lift = family
+    lora = LoRAConfig(rank=2, targets=["to_q"])
+    student = from_teacher(teacher, lift, config(family, student_config, "linear", lora=lora)).eval()
+    for name, parameter in student.core.named_parameters():
+        if is_adapter(name):
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain, (x_t, t, conditioning) = copy.deepcopy(student), inputs(teacher, 2, 2)
+    with torch.no_grad():
+        expected = student(x_t, t, conditioning)
+        torch.testing.assert_close(merged(plain)(x_t, t, conditioning), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_s_end_is_told_to_cores_that_take_it(family, student_config):
+    teacher, lift = family
+    told = config(family, student_config, "linear", interval=True)
+    if teacher.pipeline_class == "ZImagePipeline":
+        assert from_teacher(teacher, lift, told).core.span_embedder is not None
+    else:
+        with pytest.raises(UserError, match="student.interval needs a core that can be told"):
+            from_teacher(teacher, lift, told)
+
+
 def test_a_u_net_teacher_has_no_core(student_config):
     teacher = FAMILIES["StableDiffusionPipeline"](tiny.sd15(), "tiny")
     lift = Lift(
@@ -128,4 +157,6 @@ def test_a_saved_student_reads_prompts_as_its_teacher_does(family, student_confi
     assert torch.equal(read.lengths, expected.lengths)
     p = teacher.geometry.token_pixels
     (picture,) = pipeline.generate(words(teacher)[0], seeds=1, height=2 * p, width=2 * p)
-    assert picture.size == (2 * p, 2 * p)
+    one = pipeline.text_encoder(words(teacher)[:1])
+    drawn = to_uint8(pipeline.sample(one, flow.noise([1], 3, 2 * p, 2 * p)))[0]
+    assert picture.size == (2 * p, 2 * p) and abs(np.asarray(picture).astype(int) - drawn).max() <= 1
