@@ -279,7 +279,14 @@ def _misplaced(values: Any, schema: type, prefix: str = "") -> tuple[str, str] |
         section = next((kind for kind in (hints[key], *get_args(hints[key])) if is_dataclass(kind)), None)
         if value is None and type(None) in get_args(hints[key]):
             continue
-        if section:
+        if section and get_origin(hints[key]) is dict and isinstance(value, Mapping):
+            problems = (
+                _misplaced(v, section, f"{full}.{k}.") for k, v in value.items() if isinstance(v, Mapping)
+            )
+            problem = next((problem for problem in problems if problem), None)
+            if problem:
+                return problem
+        elif section:
             if not isinstance(value, Mapping):
                 names = ", ".join(get_type_hints(section))
                 return full, f"{full} is {value!r}, expected a section with the keys {names}"

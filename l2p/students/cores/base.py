@@ -59,13 +59,13 @@ class Core(nn.Module, ABC):
         None  # the latest time of a core that predicts noise; None where it is a velocity
     )
     takes_interval: ClassVar[bool] = False  # whether it can be told where a step ends
-    span_embedder: nn.Module | None = None  # which embeds the length of that step
     packing: ClassVar[int] = 2  # side in latent cells of a token that is packed outside the transformer
 
     def __init__(self, config: dict[str, Any], patch_size: int) -> None:
         super().__init__()
         import diffusers
 
+        self.span_embedder: nn.Module | None = None  # of a step's length, where the core takes an interval
         options = {key: value for key, value in config.items() if key in OPTIONS}
         self.guidance_scale = options.get("guidance_scale", 0.0)
         self.whole_timesteps = options.get("whole_timesteps", False)
