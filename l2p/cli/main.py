@@ -33,6 +33,7 @@ VERBS = {
     "export": "write a student as a pipeline for diffusers",
     "doctor": "what is installed, what will be slow, and the fix",
     "train-teacher": "train the bundled latent teacher",
+    "train-head": "teach a patch head to decode, for students to start with",
     "train-judge": "train the judge that the evaluation asks",
 }
 
