@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -143,6 +144,12 @@ def parse_bytes(text: str) -> int:
     if not found or not float(found[1]):
         raise UserError(f"memory size {text!r} is not understood, expected one such as 2GB, 1.5GiB or 800MB")
     return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError where `torch.compile` cannot work: on a CPU it needs a C++ compiler."""
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError("compiling for a CPU needs a C++ compiler: install g++, or go without --compile")
 
 
 def hush_loaders() -> None:

@@ -65,6 +65,7 @@ def student(job: Job, clock: Clock, head: str = "patch", num_steps: int = 1) -> 
     device, dtype = torch.device(job.device), runtime.DTYPES[job.dtype]
     network = presets.random_student(job.preset, job.height, job.width, head, num_steps, device, dtype)
     if job.compile:
+        runtime.check_compiler(device)
         network.compile_blocks()
     encoder = _text_encoder(job)
     pipeline = StudentPipeline(network, encoder, dtype)

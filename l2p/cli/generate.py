@@ -56,6 +56,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="what drawing may take beyond weights and picture, such as 1.5GB (2GB); it changes no picture",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the blocks: for many pictures, the first takes long",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
@@ -76,6 +81,9 @@ def run(args: argparse.Namespace) -> None:
     runtime.setup()
     runtime.hush_loaders()
     pipeline = l2p.load(student, device=args.device, dtype=args.dtype)
+    if args.compile:
+        runtime.check_compiler(pipeline.device)
+        pipeline.student.compile_blocks()
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     tasks = [(row, prompt, seed + k) for row, prompt in enumerate(prompts) for k in range(args.num_images)]
     height, width = pipeline.size(args.height, args.width)

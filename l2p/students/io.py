@@ -212,8 +212,23 @@ def _broken(folder: Path, reason: str) -> UserError:
     return UserError(f"{folder / CONFIG} is broken ({reason}): save the student again or restore the file")
 
 
-def load_student(folder: str | Path, device: torch.device | str = "cpu") -> PixelStudent:
-    """Load a student in evaluation mode, in the dtype it was saved in.
+def saved_dtype(folder: str | Path) -> torch.dtype:
+    """The dtype of a student's weights on the disk, from their headers: the narrowest, as buffers are exact on purpose.
+
+    Raises:
+        UserError: the weights are missing or broken.
+    """
+    found = {weights.FLOATS.get(entry.dtype) for entry in weights.read_entries(Path(folder)).values()}
+    return next((kind for kind in (torch.bfloat16, torch.float16) if kind in found), torch.float32)
+
+
+def load_student(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> PixelStudent:
+    """Load a student in evaluation mode.
+
+    Args:
+        dtype: of the parameters, each cast as it is read; the one they were saved in if None. Buffers keep theirs.
 
     Raises:
         UserError: for anything but complete, matching, finite weights.
@@ -236,7 +251,8 @@ def load_student(folder: str | Path, device: torch.device | str = "cpu") -> Pixe
         raise _broken(folder, reason) from error
     entries = weights.read_entries(folder)
     weights.check_entries(expected, entries, folder)
-    state = weights.read_weights(entries, device)
+    wanted = {name: dtype for name, _ in student.named_parameters()} if dtype is not None else None
+    state = weights.read_weights(entries, device, wanted)
     weights.check_finite(state, folder)
     student.load_state_dict(quantize.unflat(state, note) if note else state, strict=True, assign=True)
     lora = config.get("lora")

@@ -17,7 +17,7 @@ from l2p.images import Pictures, to_uint8
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
 from l2p.students.heads import PatchHead
-from l2p.students.io import load_student, read_config
+from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
 from l2p.students.painting import BUDGET, fit_band, paint
 from l2p.students.student import PixelStudent
@@ -42,15 +42,13 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
     """
     chosen = pick_device(device)
-    student = merged(load_student(path, chosen))  # adapters would cost time at every picture
-    saved = next(student.parameters()).dtype
-    if student.quantization is not None:
-        if dtype not in ("auto", "bf16"):
-            raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
-        saved = torch.bfloat16
+    quantised = read_config(path).get("quantization") is not None
+    if quantised and dtype not in ("auto", "bf16"):
+        raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
+    saved = torch.bfloat16 if quantised else saved_dtype(path)
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
-    if picked != saved:
-        cast_weights(student, picked)
+    student = load_student(path, chosen, None if quantised else picked)
+    student = merged(student)  # adapters would cost time at every picture
     texts = TextEncoder.from_pretrained(
         text_encoder_folder(path), device=chosen, dtype=picked if dtype == "fp32" else "auto"
     )

@@ -90,12 +90,20 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     return found
 
 
-def read_weights(entries: Mapping[str, Entry], device: torch.device | str) -> dict[str, Tensor]:
-    """The tensors themselves, in the number format they were saved in."""
+def read_weights(
+    entries: Mapping[str, Entry], device: torch.device | str, dtypes: Mapping[str, torch.dtype] | None = None
+) -> dict[str, Tensor]:
+    """The tensors themselves, in the number format they were saved in or the one that ``dtypes`` has for their name.
+
+    One at a time is cast, so that a large network is never held in two formats.
+    """
+    dtypes = dtypes or {}
     state: dict[str, Tensor] = {}
     for path in sorted({entry.file for entry in entries.values()}):
         with _opened(path, str(device)) as file:
-            state.update({key: file.get_tensor(key) for key, entry in entries.items() if entry.file == path})
+            for key, entry in entries.items():
+                if entry.file == path:
+                    state[key] = file.get_tensor(key).to(dtypes.get(key))
     return state
 
 

@@ -1,0 +1,92 @@
+"""The step itself: nothing in it waits for the device, compiled it paints the same, and weights are read once."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from l2p import flow
+from l2p.students.build import from_teacher
+from l2p.students.grow import grow
+from l2p.students.io import load_student, save_student, saved_dtype
+from l2p.students.presets import random_student
+from l2p.teachers.protocol import Conditioning
+
+SYNCHRONISING = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+}
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts what makes a host wait for its device: single values read, shapes that depend on values, copies back."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.found = device, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in args if isinstance(x, torch.Tensor) and x.device.type == self.device]
+        back = isinstance(out, torch.Tensor) and out.device.type == "cpu" and self.device != "cpu"
+        masked = func.name().startswith("aten::index") and any(
+            i is not None and i.dtype == torch.bool
+            for i in (args[1] if isinstance(args[1], (list, tuple)) else ())
+        )
+        if tensors and (func.name().split(".")[0] in SYNCHRONISING or back or masked):
+            self.found.append(func.name())
+        return out
+
+
+def test_the_counter_finds_what_it_looks_for():
+    x = torch.ones(3)
+    with Synchronisations("cpu") as seen:
+        x.sum().item(), x[x > 0], bool(x[0] > 0)
+    assert len(seen.found) == 3
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_no_step_waits_for_its_device(grown):
+    """On the meta device, where a value that is asked for is an error and a copy back would be counted."""
+    student = random_student("tiny", 64, 64)
+    if grown:
+        student = grow(student, 2, {"fine_patch": 8, "width": 32, "num_blocks": 1, "head_dim": 16})
+    student = student.to("meta")
+    side = 2 * student.spec.patch_size
+    words = Conditioning(
+        torch.zeros(2, 7, student.spec.core["cap_feat_dim"], device="meta"), torch.tensor([7, 5])
+    )
+    x, t = torch.zeros(2, 3, side, side, device="meta"), torch.ones(2, device="meta")
+    with torch.no_grad(), Synchronisations("meta") as seen:
+        out = student(x, t, words)
+    assert out.shape == x.shape and seen.found == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
+def test_compiled_blocks_paint_the_same(teacher, lift, student_config, captions):
+    student = from_teacher(teacher, lift, student_config("patch"), size=(32, 48)).eval()
+    noise, conditioning = flow.noise([1], 3, 32, 48), captions([5])
+    expected = student.sample(noise, conditioning)
+    student.compile_blocks()
+    compiled = [module for module in student.modules() if module._compiled_call_impl is not None]
+    assert len(compiled) == len(student.core.layers) + 2 + len(student.head.blocks)
+    torch.testing.assert_close(student.sample(noise, conditioning), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_are_cast_as_they_are_read(teacher, lift, student_config, tmp_path):
+    student = from_teacher(teacher, lift, student_config("patch"))
+    save_student(student, tmp_path / "student")
+    loaded = load_student(tmp_path / "student", dtype=torch.bfloat16)
+    assert saved_dtype(tmp_path / "student") == torch.float32
+    for (name, value), (_, own) in zip(loaded.named_parameters(), student.named_parameters(), strict=True):
+        assert value.dtype == torch.bfloat16 and torch.equal(value, own.to(torch.bfloat16)), name
+    assert torch.equal(loaded.basis, student.basis) and loaded.basis.dtype == torch.float32
+    save_student(student, tmp_path / "narrow", dtype="bf16")
+    assert saved_dtype(tmp_path / "narrow") == torch.bfloat16

@@ -1,0 +1,108 @@
+"""Growing's batches and terms, and a run from a student's folder to the grown one's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from l2p.errors import UserError
+from l2p.landscapes import Scene, render
+from l2p.patches import patchify
+from l2p.recipe import load_recipe
+from l2p.students.io import load_student
+from l2p.teachers import load_teacher
+from l2p.training import grow
+
+
+def test_noise_with_latents_is_theirs_in_the_span_and_as_white_outside():
+    basis = torch.linalg.qr(torch.randn(192, 16, dtype=torch.float64))[0]
+    noise, latents = (
+        torch.randn(2, 3, 16, 24, dtype=torch.float64),
+        torch.randn(2, 2, 3, 16, dtype=torch.float64),
+    )
+    mixed = patchify(grow.with_latents(noise, latents, basis, 8), 8)
+    torch.testing.assert_close(mixed @ basis, latents)
+    outside = torch.eye(192, dtype=torch.float64) - basis @ basis.T
+    torch.testing.assert_close(mixed @ outside, patchify(noise, 8) @ outside)
+
+
+def test_energy_wants_texture_and_not_the_same_texture():
+    texture, other = torch.randn(2, 1, 3, 64, 64) * 0.2
+    blurred = F.avg_pool2d(F.pad(texture, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    assert grow.energy_distance(texture, texture) == 0
+    assert grow.energy_distance(blurred, texture) > 3 * grow.energy_distance(other, texture)
+
+
+def test_inversion_leads_back(tiny_pipeline):
+    """The teacher's own steps from the noise that was found end near the latents it was found from."""
+    teacher = load_teacher(tiny_pipeline)
+    images = torch.rand(1, 3, 32, 32) - 0.5
+    words = teacher.encode_prompts(["a lake"])
+    z = teacher.encode(images)
+    back = teacher.sample(grow.invert(teacher, images, words, 60), words, 60)
+    assert (back - z).abs().mean() < 0.05 * z.abs().mean()
+
+
+@pytest.mark.parametrize("sizes", [[], [[512]], [[100, 512]], [[0, 8]]])
+def test_sizes_that_are_none_are_one_line(sizes):
+    with pytest.raises(UserError, match="pictures.sizes"):
+        grow.check_sizes(sizes)
+
+
+@pytest.fixture(scope="module")
+def small_student(tmp_path_factory, tiny_pipeline):
+    from l2p.lift import Lift
+    from l2p.recipe import StudentConfig
+    from l2p.students.build import from_teacher
+    from l2p.students.io import save_student
+
+    teacher = load_teacher(tiny_pipeline)
+    basis = torch.linalg.qr(torch.randn(768, 64, dtype=torch.float64))[0]
+    lift = Lift(
+        basis, scale=0.4, offset=torch.zeros(768, dtype=torch.float64), r2=0.0, r2_lstsq=0.0, r2_pca=0.0
+    )
+    folder = tmp_path_factory.mktemp("small") / "student"
+    config = StudentConfig()
+    config.head.width, config.head.num_blocks = 32, 1
+    save_student(from_teacher(teacher, lift, config, (32, 32)), folder, text_encoder=teacher.text_encoder)
+    return folder
+
+
+def recipe_for(tmp_path, small, teacher, *more):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: grown\npictures: {sizes: [[64, 64], [72, 40]]}\n")
+    short = [f"output_dir={tmp_path / 'run'}", f"student={small}", f"teacher={teacher}", "factor=2", "preview_images=1",
+             "head.width=32", "head.num_blocks=1", "optim.batch_size=2", "optim.checkpoint_every=2", "dtype=fp32",
+             "threads=1", *more]  # fmt: skip
+    return load_recipe(path, short, schema=grow.GrowRecipe)
+
+
+def test_a_run_and_its_resumption(tmp_path, small_student, tiny_pipeline):
+    recipe = recipe_for(tmp_path, small_student, tiny_pipeline, "optim.steps=2")
+    folder = grow.run(recipe)
+    grown, small = load_student(folder), load_student(small_student)
+    assert grown.spec.patch_size == 32 and (grown.spec.height, grown.spec.width) == (64, 64)
+    assert (tmp_path / "run" / "grow-000002.png").is_file()
+    for name, value in small.head.state_dict().items():  # frozen
+        assert torch.equal(grown.head.inner.state_dict()[name], value), name
+    again = grow.run(recipe_for(tmp_path, small_student, tiny_pipeline, "optim.steps=4"))
+    assert not torch.equal(load_student(again).head.conv_out.weight, grown.head.conv_out.weight)
+
+
+def test_batches_are_renders_and_what_ties_the_student_to_them(tmp_path, small_student, tiny_pipeline):
+    recipe = recipe_for(tmp_path, small_student, tiny_pipeline, "pictures.noise=0", "pictures.blur_low=0", "pictures.blur_high=0")  # fmt: skip
+    from l2p.students.grow import grow as grow_student
+
+    student = grow_student(load_student(small_student), 2, {"fine_patch": 8, "width": 32, "head_dim": 16})
+    source = grow.Renders(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
+    x, (noise, t, words, draft) = source.batch(1)
+    assert x.shape == noise.shape == (2, 3, 96, 64) and len(words) == 2  # whole patches of 32
+    first = (
+        torch.from_numpy(render(Scene.from_seed(grow.FIRST_SCENE + 2), 96, 64)).permute(2, 0, 1) / 127.5 - 1
+    )
+    torch.testing.assert_close(x[0], first, rtol=0, atol=1e-5)
+    torch.testing.assert_close(draft, F.avg_pool2d(x, 2), rtol=0, atol=1e-5)
+    again = source.batch(1)[1]
+    assert torch.equal(noise, again[0]) and torch.equal(draft, again[3])
+    assert not torch.equal(source.batch(3)[1][0], noise)
