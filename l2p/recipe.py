@@ -66,6 +66,7 @@ class HeadConfig:
     head_dim: int = knob(32, low=1)
     tile: int = knob(8, low=1)
     halo: int = knob(4, low=0)
+    pretrained: str | None = None
 
 
 @dataclass

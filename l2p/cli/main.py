@@ -35,6 +35,7 @@ VERBS = {
     "doctor": "what is installed, what will be slow, and the fix",
     "ablate": "run a recipe once for each row of a table, and compare",
     "train-teacher": "train the bundled latent teacher",
+    "train-head": "teach a patch head to decode, for students to start with",
     "train-judge": "train the judge that the evaluation asks",
 }
 

@@ -47,5 +47,6 @@ def check_latents(key: str, recipe: Recipe) -> None:
         )
     if recipe.student.num_steps != 1:
         raise UserError(
-            f"{key} is for students of one step, this one has {recipe.student.num_steps}: set student.num_steps=1"
+            f"{key} is for students of one step, this one has {recipe.student.num_steps}: set student.num_steps=1 "
+            "or leave it out"
         )

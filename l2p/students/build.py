@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from l2p.errors import UserError
 from l2p.students.cores import build_core, core_class
 from l2p.students.heads import KNOBS, LinearHead, PatchHead
+from l2p.students.heads.pretrained import FOLDER, load_head
 from l2p.students.lora import add_lora, is_adapter, lora_of
 from l2p.students.student import PixelStudent, StudentSpec
+from l2p.teachers import resolve
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -73,6 +76,11 @@ def _head(config: HeadConfig) -> dict[str, Any]:
     return {"kind": config.kind, **{knob: getattr(config, knob) for knob in KNOBS.get(config.kind, ())}}
 
 
+def head_config(config: HeadConfig, geometry: LatentGeometry) -> dict[str, Any]:
+    """What a pretrained head and its student must share."""
+    return {**_head(config), "patch_size": geometry.token_pixels, "latent_dim": geometry.token_dim}
+
+
 def from_teacher(
     teacher: Teacher,
     lift: Lift,
@@ -125,6 +133,10 @@ def from_teacher(
         _fold_head(student.head, core, transformer, lift, basis)
     elif isinstance(student.head, PatchHead):
         _start_draft(student.head, core, transformer, lift, basis)
+        if config.head.pretrained is not None:
+            own = config.head.pretrained == "teacher"
+            folder = resolve(teacher.name, teacher.revision) / FOLDER if own else Path(config.head.pretrained)
+            load_head(student.head, folder, head_config(config.head, teacher.geometry))
     if config.lora is not None:
         add_lora(student, config.lora.rank, config.lora.alpha, list(config.lora.targets))
     student.set_gradient_checkpointing(config.gradient_checkpointing)

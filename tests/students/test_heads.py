@@ -46,6 +46,9 @@ def test_patch_head_crosses_patch_borders_and_stays_local():
     """One block: a query sees its tile and the halo, and the convolution one fine token more."""
     torch.manual_seed(0)
     head = PatchHead(24, 24, 16, 64, fine_patch=4, width=16, num_blocks=1, head_dim=16, tile=2, halo=1)
+    torch.nn.init.zeros_(
+        head.readout.weight
+    )  # the draft, which the fine tokens see, reaches one token further
     pixels, tokens = reach(head, (17, 29))  # with 2 pixels around it: fine rows 3 and 4, columns 6 and 7
     rows, columns = pixels.any(1).nonzero().flatten(), pixels.any(0).nonzero().flatten()
     # The blocks' convolution reads the fine rows 2 to 5, of tiles 1 and 2, whose windows are the fine rows 1 to 6; and

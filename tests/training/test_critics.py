@@ -147,6 +147,7 @@ def test_a_new_objective_with_a_critic_is_one_entry(new_run, monkeypatch):
 
 
 def test_all_objectives_together_on_a_low_rank_student_of_two_steps(new_run):
+    pytest.importorskip("peft")
     recipe = new_run("all")
     recipe.dtype, recipe.student.num_steps, recipe.student.interval = "bf16", 2, True
     recipe.student.lora, recipe.student.gradient_checkpointing = LoRAConfig(rank=2), True

@@ -19,7 +19,7 @@ TAPS = 4  # pixels on either side that the upsampling's correction reads: beyond
 
 
 class GrownHead(PatchHead):
-    """A :class:`PatchHead` whose draft is the small student's picture, upsampled, and whose fine tokens see it.
+    """A :class:`PatchHead` whose draft is the small student's picture, upsampled.
 
     At the start the last convolution passes the draft alone, so the picture is the draft.
 
@@ -28,8 +28,6 @@ class GrownHead(PatchHead):
         factor: g, a divisor of ``patch_size``.
         knobs: the rest, as for :class:`PatchHead`.
     """
-
-    seen_channels = 6  # the noise's and the draft's
 
     def __init__(
         self,
@@ -69,10 +67,6 @@ class GrownHead(PatchHead):
         """The inner head's picture [B, 3, H / g, W / g], made ready for :meth:`_draft`."""
         small = self.inner(features, c, unpatchify(pooled, self.patch_size // self.factor), t)
         return sharpened(small.float(), self.factor)
-
-    def _seen(self, x_in: Tensor, context: Tensor, top: int) -> Tensor:
-        draft = self._upsampled(context, top, top + x_in.shape[2])
-        return torch.cat([x_in, draft.to(x_in.dtype)], dim=1)
 
     def _draft(
         self, features: Tensor, c: Tensor, context: Tensor, t: Tensor, top: int, bottom: int

@@ -21,19 +21,22 @@ from l2p.patches import patchify, unpatchify
 from l2p.runtime import exact
 from l2p.students.heads.linear import clean, final_layer
 
-PIXEL_CHANNELS = 12  # numbers a pixel gets before the last convolution
+PIXEL_CHANNELS = 12  # numbers a pixel gets before the last two convolutions
+PIXEL_HIDDEN = 32  # and between them
 LARGEST_BAND = 2**15  # pixel rows
 WORKSPACE = 64 * 2**20  # bytes that attention's own bands and the libraries' buffers take, whatever the size
-EDGE = 2  # pixels around its own that the last convolution reads
+EDGE = 2  # pixels around its own that the last convolutions read
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
 
 
 class PatchHead(nn.Module):
     """Fine tokens from the core and from the noise, a few :class:`PatchBlock`, one linear layer to pixels.
 
-    The linear layer writes each fine patch alone, so its borders would show; a 5x5 convolution over
-    :data:`PIXEL_CHANNELS` numbers a pixel mends them. The same convolution adds a draft: the latents that the
-    teacher's own final layer reads off the core, seen through a linear map of a token and its eight neighbours. With layer and map from teacher and lift, and all else at zero, an untrained student draws.
+    The linear layer writes each fine patch alone, so its borders would show; two convolutions over
+    :data:`PIXEL_CHANNELS` numbers a pixel mend them, and draw edges, which a layer that sees patches must learn once for
+    every place. They add to a draft: the latents that the teacher's own final layer reads off the core, seen through a
+    linear map of a token and its eight neighbours. With layer and map from teacher and lift, and all else at zero, an
+    untrained student draws. The fine tokens see the draft too: what they learn is what a linear decoder lacks.
 
     Args:
         core_dim: width of the core's features.
@@ -56,7 +59,7 @@ class PatchHead(nn.Module):
             backward pass, and compute the rest anew.
     """
 
-    seen_channels = 3  # of the pictures that the fine tokens embed
+    seen_channels = 6  # of the pictures that the fine tokens embed: the input and the draft
 
     def __init__(
         self,
@@ -94,9 +97,10 @@ class PatchHead(nn.Module):
             for _ in range(num_blocks)
         )
         self.out = nn.Linear(width, PIXEL_CHANNELS * fine_patch**2)
-        self.conv_out = nn.Conv2d(3 + PIXEL_CHANNELS, 3, 2 * EDGE + 1)  # `rows` continues the picture's edge
+        self.conv_in = nn.Conv2d(3 + PIXEL_CHANNELS, PIXEL_HIDDEN, 3)  # `rows` continues the picture's edge
+        self.conv_out = nn.Conv2d(PIXEL_HIDDEN, 3, 3)
+        nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
-        nn.init.dirac_(self.conv_out.weight)
         self.patch_size = patch_size
         self._make_draft(core_dim, latent_dim, new_final)
 
@@ -139,10 +143,6 @@ class PatchHead(nn.Module):
         """What all bands share, from :meth:`pool` of the whole input: here z_t [B, h, w, d] itself."""
         return pooled
 
-    def _seen(self, x_in: Tensor, context: Tensor, top: int) -> Tensor:
-        """What the fine tokens embed of the input's rows from ``top`` on."""
-        return x_in
-
     def rows(
         self,
         features: Tensor,
@@ -161,15 +161,17 @@ class PatchHead(nn.Module):
         """
         f, fold = self.fine_patch, self.fold
         height = features.shape[1] * self.patch_size
-        top, bottom = max(0, start - EDGE), min(height, stop + EDGE)  # what the last convolution reads
+        top, bottom = max(0, start - EDGE), min(height, stop + EDGE)  # what the last convolutions read
         ranges = self._ranges(top // f, -(-bottom // f), height // f)
         low, high = ranges[0]
         first, last = low // fold, -(-high // fold)
         x = _spread(self.open(_norm(features[:, first:last])), fold)[
             :, low - first * fold : high - first * fold
         ]
-        seen = self._seen(x_in(low * f, high * f), context, low * f)
-        x = x + self.embed(patchify(seen.to(self.embed.weight.dtype), f))
+        draft = self._draft(features, c, context, t, low * f, high * f).to(self.embed.weight.dtype)
+        seen = torch.cat([x_in(low * f, high * f).to(draft.dtype), draft], dim=1)
+        draft = draft[:, :, top - low * f : bottom - low * f]
+        x = x + self.embed(patchify(seen, f))
         angles = self._angles(height // f, x.shape[2], x.device)
         silu_c = F.silu(c)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and (start, stop) == (0, height)
@@ -184,10 +186,10 @@ class PatchHead(nn.Module):
         low = ranges[-1][0] * f
         fine = F.silu(unpatchify(self.out(_norm(x)), f)[:, :, top - low : bottom - low])
         del x
-        draft = self._draft(features, c, context, t, top, bottom).to(fine.dtype)
-        fine = torch.cat([draft, fine], dim=1)
-        fine = _continued(fine, 3, EDGE, EDGE)
-        return self.conv_out(_continued(fine, 2, top - (start - EDGE), stop + EDGE - bottom))
+        draft = draft.to(fine.dtype)
+        fine = _continued(torch.cat([draft, fine], dim=1), 3, EDGE, EDGE)
+        fine = _continued(fine, 2, top - (start - EDGE), stop + EDGE - bottom)
+        return draft[:, :, start - top : stop - top] + self.conv_out(F.silu(self.conv_in(fine)))
 
     @property
     def unit(self) -> int:
@@ -218,7 +220,7 @@ class PatchHead(nn.Module):
         )  # spread, sum; the input's patches, fp32 and narrow
         mixing = given * c + attended * (2 * c + 4 * hidden)
         attending = given * 7 * c
-        pixels = (band + 2 * EDGE) / f * (c + 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 3))
+        pixels = (band + 2 * EDGE) / f * (c + 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 2 * PIXEL_HIDDEN + 3))
         values = max(opened, mixing, attending, pixels) * (width // f)
         return int(batch * itemsize * values) + WORKSPACE
 
@@ -250,6 +252,14 @@ class PatchHead(nn.Module):
         z_0 = z_0.to(self.readout.weight.dtype).permute(0, 3, 1, 2)
         tokens = self.readout(z_0).permute(0, 2, 3, 1)[:, first - around.start : last - around.start]
         return unpatchify(tokens, p)[:, :, top - first * p : bottom - first * p]
+
+    def decode(self, z_0: Tensor) -> Tensor:
+        """The picture [B, 3, H, W] of packed latents z_0 [B, h, w, d] alone, without a core; how a head is pretrained."""
+        batch, rows, columns, _ = z_0.shape
+        features = z_0.new_zeros(batch, rows, columns, self.open.in_features)
+        c = z_0.new_zeros(batch, self.final.adaLN_modulation[-1].in_features)
+        x_in = z_0.new_zeros(batch, 3, rows * self.patch_size, columns * self.patch_size)
+        return self.paint(features, c, z_0, x_in, z_0.new_zeros(batch))
 
     def latents(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         """The core's own guess of the teacher's latents, packed z_0 [B, h, w, d], which the draft is a picture of."""

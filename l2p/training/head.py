@@ -1,0 +1,193 @@
+"""Teach a patch head to decode, before there is a student: latents in, pictures out, no core.
+
+The head starts from the lift's linear draft of the latents and learns what that lacks, from renders and from blends of two
+pictures' latents. A blend is what a core that hesitates between two pictures guesses; what the teacher's decoder makes
+of it is the target, so that the head stays as sharp there as the decoder is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2p import images, runtime
+from l2p.evaluation.fidelity import psnr
+from l2p.files import atomic_path, write_json
+from l2p.landscapes import render_batch
+from l2p.lift import fit_readout, neighbourhoods
+from l2p.objectives.features import EncoderDistance, EncoderFeatures
+from l2p.objectives.pairs import charbonnier, step_distance
+from l2p.patches import patchify
+from l2p.recipe import HeadConfig
+from l2p.students.build import head_config
+from l2p.students.heads import PatchHead
+from l2p.students.heads.pretrained import FOLDER, cut_core, save_head
+from l2p.teachers import Teacher, load_teacher
+from l2p.training.loop import OptimConfig, fit
+from l2p.training.teacher import PicturesConfig, encode_pictures, render_pictures
+
+EDGE = 1e-3  # where a distance turns from squared to absolute
+
+
+@dataclass
+class LossConfig:
+    """Weights of the terms, as `pairs` has them."""
+
+    pixel: float = 1.0
+    gradient: float = 0.5
+    squared: float = 8.0
+    perceptual: float = 0.5
+    perceptual_fraction: float = 1 / 3
+
+
+@dataclass
+class HeadRecipe:
+    name: str = "head"
+    output_dir: str = "runs/${name}"
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    teacher: str = "landscapes"
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    readout_images: int = 256
+    head: HeadConfig = field(default_factory=HeadConfig)
+    crop: int = 64
+    blends: float = 0.25
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon"))
+
+
+def run(recipe: HeadRecipe, resume: bool = True) -> Path:
+    """Train; returns the folder of the finished head."""
+    folder = Path(recipe.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    runtime.setup(recipe.threads, recipe.seed)
+    device = runtime.pick_device(recipe.device)
+    dtype = runtime.pick_dtype(recipe.dtype, device)
+    precision = partial(runtime.autocast, device, dtype)
+    teacher = load_teacher(recipe.teacher, device=device)
+    teacher.vae.requires_grad_(False)
+    config = head_config(recipe.head, teacher.geometry)
+    pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads)
+    latents = encode_pictures(teacher.vae, pictures, folder / "latents.npy", device, precision)
+    torch.manual_seed(recipe.seed)
+    head = new_head(recipe, config, teacher, pictures, latents).to(device)
+    loss = partial(_loss, recipe, head, teacher, pictures, latents, precision, _Distance(teacher))
+    seconds = fit(head, loss, recipe.optim, folder, "head", _preview(teacher, precision), resume)
+    with atomic_path(folder / FOLDER) as out:
+        save_head(head, out, config, torch.float16)
+        shutil.copyfile(folder / "head.csv", out / "head-log.csv")
+        write_json(out / "training.json", {"seconds": round(seconds), "recipe": asdict(recipe)})
+    return folder / FOLDER
+
+
+def new_head(
+    recipe: HeadRecipe, config: dict, teacher: Teacher, pictures: np.ndarray, latents: Tensor
+) -> PatchHead:
+    """A head whose draft is fitted to the first pictures, and of which only what needs no core trains."""
+    knobs = {key: value for key, value in config.items() if key not in ("kind", "patch_size", "latent_dim")}
+    head = PatchHead(1, 1, config["patch_size"], config["latent_dim"], **knobs)
+    count = recipe.readout_images
+    tokens = patchify(images.from_uint8(pictures[:count]), config["patch_size"]).flatten(0, 2)
+    around = neighbourhoods(teacher.pack(latents[:count].float())).flatten(0, 2)
+    (weight, bias), _ = fit_readout(tokens, around)
+    with torch.no_grad():
+        head.readout.weight.copy_(weight)
+        head.readout.bias.copy_(bias)
+    cut_core(head)
+    for name, parameter in head.named_parameters():
+        parameter.requires_grad_(
+            not name.startswith(("open.", "final.", "readout.")) and ".modulation." not in name
+        )
+    return head
+
+
+class _Distance:
+    """The teacher's encoder as a perceptual distance."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._distance = EncoderDistance(EncoderFeatures(teacher))
+
+    def __call__(self, x: Tensor, target: Tensor) -> Tensor:
+        return self._distance(x, target).float().mean()
+
+
+def _loss(
+    recipe: HeadRecipe,
+    head: PatchHead,
+    teacher: Teacher,
+    pictures: np.ndarray,
+    latents: Tensor,
+    precision: partial,
+    distance: _Distance,
+    step: int,
+) -> dict[str, Tensor]:
+    rng = np.random.default_rng([recipe.seed, 3, step])
+    x, z = _crops(recipe, teacher, pictures, latents, rng)
+    blends = round(recipe.blends * len(z))
+    mask = torch.from_numpy(rng.uniform(0, 1, size=(blends, 1, 3, 3)).astype(np.float32)).to(z.device)
+    mask = F.interpolate(mask, size=z.shape[2:], mode="bilinear", align_corners=True)
+    blended = z[:blends] * (1 - mask) + z[blends : 2 * blends] * mask
+    weights = recipe.loss
+    with precision():
+        with torch.no_grad():
+            decoded = teacher.decode(blended).clamp(-1, 1).float()
+        x = torch.cat([decoded, x[blends:]])
+        y = head.decode(teacher.pack(torch.cat([blended, z[blends:]])))
+        every = max(1, round(1 / weights.perceptual_fraction))
+        perceptual = distance(y[::every], x[::every])
+    y = y.float()
+    steps = [(image, image.diff(dim=2), image.diff(dim=3)) for image in (y, x)]
+    return {
+        "pixel": weights.pixel * charbonnier(y, x, EDGE),
+        "gradient": weights.gradient * step_distance(y, x, EDGE),
+        "squared": weights.squared * sum(map(F.mse_loss, *steps)),
+        "perceptual": weights.perceptual * perceptual,
+    }
+
+
+def _crops(
+    recipe: HeadRecipe, teacher: Teacher, pictures: np.ndarray, latents: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Crops on whole tokens: pictures [B, 3, crop, crop] and their latents."""
+    batch, crop, geometry = recipe.optim.batch_size, recipe.crop, teacher.geometry
+    token, cell = geometry.token_pixels, geometry.compression
+    index = rng.integers(len(pictures), size=batch)
+    rows, columns = (
+        token * rng.integers((side - crop) // token + 1, size=batch) for side in pictures.shape[1:3]
+    )
+    places = list(zip(index, rows, columns, strict=True))
+    x = np.stack([pictures[i, r : r + crop, c : c + crop] for i, r, c in places])
+    z = [latents[i, :, r // cell : (r + crop) // cell, c // cell : (c + crop) // cell] for i, r, c in places]
+    device = next(teacher.vae.parameters()).device
+    return images.from_uint8(x).to(device), torch.stack(z).float().to(device)
+
+
+def _preview(teacher: Teacher, precision: partial):
+    """Draws unseen renders, and blends of them, as the head and as the decoder paint them."""
+    x = images.from_uint8(render_batch(range(16), 128, 128)).to(next(teacher.vae.parameters()).device)
+
+    @torch.no_grad()
+    def preview(head: nn.Module, path: Path) -> None:
+        z = teacher.encode(x)
+        blend = (z + z.flip(0)) / 2
+        with precision():
+            drawn, drawn_blend = (head.decode(teacher.pack(v)).float().clamp(-1, 1) for v in (z, blend))
+        decoded = teacher.decode(blend).clamp(-1, 1)
+        rows = {
+            "picture": x,
+            f"head, {float(psnr(drawn, x).mean()):.2f} dB": drawn,
+            "decoder of blends": decoded,
+            f"head, {float(psnr(drawn_blend, decoded).mean()):.2f} dB": drawn_blend,
+        }
+        images.save_png(images.labelled_grid({k: images.to_uint8(v[:8]) for k, v in rows.items()}), path)
+
+    return preview
