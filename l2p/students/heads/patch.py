@@ -113,17 +113,18 @@ class PatchHead(nn.Module):
         def rows(start: int, stop: int) -> Tensor:
             return x_in[:, :, start:stop]
 
-        height = x_in.shape[2]
-        step = min(self.band_height or height, height)
+        height, step = x_in.shape[2], self.band_height
+        if not step or step >= height:  # without a range, which would hold an exported program to its height
+            return self.rows(features, c, context, rows, t, 0, height)
         bands = [(start, min(start + step, height)) for start in range(0, height, step)]
-        if len(bands) > 1 and self.gradient_checkpointing and torch.is_grad_enabled():
+        if self.gradient_checkpointing and torch.is_grad_enabled():
             painted = [
                 checkpoint(self.rows, features, c, context, rows, t, *band, use_reentrant=False)
                 for band in bands
             ]
         else:
             painted = [self.rows(features, c, context, rows, t, *band) for band in bands]
-        return torch.cat(painted, dim=2) if len(bands) > 1 else painted[0]
+        return torch.cat(painted, dim=2)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """What the draft needs of the core's input [B, rows, w, 3 p^2], each token alone: the lift's latents z_t."""
