@@ -10,7 +10,7 @@ TORCH ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(if $(TORCH),-torch-$(TORCH))
 
-.PHONY: help install quickstart test slow teacher judge lint clean
+.PHONY: help install quickstart test slow teacher teachers judge ablation lint clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,8 +45,14 @@ slow: $(STAMP)  ## the slow tests
 teacher: $(STAMP)  ## train the bundled teacher anew (hours)
 	@$(BIN)/l2p train-teacher recipes/teacher-landscapes.yaml
 
+teachers: $(STAMP)  ## measure the conformance table of docs/teachers.md anew
+	@$(BIN)/python tests/teachers/conformance_table.py
+
 judge: $(STAMP)  ## train the bundled judge anew (minutes)
 	@$(BIN)/l2p train-judge recipes/judge-landscapes.yaml
+
+ablation: $(STAMP)  ## compare the objectives, a run a row (hours)
+	@$(BIN)/l2p ablate recipes/ablation.yaml
 
 lint: $(STAMP)  ## ruff: mistakes and format
 	@$(BIN)/ruff check .

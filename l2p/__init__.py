@@ -30,7 +30,8 @@ def __getattr__(name: str) -> type[PixelPipeline]:
 
 
 def load(path: str, device: str = "auto", dtype: str = "auto") -> StudentPipeline:
-    """The student in the folder `path`, or called so on the Hub (``USER/NAME[@revision]``), ready to draw.
+    """The student in the folder `path`, or called so in the package or on the Hub (``USER/NAME[@revision]``), ready to
+    draw.
 
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto", "bf16", "fp16" or "fp32".
     Raises UserError when the folder holds no student or its weights do not fit.

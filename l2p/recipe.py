@@ -46,6 +46,7 @@ class CorpusConfig:
 class LiftConfig:
     num_images: int = knob(256, low=1)
     scale: Literal["procrustes", "energy"] = "procrustes"
+    min_r2: float = knob(0.2, low=-1, high=1)
 
 
 @dataclass
@@ -83,6 +84,8 @@ class StudentConfig:
     num_steps: int = knob(1, low=1)
     latest_time: float = knob(1.0, low=0.5, high=1.0)
     noise_in_span: bool = False
+    interval: bool = False
+    random_core: bool = False
     train_blocks: Any = (
         "all"  # "all", "none" or TrainBlocks: OmegaConf has no such union, so __post_init__ checks it
     )
@@ -144,6 +147,7 @@ class EvaluationConfig:
     batch_size: int = knob(32, low=1)
     seed: int = knob(10_000, low=0)
     preview_images: int = knob(8, low=1)
+    cache: str | None = None
     latency_runs: int = knob(5, low=1)
     clip: str | None = None
     peak_memory: bool = True
@@ -276,7 +280,14 @@ def _misplaced(values: Any, schema: type, prefix: str = "") -> tuple[str, str] |
         section = next((kind for kind in (hints[key], *get_args(hints[key])) if is_dataclass(kind)), None)
         if value is None and type(None) in get_args(hints[key]):
             continue
-        if section:
+        if section and get_origin(hints[key]) is dict and isinstance(value, Mapping):
+            problems = (
+                _misplaced(v, section, f"{full}.{k}.") for k, v in value.items() if isinstance(v, Mapping)
+            )
+            problem = next((problem for problem in problems if problem), None)
+            if problem:
+                return problem
+        elif section:
             if not isinstance(value, Mapping):
                 names = ", ".join(get_type_hints(section))
                 return full, f"{full} is {value!r}, expected a section with the keys {names}"

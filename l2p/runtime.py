@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import random
 import re
@@ -153,7 +154,11 @@ def check_compiler(device: torch.device) -> None:
 
 
 def hush_loaders() -> None:
-    """Keeps transformers and diffusers from drawing bars and giving advice while they load; downloads keep their bars."""
+    """Keeps transformers and diffusers from drawing bars and giving advice while they load; downloads keep their bars.
+
+    Where torchao is installed, diffusers imports it, and torch advises torchao's developers on its enums.
+    """
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     import diffusers.utils.logging
     import transformers.utils.logging
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars

@@ -28,6 +28,10 @@ def schema_of(name: str) -> type:
         from l2p.evaluation.judge_training import JudgeRecipe
 
         return JudgeRecipe
+    if name.startswith("ablation"):
+        from l2p.training.ablation import AblationRecipe
+
+        return AblationRecipe
     return Recipe
 
 
@@ -61,7 +65,7 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
     recipe = load_recipe(path, schema=schema_of(path.stem))
     assert recipe.output_dir == f"runs/{recipe.name}"
     header = re.match(r"(#.*\n)+", path.read_text())[0]
-    verb = {"teacher": "train-", "judge": "train-", "landscapes": "grow"}.get(
+    verb = {"teacher": "train-", "judge": "train-", "landscapes": "grow", "ablation": "ablate"}.get(
         path.stem.split("-")[0], "distill"
     )
     assert f"l2p {verb}" in header

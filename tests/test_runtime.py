@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 
 import numpy as np
@@ -92,6 +93,8 @@ def test_loaders_are_hushed_and_downloads_are_not():
     for library in (transformers, diffusers):
         assert not library.utils.logging.is_progress_bar_enabled()
     assert not are_progress_bars_disabled()
+    torch_log = logging.getLogger(torch.utils._pytree.__name__)
+    assert not torch_log.isEnabledFor(logging.WARNING) and torch_log.isEnabledFor(logging.ERROR)
 
 
 def test_weights_take_the_autocast_dtype_and_come_back_as_they_were():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.students.shipped import student_help
 
 EXAMPLES = """\
 examples:
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "student",
         metavar="STUDENT",
-        help="folder that `l2p distill` wrote, or USER/NAME[@REVISION] on the Hub",
+        help=student_help(),
     )
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", default=[], help="what to draw")
     parser.add_argument("--prompts-file", metavar="FILE", help="text file, a prompt a line")

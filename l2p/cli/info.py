@@ -1,6 +1,7 @@
 """What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights.
 
-Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it."""
+Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it. Without a STUDENT:
+those that come with l2p."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.students.shipped import bundled_students, student_help
 
 PRESET_NAMES = (
     "tiny",
@@ -20,6 +22,7 @@ PRESET_NAMES = (
 )  # as l2p.students.presets has them; named here to load nothing
 EXAMPLES = """\
 examples:
+  l2p info
   l2p info runs/quickstart/student
   l2p info runs/quickstart/student --json
   l2p info base
@@ -30,12 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "student",
         metavar="STUDENT",
-        help="folder that `l2p distill` wrote, USER/NAME[@REVISION] on the Hub, or a preset: tiny, base, large, z-image",
+        nargs="?",
+        help=f"{student_help()}, or a preset: {', '.join(PRESET_NAMES)}",
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.student is None:
+        names = bundled_students()
+        print(json.dumps(names) if args.json else "\n".join(names) or "no student comes with this l2p")
+        return
     is_preset = args.student in PRESET_NAMES and not Path(args.student).exists()
     facts = gather_preset(args.student) if is_preset else gather(args.student)
     if args.json:
@@ -48,7 +56,10 @@ def run(args: argparse.Namespace) -> None:
 
 def gather_preset(name: str) -> dict[str, Any]:
     """Sizes of a preset and what a picture costs."""
+    from l2p import runtime
     from l2p.bench.count import SIDES, count
+
+    runtime.hush_loaders()  # the network is built, though without weights
 
     return {"preset": name, "dtype": "bf16", "pictures": [count(name, side) for side in SIDES]}
 
@@ -109,13 +120,21 @@ def _print_preset(facts: dict[str, Any]) -> None:
     console.print("GB moved: inputs and outputs of every operator, run eagerly, the head whole.")
 
 
+def _depth(core: dict[str, Any]) -> str:
+    if "class" not in core:  # Z-Image, the first there was
+        return f"{core.get('n_layers')} layers of width {core.get('dim')}"
+    layers = core.get("num_layers", 0) + core.get("num_single_layers", 0)
+    width = core.get("num_attention_heads", 0) * core.get("attention_head_dim", 0)
+    return f"{core['class']}, {layers} layers of width {width}"
+
+
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     config, recipe = facts["config"], facts["recipe"] or {}
     core, head, teacher = config.get("core", {}), config.get("head", {}), config.get("teacher", {})
-    depth = f"{core.get('n_layers')} layers of width {core.get('dim')}" if core else "unknown"
+    depth = _depth(core) if core else "unknown"
     rows = {
         "parameters": f"{facts['parameters'] / 1e6:,.2f} M, {facts['bytes'] / 1e6:,.1f} MB in all",
         "picture": f"{config.get('width')} x {config.get('height')} as trained, patches of {config.get('patch_size')} px",

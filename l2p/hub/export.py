@@ -56,6 +56,7 @@ def to_diffusers(student: Path, out: Path) -> Path:
 
     from l2p.hub.bundle import write_bundle
     from l2p.hub.pixel_pipeline import PixelStudentModel
+    from l2p.hub.portable import refuse_other_readers
     from l2p.students.io import load_student
     from l2p.students.lora import merged
     from l2p.students.pipeline import text_encoder_folder
@@ -67,7 +68,9 @@ def to_diffusers(student: Path, out: Path) -> Path:
         raise UserError(
             f"{out} holds something that is no pipeline, so it is left alone: choose another folder"
         )
-    model = PixelStudentModel.from_student(merged(load_student(student)))
+    loaded = load_student(student)
+    refuse_other_readers(loaded.spec, student)
+    model = PixelStudentModel.from_student(merged(loaded))
     texts = TextEncoder.from_pretrained(text_encoder_folder(student), dtype="auto")
     with atomic_path(out) as partial:
         partial.mkdir()

@@ -1,4 +1,5 @@
-"""Students by name: a folder is itself, ``USER/NAME[@revision]`` is fetched from the Hub into its cache."""
+"""Students by name: a folder is itself, a bundled one comes with the package, ``USER/NAME[@revision]`` is fetched from
+the Hub into its cache."""
 
 from __future__ import annotations
 
@@ -9,21 +10,29 @@ from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path
 from l2p.remote import TEXTS, HubName, download
 from l2p.students.io import check_replaceable, read_config
+from l2p.students.shipped import BUNDLED, bundled_students
 
 # Nothing that runs code when it is loaded is fetched: no pickles, no Python.
 PATTERNS = (*TEXTS, "*.safetensors", "*.yaml", "*.md", "*.png")
 
 
 def resolve_student(student: PathLike, endpoint: str | None = None) -> Path:
-    """Folder of a student given as a folder or as ``USER/NAME[@revision]``.
+    """Folder of a student given as a folder, as a bundled name or as ``USER/NAME[@revision]``.
 
     Raises:
         UserError: neither is there, or what is there is no student.
     """
     text = str(student)
-    name = HubName.parse(text)
+    name, shipped = HubName.parse(text), bundled_students()
+    if not Path(text).exists() and text in shipped:
+        return BUNDLED / text
     if Path(text).exists() or name is None:
-        read_config(text)
+        try:
+            read_config(text)
+        except UserError as error:
+            if Path(text).exists() or not shipped:
+                raise
+            raise UserError(f"{error}, or one that comes with l2p: {', '.join(shipped)}") from None
         return Path(text)
     try:
         folder = download(name, PATTERNS, endpoint)

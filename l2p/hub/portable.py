@@ -15,10 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2p.students.student import PixelStudent
+from l2p.errors import UserError
+from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers.protocol import Conditioning
 from l2p.teachers.text import TextEncoder
 from l2p.teachers.z_image_forward import MULTIPLE
+
+
+def refuse_other_readers(spec: StudentSpec, folder: object) -> None:
+    """Raises: UserError for a student whose prompts are read in another way than Z-Image's, which exports alone know."""
+    read_as = spec.teacher.get("pipeline", "ZImagePipeline")
+    if read_as != "ZImagePipeline":
+        raise UserError(
+            f"{folder} reads prompts as a {read_as}, and what is exported reads them as Z-Image does: draw with "
+            "`l2p generate` or l2p.load instead"
+        )
 
 
 class PortableStudent(nn.Module):
@@ -56,7 +67,7 @@ class PortableStudent(nn.Module):
             block.processor = _Attention()
         try:
             with (
-                patch("l2p.students.core.batched_forward", self._transformer),
+                patch("l2p.students.cores.z_image.forward_embedded", self._transformer),
                 patch("l2p_kernels.patch_attention", patch_attention),
             ):
                 yield
@@ -65,14 +76,19 @@ class PortableStudent(nn.Module):
                 block.processor = processor
 
     def _transformer(
-        self, transformer: nn.Module, tokens: Tensor, t_model: Tensor, conditioning: Conditioning
+        self,
+        transformer: nn.Module,
+        x: Tensor,
+        t_model: Tensor,
+        conditioning: Conditioning,
+        time_extra: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`l2p.teachers.z_image_forward.batched_forward` for one picture, its sizes never looked at as numbers."""
-        height, width = tokens.shape[1:3]
+        """`l2p.teachers.z_image_forward.forward_embedded` for one picture, its sizes never looked at as numbers."""
+        height, width = x.shape[1:3]
         count, length = height * width, conditioning.embeds.shape[1]
-        c = transformer.t_embedder(t_model * transformer.t_scale).type_as(tokens)
-        embedder = next(iter(transformer.all_x_embedder.values()))
-        x, is_token = _padded(embedder(tokens.flatten(1, 2)), count, transformer.x_pad_token)
+        c = transformer.t_embedder(t_model * transformer.t_scale)
+        c = (c if time_extra is None else c + time_extra).type_as(x)
+        x, is_token = _padded(x.flatten(1, 2), count, transformer.x_pad_token)
         words, _ = _padded(transformer.cap_embedder(conditioning.embeds), length, transformer.cap_pad_token)
         nowhere = torch.zeros(x.shape[1], dtype=torch.int64, device=x.device)
         token = torch.arange(x.shape[1], device=x.device).clamp(max=count - 1)
@@ -171,7 +187,9 @@ def patch_attention(
     out = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=seen)
     out = out.transpose(1, 2).reshape(batch, n, m, tile, tile, heads, head_dim)
     grid = out.transpose(2, 3).reshape(batch, n * tile, m * tile, heads, head_dim)
-    return grid[:, :height, :width]
+    # Gathered, as a slice that takes all would be a case of its own: a grid of whole tiles.
+    inside = (torch.arange(size, device=q.device) for size in (height, width))
+    return grid.index_select(1, next(inside)).index_select(2, next(inside))
 
 
 def _windows(size: int, tile: int, halo: int, device: torch.device) -> tuple[Tensor, Tensor]:

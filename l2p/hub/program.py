@@ -18,7 +18,7 @@ from torch import Tensor
 
 from l2p.errors import UserError
 from l2p.files import atomic_path, write_text
-from l2p.hub.portable import PortableStudent
+from l2p.hub.portable import PortableStudent, refuse_other_readers
 from l2p.students.io import load_student, read_config
 from l2p.students.lora import merged
 from l2p.students.pipeline import text_encoder_folder
@@ -28,7 +28,7 @@ from l2p.teachers.z_image_forward import MULTIPLE
 
 INPUTS, OUTPUT = ("noise", "token_ids"), "picture"
 TRACED = (3, 5, 7)  # token rows, token columns, words: all different, so that none is taken for another
-CHECKED = ((2, 3, 40), (5, 4, 33))
+CHECKED = ((2, 3, 40), (5, 4, 33), (8, 8, 12), (16, 24, 32))  # with whole tiles and words, and without
 TOLERANCE = 1e-3  # of the largest value
 OPSET = 23  # the newest that torch.onnx writes
 TORCH_FILE, ONNX_FILE = "student.pt2", "student.onnx"
@@ -113,8 +113,10 @@ def _check_replaceable(out: Path, file: str) -> None:
 
 
 def _portable(student: Path) -> tuple[PortableStudent, TextEncoder]:
+    loaded = merged(load_student(student))
+    refuse_other_readers(loaded.spec, student)
     texts = TextEncoder.from_pretrained(text_encoder_folder(student))
-    return PortableStudent(merged(load_student(student)), texts), texts
+    return PortableStudent(loaded, texts), texts
 
 
 def _write_texts(
@@ -152,8 +154,9 @@ def _trace(portable: PortableStudent) -> torch.export.ExportedProgram:
 @torch.no_grad()
 def _check(portable: PortableStudent, program: Call) -> None:
     """Against the student itself, not against what was traced."""
-    for sizes in CHECKED:
-        noise, ids = _inputs(portable, *sizes)
+    lens = portable.student.core.transformer.config.axes_lens
+    for rows, columns, length in CHECKED:
+        noise, ids = _inputs(portable, min(rows, lens[1]), min(columns, lens[2]), length)
         caption = portable.caption(ids)
         conditioning = Conditioning(caption, torch.tensor([caption.shape[1]]))
         wanted = portable.student.sample(noise, conditioning)

@@ -94,13 +94,12 @@ def stage(
 
 def quantize_measured(student: PixelStudent, kind: str, folder: Path) -> None:
     """Quantise in place, and note the PSNR in dB of its pictures to those it drew before, at its own size."""
-    from l2p.students.pipeline import StudentPipeline
+    from l2p.students.pipeline import StudentPipeline, load_texts
     from l2p.students.quantize import quantize
-    from l2p.teachers.text import TextEncoder
 
     if kind not in KINDS:
         raise UserError(f"--quantize is {kind!r}, expected one of {', '.join(KINDS)}")
-    texts = TextEncoder.from_pretrained(text_encoder_folder(folder))
+    texts = load_texts(folder, student.spec)
     sides = {name: getattr(student.spec, name) or 8 * student.spec.patch_size for name in ("height", "width")}
 
     def draw() -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a student is trained for: small terms that a recipe composes by name and weight.
 
 A new objective is a file with an :class:`~l2p.objectives.base.Objective` and a line in ``OBJECTIVES``; its knobs are
-the keyword arguments of its constructor, checked here against the recipe.
+the keyword arguments of its constructor, checked here against the recipe. `docs/objectives.md` walks through one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from torch import nn
 
 from l2p.errors import UserError
-from l2p.objectives.base import Batch, Objective, StepContext
+from l2p.objectives.adversarial import AdversarialObjective
+from l2p.objectives.base import Batch, CriticObjective, Objective, StepContext
+from l2p.objectives.distribution import DistributionObjective
 from l2p.objectives.drift import DriftObjective
 from l2p.objectives.flow import FlowObjective
 from l2p.objectives.latents import LatentsObjective
+from l2p.objectives.mean_flow import MeanFlowObjective
 from l2p.objectives.pairs import PairsObjective
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
+    from l2p.recipe import Recipe, StageConfig
     from l2p.teachers import Teacher
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -30,11 +34,23 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "latents": LatentsObjective,
     "pairs": PairsObjective,
     "drift": DriftObjective,
+    "adversarial": AdversarialObjective,
+    "distribution": DistributionObjective,
+    "mean_flow": MeanFlowObjective,
 }
 
 _KIND_NAMES = {int: "an integer", bool: "true or false", str: "a text"}
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "StepContext", "build_objectives", "check_objectives"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "CriticObjective",
+    "Objective",
+    "StepContext",
+    "build_objectives",
+    "check_combinations",
+    "check_objectives",
+]
 
 
 def build_objectives(
@@ -78,6 +94,14 @@ def check_objectives(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     if not checked:
         raise UserError(f"nothing to train: give an objective a weight above 0 ({', '.join(OBJECTIVES)})")
     return checked
+
+
+def check_combinations(stage: StageConfig, recipe: Recipe) -> None:
+    """Refuse objectives that cannot work in this recipe, before anything is loaded. Raises: UserError."""
+    for name, knobs in check_objectives(stage.objectives).items():
+        parameters = inspect.signature(OBJECTIVES[name].__init__).parameters
+        defaults = {knob: parameters[knob].default for knob in _kinds(OBJECTIVES[name])}
+        OBJECTIVES[name].check({**defaults, **knobs}, recipe, stage)
 
 
 def _kinds(objective: type[Objective]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Legend: B batch, H W pixels, c h w latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from l2p import flow
 from l2p.errors import UserError
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
+    from l2p.recipe import Recipe, StageConfig
+    from l2p.students.student import PixelStudent, Seen
     from l2p.teachers import Conditioning, Teacher
 
 
@@ -46,34 +49,37 @@ class StepContext:
     """One training step, as the objectives see it.
 
     Args:
-        student: ``(x_t [B, 3, H, W], t [B], conditioning) -> x_0 [B, 3, H, W]``.
+        student: ``(x_t [B, 3, H, W], t [B], conditioning, r [B]) -> x_0 [B, 3, H, W]``, r being where its step ends; in two
+            parts too, ``look`` and ``paint``, as :class:`l2p.students.student.PixelStudent` has them.
         generator: the source of every random number of this step; on the CPU, so that a step is the same everywhere.
         step: number of the optimiser step.
+        num_steps: steps the student draws a picture in.
     """
 
     def __init__(
         self,
-        student: Callable[[Tensor, Tensor, Conditioning], Tensor],
+        student: PixelStudent,
         teacher: Teacher,
         lift: Lift,
         batch: Batch,
         generator: torch.Generator,
         step: int = 0,
+        num_steps: int = 1,
     ) -> None:
         self.student, self.teacher, self.lift = student, teacher, lift
-        self.batch, self.generator, self.step = batch, generator, step
+        self.batch, self.generator, self.step, self.num_steps = batch, generator, step, num_steps
 
     @cached_property
-    def one_step(self) -> Tensor:
+    def picture(self) -> Tensor:
         """The student's picture x_0 [B, 3, H, W] of the batch's pure noise; computed once for all objectives."""
-        if "_seen" in vars(self):
-            return self.student.paint(self._seen)
-        return self.student(*self._pure_noise)
+        with torch.enable_grad():
+            return self.student.paint(self._seen).to(self.batch.noise.dtype)
 
     @cached_property
     def latents(self) -> Tensor:
-        """What the student's core takes the teacher's latents to be, z_0 [B, c, h, w]; the head is not asked."""
-        return self.teacher.unpack(self.student.latents(self._seen).float())
+        """What a one-step student's core takes the teacher's latents to be, z_0 [B, c, h, w]; the head is not asked."""
+        with torch.enable_grad():
+            return self.teacher.unpack(self.student.latents(self._seen).float())
 
     @cached_property
     def decoded(self) -> Tensor:
@@ -82,13 +88,40 @@ class StepContext:
             return self.teacher.decode(self.latents.detach()).clamp(-1, 1)
 
     @cached_property
-    def _seen(self) -> Any:
-        return self.student.look(*self._pure_noise)
+    def _seen(self) -> Seen:
+        """What the core makes of the batch's noise: one pass for :attr:`picture` and :attr:`latents`."""
+        with torch.enable_grad():  # whoever asks first, and be it a critic that wants no gradient
+            return self.student.look(*self._at_picture_time(self.batch.noise))
 
-    @property
-    def _pure_noise(self) -> tuple[Tensor, Tensor, Conditioning]:
-        noise = self.batch.noise
-        return noise, torch.ones(len(noise), device=noise.device), self.batch.conditioning
+    @cached_property
+    def picture_time(self) -> float:
+        """Time of the step that :meth:`draw` trains: 1 for a one-step student, else one of its steps at random."""
+        if self.num_steps == 1:
+            return 1.0
+        drawn = torch.randint(self.num_steps, (), generator=self.generator, device=self.generator.device)
+        return 1 - int(drawn) / self.num_steps
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """The student's x_0 [B, 3, H, W] of pure noise, as it sees it at :attr:`picture_time`.
+
+        A student of several steps walks there by its own steps, without gradient, so that it is trained on what it
+        will meet (DMD2, arXiv 2405.14867, section 4.5).
+        """
+        return self.student(*self._at_picture_time(noise))
+
+    def _at_picture_time(self, noise: Tensor) -> tuple[Tensor, Tensor, Conditioning, Tensor]:
+        """The student's arguments x_t, t, conditioning and r after its own steps from noise."""
+
+        def given(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Conditioning, Tensor]:
+            return x_t, t, self.batch.conditioning, (t - 1 / self.num_steps).clamp(min=0)
+
+        steps = round((1 - self.picture_time) * self.num_steps)
+        times = 1 - torch.arange(steps + 1, device=noise.device) / self.num_steps
+        with torch.no_grad():
+            x_t = flow.euler(
+                lambda x, t: flow.velocity_from_x_0(x, self.student(*given(x, t)), t), noise, times
+            )
+        return given(x_t, times[-1].expand(len(noise)))
 
     def randn(self, *shape: int) -> Tensor:
         """Standard normal numbers of this step, on the batch's device."""
@@ -112,12 +145,25 @@ class Objective(nn.Module):
     ``weight``. Frozen networks are held through :class:`Frozen`, so that no optimiser or checkpoint finds them.
     """
 
+    name: str
+
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = at_least("weight", weight, 0)
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    @classmethod
+    def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        """Refuse what cannot work in this recipe, before anything is loaded.
+
+        Args:
+            knobs: all of them, defaults included.
+
+        Raises:
+            UserError: one line that names the keys and the way out.
+        """
 
     def extra_repr(self) -> str:
         shown = {
@@ -130,13 +176,49 @@ class Objective(nn.Module):
         )
 
 
+class CriticObjective(Objective):
+    """An objective that owns networks, a critic or a fake score, which learn beside the student.
+
+    Parameters that a subclass registers get an AdamW of their own, which takes ``critic_updates`` steps on
+    ``critic_loss`` before each step of the student. They are checkpointed with their optimiser, and never averaged.
+    A ``forward`` whose gradient passes through such a network calls it by :func:`held`.
+    """
+
+    critic_betas = (0.0, 0.99)  # a critic chases a moving target: momentum would point to where it was
+
+    def __init__(
+        self, weight: float = 1.0, critic_learning_rate: float = 1e-4, critic_updates: int = 1
+    ) -> None:
+        super().__init__(weight)
+        self.critic_learning_rate = at_least("critic_learning_rate", critic_learning_rate, 0)
+        self.critic_updates = int(at_least("critic_updates", critic_updates, 1))
+
+    def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Scalar terms whose sum the objective's own networks minimise; the student gets no gradient from it."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        if recipe.dtype == "fp16":
+            raise UserError(
+                f"objectives.{cls.name} trains a network of its own, for which fp16 has no loss scale: "
+                "set dtype to bf16 or fp32"
+            )
+
+
+def held(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``module(*args)`` whose gradient reaches the arguments and not the module's weights."""
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    return torch.func.functional_call(module, weights, args, kwargs)
+
+
 class Frozen:
     """Holds a network without registering it with its owner; follows the device of its input."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)
 
-    def __call__(self, x: Tensor, **kwargs) -> list[Tensor]:
+    def __call__(self, x: Tensor, **kwargs: Any) -> Any:
         parameter = next(self.module.parameters())
         if parameter.device != x.device:
             self.module.to(x.device)

@@ -8,6 +8,8 @@ Notable:
 - The loss is ``|f(x) - stopgrad(f(x) + V)|^2``: its value says little (every force is scaled to unit size), its
   gradient is the field.
 - Features: cells of the teacher's encoder maps, pooled to grids of several sizes; every cell is a space of its own.
+  Or tokens inside the teacher's transformer (drifting with a teacher's features, arXiv 2605.07327): for real teachers,
+  whose encoder knows textures and little of what a picture shows.
 - Positives are the batch's teacher pictures and no queue: a queue is state, and a step must be a function of its number.
 
 Legend: L feature spaces, B batch, N positives, M negatives, C channels.
@@ -15,30 +17,35 @@ Legend: L feature spaces, B batch, N positives, M negatives, C channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from l2p.errors import UserError
-from l2p.objectives.base import Objective, StepContext
-from l2p.objectives.features import EncoderFeatures, shrink, shrink_factor
+from l2p.objectives.base import Objective, StepContext, within
+from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
+    from l2p.recipe import Recipe, StageConfig
     from l2p.teachers import Teacher
 
 _TINY = 1e-8
 
 
 class DriftObjective(Objective):
-    """Drifting in the features of the teacher's VAE encoder.
+    """Drifting in the features of the teacher.
 
     Args:
         temperatures: kernel widths, as shares of the mean distance; small ones pair neighbours, large ones move the crowd.
         grids: each encoder map is averaged to these grids (1: the whole picture); mean and deviation of each cell count.
-        feature_blocks, feature_scale: as in ``pairs``.
+        features: "encoder" (the VAE's) or "teacher" (its transformer's).
+        feature_blocks, feature_scale: of the encoder, as in ``pairs``.
+        teacher_blocks: main blocks of the transformer, counted from 0, or from the end by -1.
+        teacher_time: how much the transformer's latents are noised; small times show detail, large ones layout.
     """
 
     name = "drift"
@@ -51,8 +58,11 @@ class DriftObjective(Objective):
         weight: float = 1.0,
         temperatures: list[float] = (0.02, 0.05, 0.2),
         grids: list[int] = (1, 2, 4),
+        features: Literal["encoder", "teacher"] = "encoder",
         feature_blocks: int = 0,
         feature_scale: float = 1.0,
+        teacher_blocks: list[int] = (-1,),
+        teacher_time: float = 0.2,
     ) -> None:
         super().__init__(weight)
         if min(temperatures) <= 0 or min(grids) < 1:
@@ -60,16 +70,28 @@ class DriftObjective(Objective):
                 f"objectives.drift needs temperatures above 0 and grids from 1, got {temperatures} and {grids}"
             )
         self.temperatures, self.grids = tuple(temperatures), tuple(grids)
-        self._features = EncoderFeatures(teacher, feature_blocks) if self.weight else None
+        self.teacher_time = within("objectives.drift.teacher_time", teacher_time, 0, 1)
         self.shrink = shrink_factor(feature_scale)
+        self.features, self._features = features, None
+        if self.weight and features == "teacher":
+            self._features = TransformerFeatures(teacher, teacher_blocks, teacher_time)
+        elif self.weight:
+            self._features = EncoderFeatures(teacher, feature_blocks)
+
+    @classmethod
+    def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        if stage.batch_size < 2:
+            raise UserError(f"objectives.drift needs a batch_size of at least 2, got {stage.batch_size}")
+        if knobs["features"] == "teacher" and knobs["feature_scale"] != 1:
+            raise UserError(
+                "objectives.drift.feature_scale is the encoder's: leave it at 1 with features: teacher"
+            )
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        x = ctx.one_step
+        x = ctx.picture
         if len(x) < 2:
             raise UserError("the drift objective needs a batch of at least 2 pictures: they push each other")
-        with torch.no_grad():
-            wanted = self._features(shrink(ctx.batch.images, self.shrink))
-        found = self._features(shrink(x, self.shrink))
+        found, wanted = self._compare(ctx, x)
         losses = []
         with torch.autocast(
             x.device.type, enabled=False
@@ -78,6 +100,18 @@ class DriftObjective(Objective):
                 spaces = zip(pool_cells(f, self.grids), pool_cells(g, self.grids), strict=True)
                 losses += [drift_loss(cells, targets, self.temperatures) for cells, targets in spaces]
         return {"drift": torch.stack(losses).mean()}
+
+    def _compare(self, ctx: StepContext, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Feature maps [B, C, h, w] of the student's pictures, and of the teacher's, without gradient."""
+        images = ctx.batch.images
+        if self.features == "encoder":
+            with torch.no_grad():
+                wanted = self._features(shrink(images, self.shrink))
+            return self._features(shrink(x, self.shrink)), wanted
+        eps = ctx.randn(*ctx.batch.latents.shape)  # one noise for both sides: it must not tell them apart
+        with torch.no_grad():
+            wanted = self._features(images, ctx.batch.conditioning, eps)
+        return self._features(x, ctx.batch.conditioning, eps), wanted
 
 
 def pool_cells(features: Tensor, grids: tuple[int, ...]) -> list[Tensor]:

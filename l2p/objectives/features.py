@@ -1,37 +1,43 @@
-"""Frozen networks whose features compare pictures: the teacher's own VAE encoder, or LPIPS.
+"""Frozen networks whose features compare pictures: the teacher's own VAE encoder and transformer, or LPIPS.
 
-The encoder costs no download and knows the teacher's world; LPIPS knows what people see, but its backbone is fetched
-on first use. Both give a list of feature maps with unit length over the channels, so that no layer drowns another.
+The teacher's networks cost no download and know its world; LPIPS knows what people see, but its backbone is fetched
+on first use. As distances, all have unit length over the channels, so that no layer drowns another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2p import flow
 from l2p.errors import UserError
 from l2p.objectives.base import Frozen
 
 if TYPE_CHECKING:
-    from l2p.teachers import Teacher
+    from l2p.teachers import Conditioning, Teacher
 
 
 class _EncoderBlocks(nn.Module):
-    """The first ``blocks`` down blocks of a diffusers VAE encoder; shares the encoder's weights."""
+    """The first ``blocks`` down blocks of a diffusers VAE encoder; shares the encoder's weights.
+
+    An encoder of films (Qwen-Image's) sees a picture as one frame.
+    """
 
     def __init__(self, encoder: nn.Module, blocks: int) -> None:
         super().__init__()
         self.conv_in = encoder.conv_in
         self.down_blocks = nn.ModuleList(encoder.down_blocks[:blocks])
+        self.of_films = any(weight.ndim == 5 for weight in encoder.conv_in.parameters())
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x, maps = self.conv_in(x), []
+        x, maps = self.conv_in(x[:, :, None] if self.of_films else x), []
         for block in self.down_blocks:
             x = block(x)
-            maps.append(x)
+            maps.append(x[:, :, 0] if self.of_films else x)
         return maps
 
 
@@ -55,8 +61,35 @@ class EncoderFeatures:
             raise UserError(f"feature_blocks must be 0 (all) to {len(encoder.down_blocks)}, got {blocks}")
         self._network = Frozen(_EncoderBlocks(encoder, blocks or len(encoder.down_blocks)))
 
+    @property
+    def channels(self) -> list[int]:
+        """C of each map."""
+        weight = next(self._network.module.parameters())
+        with torch.no_grad():
+            return [f.shape[1] for f in self(torch.zeros(1, 3, 64, 64, device=weight.device))]
+
     def __call__(self, images: Tensor) -> list[Tensor]:
         return self._network(images)
+
+
+class TransformerFeatures:
+    """Tokens inside the teacher's transformer: ``(images, captions, eps) -> list of [B, D, h, w]``, one a block.
+
+    Pictures are encoded and noised a little, as a flow model is blind to what it was never shown. The gradient
+    passes the transformer and the encoder: dear, and it sees what pictures mean where the encoder sees how they look.
+
+    Args:
+        blocks: main blocks of the transformer, counted from 0 or from the end by -1.
+        time: of the noise, above 0 and at most 1.
+    """
+
+    def __init__(self, teacher: Teacher, blocks: Sequence[int], time: float) -> None:
+        self.teacher, self.blocks, self.time = teacher, tuple(blocks), time
+
+    def __call__(self, images: Tensor, conditioning: Conditioning, eps: Tensor) -> list[Tensor]:
+        z = self.teacher.encode(images)
+        t = torch.full((len(z),), self.time, device=z.device)
+        return self.teacher.features(flow.add_noise(z, eps.to(z), t), t, conditioning, self.blocks)
 
 
 class EncoderDistance:

@@ -6,7 +6,8 @@ regression does not blur.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,12 @@ from torch import Tensor
 from l2p.errors import UserError
 from l2p.objectives.base import Objective, StepContext, at_least, within
 from l2p.objectives.features import EncoderDistance, EncoderFeatures, LpipsDistance, shrink, shrink_factor
+from l2p.objectives.latents import check_latents
 from l2p.patches import patchify
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
+    from l2p.recipe import Recipe, StageConfig
     from l2p.teachers import Teacher
 
 
@@ -26,13 +29,15 @@ class PairsObjective(Objective):
     """Pixel, latent and perceptual terms; a term of weight 0 is not computed.
 
     Args:
+        noise: "coupled" is the one the teacher's picture came from; "fresh" noise breaks the pair, for comparison: the
+            student can then only learn the mean picture of a caption.
         target: "teacher" is the picture that the teacher drew; "decoder" what its VAE makes of the latents that the
             student's core guesses. The latter is a function of the core's features, so that nothing is averaged: the
             head learns to decode, sharply, and the core needs another term (``latents``) to guess right.
         pixel: weight of the Charbonnier distance ``mean(sqrt(d^2 + edge^2) - edge)``.
         squared: weight of the mean squared error of pixels, and of the differences between neighbours: stars and windows,
             small and bright, which absolute errors drop.
-        gradient: weight of the same distance of differences between neighbouring pixels: sharp edges where the
+        gradient: weight of the Charbonnier distance of differences between neighbouring pixels: sharp edges where the
             teacher has them, and no seams where it has none.
         seam: weight of the same on the differences across the borders of latent cells alone, where a head that writes
             patch by patch leaves its grid; there are too few of them for ``gradient`` to mind.
@@ -40,7 +45,7 @@ class PairsObjective(Objective):
         latent: weight of ``L1 + MSE / 2`` in the teacher's latent space.
         latent_space: "lift" projects both pictures with ``A^T`` (almost free, and zero for the teacher's own picture,
             which a comparison with the latent itself would not be: the lift explains a part of it only); "encoder"
-            runs the teacher's encoder on the student's picture and compares with the kept latent.
+            runs the teacher's encoder on the student's picture and compares with the kept latent, or the guessed one.
         perceptual: weight of the distance of features.
         perceptual_network: "encoder" (the teacher's, no download) or "lpips".
         perceptual_fraction: share of the batch, chosen anew each step, that the costly term sees.
@@ -56,6 +61,7 @@ class PairsObjective(Objective):
         teacher: Teacher,
         lift: Lift,
         weight: float = 1.0,
+        noise: Literal["coupled", "fresh"] = "coupled",
         target: Literal["teacher", "decoder"] = "teacher",
         pixel: float = 1.0,
         squared: float = 0.0,
@@ -71,6 +77,7 @@ class PairsObjective(Objective):
         feature_scale: float = 1.0,
     ) -> None:
         super().__init__(weight)
+        self.noise = noise
         self.pixel = at_least("objectives.pairs.pixel", pixel, 0)
         self.squared = at_least("objectives.pairs.squared", squared, 0)
         self.target = target
@@ -93,9 +100,20 @@ class PairsObjective(Objective):
             else:
                 self._distance = EncoderDistance(EncoderFeatures(teacher, feature_blocks))
 
+    @classmethod
+    def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        if knobs["target"] != "decoder":
+            return
+        check_latents("objectives.pairs.target=decoder", recipe)
+        if knobs["noise"] == "fresh":
+            raise UserError(
+                "objectives.pairs.target=decoder paints the latents of the pairs' own noise: "
+                "leave objectives.pairs.noise at coupled"
+            )
+
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         target = ctx.decoded if self.target == "decoder" else ctx.batch.images
-        x = ctx.one_step
+        x = ctx.picture if self.noise == "coupled" else ctx.draw(ctx.randn(*target.shape))
         terms: dict[str, Tensor] = {}
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)
@@ -119,7 +137,8 @@ class PairsObjective(Objective):
 
     def _latent(self, ctx: StepContext, x: Tensor, target: Tensor) -> Tensor:
         if self.latent_space == "encoder":
-            found, wanted = ctx.teacher.encode(x).float(), ctx.batch.latents.float()
+            z_0 = ctx.latents.detach() if self.target == "decoder" else ctx.batch.latents
+            found, wanted = ctx.teacher.encode(x).float(), z_0.float()
         else:
             with torch.autocast(
                 x.device.type, enabled=False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p.errors import UserError
-from l2p.students.core import core_config
+from l2p.students.cores import build_core, core_class
 from l2p.students.heads import KNOBS, LinearHead, PatchHead
 from l2p.students.heads.pretrained import FOLDER, load_head
 from l2p.students.lora import add_lora, is_adapter, lora_of
@@ -21,6 +21,7 @@ from l2p.teachers import resolve
 if TYPE_CHECKING:
     from l2p.lift import Lift
     from l2p.recipe import HeadConfig, StudentConfig, TrainBlocks
+    from l2p.students.cores.base import Core
     from l2p.teachers.protocol import LatentGeometry, Teacher
 
 
@@ -31,30 +32,40 @@ def student_spec(
     config: StudentConfig,
     size: tuple[int, int] | None = None,
     teacher: dict[str, Any] | None = None,
+    transformer_class: str = "ZImageTransformer2DModel",
+    options: Mapping[str, Any] | None = None,
 ) -> StudentSpec:
     """Spec of the student of a teacher with this transformer config; no weights are touched.
 
     Args:
         size: height and width in pixels that the student is trained on.
+        options: what the core has to know besides, see :data:`l2p.students.cores.base.OPTIONS`.
 
     Raises:
-        UserError: an unknown head, or a patch that is not the teacher's.
+        UserError: an unknown head, a patch that is not the teacher's, or a network that no student can keep.
     """
+    core = core_class(transformer_class).config_of(transformer_config, options or {})
     if config.patch_size != geometry.token_pixels:
         raise UserError(
             f"student.patch_size is {config.patch_size}, a token of this teacher covers "
             f"{geometry.token_pixels} pixels: set student.patch_size={geometry.token_pixels}"
+        )
+    if config.interval and not core_class(transformer_class).takes_interval:
+        raise UserError(
+            f"student.interval needs a core that can be told where a step ends, which that of a {transformer_class} "
+            "cannot yet: leave it at false"
         )
     height, width = size or (None, None)
     return StudentSpec(
         patch_size=config.patch_size,
         latent_dim=geometry.token_dim,
         lift_scale=lift_scale,
-        core=core_config(dict(transformer_config)),
+        core=core,
         head=_head(config.head),
         num_steps=config.num_steps,
         latest_time=config.latest_time,
         noise_in_span=config.noise_in_span,
+        interval=config.interval,
         height=height,
         width=width,
         teacher=teacher or {},
@@ -71,7 +82,11 @@ def head_config(config: HeadConfig, geometry: LatentGeometry) -> dict[str, Any]:
 
 
 def from_teacher(
-    teacher: Teacher, lift: Lift, config: StudentConfig, size: tuple[int, int] | None = None
+    teacher: Teacher,
+    lift: Lift,
+    config: StudentConfig,
+    size: tuple[int, int] | None = None,
+    guidance_scale: float = 0.0,
 ) -> PixelStudent:
     """The step-zero student, in the teacher's dtype and on its device; it shares no memory with the teacher.
 
@@ -80,33 +95,44 @@ def from_teacher(
 
     Args:
         size: height and width in pixels to record as the student's own.
+        guidance_scale: the guidance that the core is told, where the teacher takes it as an input.
+
+    Raises:
+        UserError: the teacher's network is one that no student can keep, or a patch that is not the teacher's.
     """
     origin = {"name": teacher.name, "revision": teacher.revision, "license": teacher.license}
-    transformer = teacher.transformer
-    spec = student_spec(transformer.config, teacher.geometry, lift.scale, config, size, origin)
+    origin["pipeline"] = teacher.pipeline_class
+    transformer, kind = teacher.transformer, type(teacher.transformer).__name__
+    options = {
+        **teacher.core_options,
+        **({"guidance_scale": guidance_scale} if teacher.guidance_kind == "input" else {}),
+    }
+    spec = student_spec(transformer.config, teacher.geometry, lift.scale, config, size, origin, kind, options)
+    core = core_class(kind)
     with torch.device("meta"):  # a large core is never initialised only to be overwritten
         student = PixelStudent(spec)
 
     basis = lift.basis.to(teacher.device)
-    embedder = next(iter(transformer.all_x_embedder.values()))
-    state = {
-        name: tensor.clone()
-        for name, tensor in transformer.state_dict().items()
-        if not name.startswith(("all_x_embedder.", "all_final_layer."))
-    }
-    key = f"all_x_embedder.{spec.patch_size}-1"
-    state[f"{key}.weight"] = _product(embedder.weight, basis.T)
-    state[f"{key}.bias"] = embedder.bias.detach().clone()
+    weight, bias = core.read_in(transformer)
+    state = core.teacher_state(transformer)
+    first = student.core.embedder_name
+    state[f"{first}.weight"] = _product(weight, basis.T)
+    if bias is not None:
+        state[f"{first}.bias"] = bias.detach().clone()
+    if config.random_core:
+        fresh = build_core(spec.core, spec.patch_size).transformer.to(weight).state_dict()
+        state = {name: fresh[name] if "pad_token" not in name else state[name] for name in state}
     student.core.transformer.load_state_dict(state, strict=True, assign=True)
 
-    student.head = student.new_head().to(teacher.device, embedder.weight.dtype)
+    if spec.interval:
+        student.core.span_embedder = student.core.new_span_embedder().to(weight)
+    student.head = student.new_head().to(teacher.device, weight.dtype)
     student.basis = basis.float()
     student.offset = lift.offset.to(teacher.device).float()
-    final = next(iter(transformer.all_final_layer.values()))
     if isinstance(student.head, LinearHead):
-        _fold_head(student.head, final, lift, basis)
+        _fold_head(student.head, core, transformer, lift, basis)
     elif isinstance(student.head, PatchHead):
-        _start_draft(student.head, final, lift, basis)
+        _start_draft(student.head, core, transformer, lift, basis)
         if config.head.pretrained is not None:
             own = config.head.pretrained == "teacher"
             folder = resolve(teacher.name, teacher.revision) / FOLDER if own else Path(config.head.pretrained)
@@ -115,22 +141,30 @@ def from_teacher(
         add_lora(student, config.lora.rank, config.lora.alpha, list(config.lora.targets))
     student.set_gradient_checkpointing(config.gradient_checkpointing)
     set_trainable(student, config.train_blocks)
-    return student
+    return student.to(teacher.device)
 
 
 @torch.no_grad()
-def _fold_head(head: LinearHead, final: nn.Module, lift: Lift, basis: Tensor) -> None:
-    """``s A`` into the teacher's last layer; its sign stays diffusers', minus the velocity."""
-    head.final.adaLN_modulation.load_state_dict(final.adaLN_modulation.state_dict())
-    head.final.linear.weight.copy_(_product(lift.scale * basis, final.linear.weight))
-    head.final.linear.bias.copy_(_product(lift.scale * basis, final.linear.bias))
+def _fold_head(head: LinearHead, core: type[Core], transformer: nn.Module, lift: Lift, basis: Tensor) -> None:
+    """``s A`` into the teacher's last layer; its output is minus the velocity."""
+    core.copy_norm(head.final, transformer)
+    weight, bias = core.write_out(transformer)
+    head.final.linear.weight.copy_(_product(lift.scale * basis, weight))
+    if bias is not None:
+        head.final.linear.bias.copy_(_product(lift.scale * basis, bias))
     head.basis, head.offset = basis.float(), lift.offset.to(basis.device).float()
 
 
 @torch.no_grad()
-def _start_draft(head: PatchHead, final: nn.Module, lift: Lift, basis: Tensor) -> None:
+def _start_draft(
+    head: PatchHead, core: type[Core], transformer: nn.Module, lift: Lift, basis: Tensor
+) -> None:
     """The teacher's last layer as it is, and the lift's readout of its latents."""
-    head.final.load_state_dict(final.state_dict())
+    core.copy_norm(head.final, transformer)
+    weight, bias = core.write_out(transformer)
+    head.final.linear.weight.copy_(weight)
+    if bias is not None:
+        head.final.linear.bias.copy_(bias)
     weight, bias = lift.readout
     head.readout.weight.copy_(weight)
     head.readout.bias.copy_(bias)
@@ -161,4 +195,6 @@ def set_trainable(student: PixelStudent, train_blocks: str | TrainBlocks) -> int
         layers = student.core.layers
         for layer in layers[train_blocks.first : max(0, len(layers) - train_blocks.last)]:
             layer.requires_grad_(False)
+    if student.core.span_embedder is not None:  # the teacher has none: it starts at zero and must learn
+        student.core.span_embedder.requires_grad_(True)
     return sum(p.numel() for p in student.parameters() if p.requires_grad)

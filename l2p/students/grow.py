@@ -82,9 +82,10 @@ def grow(student: PixelStudent, factor: int, head: dict[str, object]) -> PixelSt
     with torch.device("meta"):
         grown = PixelStudent(spec)
     state = {name: value.clone() for name, value in student.core.state_dict().items()}
-    old, new = (f"transformer.all_x_embedder.{size}-1.weight" for size in (p, spec.patch_size))
-    state[new] = spread_pixels(state.pop(old), p, factor) / factor
-    state[new.replace("weight", "bias")] = state.pop(old.replace("weight", "bias"))
+    old, new = (f"transformer.{core.embedder_name}" for core in (student.core, grown.core))
+    state[f"{new}.weight"] = spread_pixels(state.pop(f"{old}.weight"), p, factor) / factor
+    if f"{old}.bias" in state:
+        state[f"{new}.bias"] = state.pop(f"{old}.bias")
     grown.core.load_state_dict(state, strict=True, assign=True)
 
     weight = student.core.embedder.weight
@@ -92,4 +93,4 @@ def grow(student: PixelStudent, factor: int, head: dict[str, object]) -> PixelSt
     grown.head.inner.load_state_dict(student.head.state_dict(), strict=True)
     grown.basis = spread_pixels(student.basis.T, p, factor).T / factor
     grown.offset = spread_pixels(student.offset, p, factor)
-    return grown.train(student.training)
+    return grown.to(weight.device).train(student.training)

@@ -27,13 +27,17 @@ from l2p.students.student import PixelStudent, StudentSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from l2p.teachers.text import TextEncoder
+    from l2p.teachers.text import PromptEncoder
 
 FORMAT_VERSION = 1
 NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
 CONFIG = "config.json"
-LATER = {"latest_time": 1.0, "noise_in_span": False}  # what folders from before these were written mean
+LATER = {
+    "latest_time": 1.0,
+    "noise_in_span": False,
+    "interval": False,
+}  # what folders from before these were written mean
 FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora", "quantization"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
 LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours
@@ -43,7 +47,7 @@ DEEPEST = 1000  # layers
 def save_student(
     student: PixelStudent,
     folder: str | Path,
-    text_encoder: TextEncoder | None = None,
+    text_encoder: PromptEncoder | None = None,
     extra: dict[str, Any] | None = None,
     dtype: str | None = None,
     shard_bytes: int = weights.SHARD_BYTES,
@@ -258,4 +262,4 @@ def load_student(
     lora = config.get("lora")
     if lora is not None:
         read_lora(student, folder, lora, device)
-    return student.eval()
+    return student.to(device).eval()

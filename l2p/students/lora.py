@@ -8,6 +8,7 @@ zero, so that at step zero nothing has changed. On disk the adapters lie apart, 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,8 @@ def add_lora(student: PixelStudent, rank: int, alpha: float, targets: list[str],
     linears = [name for name, module in student.core.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name.endswith(f".{target}") for name in linears):
-            last = sorted(
-                {name.split(".layers.")[-1].split(".", 2)[-1] for name in linears if ".layers." in name}
-            )
+            inside = [name for name in linears if re.search(r"\.\d+\.", name)]
+            last = sorted({re.split(r"\.\d+\.", name, maxsplit=1)[1].split(".", 1)[-1] for name in inside})
             raise UserError(
                 f"student.lora.targets names {target!r}, which no linear layer of the core ends in; it has "
                 f"{', '.join(last)}"
@@ -91,7 +91,7 @@ def merged(student: PixelStudent) -> PixelStudent:
     with torch.device("meta"):
         plain = PixelStudent(student.spec)
     plain.load_state_dict(plain_state(student), strict=True, assign=True)
-    return plain.train(student.training)
+    return plain.to(student.device).train(student.training)  # some cores have tables that no file holds
 
 
 def write_lora(student: PixelStudent, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -56,7 +56,12 @@ def paint(
     batch, _, noise_height, noise_width = noise.shape
     t = torch.ones(batch, device=student.device)
     picture = _Input(student, noise, keep=memory_budget // 4)
-    features, c = student.core.run(picture.embedded(), student.latent_time(t), conditioning)
+    features, c = student.core.run(
+        picture.embedded(student.latent_time(t)),
+        student.latent_time(t),
+        conditioning,
+        student.step_span(t, torch.zeros_like(t)),
+    )
     out = _pixels(batch, height, width)
     if not isinstance(student.head, PatchHead):
         x_0 = student.head(features, c, picture.rows(0, noise_height), student.latent_time(t))
@@ -108,8 +113,8 @@ class _Input:
         self.pooled: Tensor | None = None
         self._latents: Tensor | None = None
 
-    def embedded(self) -> Tensor:
-        """The core's tokens [B, h, w, dim]; finds ``pooled`` on the way."""
+    def embedded(self, t: Tensor) -> Tensor:
+        """The core's tokens [B, h, w, dim] at its time t [B]; finds ``pooled`` on the way."""
         batch, _, height, width = self.noise.shape
         p = self.student.spec.patch_size
         step = max(1, NOISE_BYTES // (12 * batch * p * width)) * p
@@ -122,7 +127,7 @@ class _Input:
                 rows = self.student.from_span(latents[-1])
             if isinstance(head, PatchHead):
                 pooled.append(head.pool(rows))
-            tokens.append(self.student.core.embed(rows))
+            tokens.append(self.student.core.embed(rows, t))
         self._latents = torch.cat(latents, dim=1) if latents else None
         self.pooled = torch.cat(pooled, dim=1) if pooled else None
         return torch.cat(tokens, dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from PIL import Image
@@ -20,12 +20,12 @@ from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
 from l2p.students.painting import BUDGET, fit_band, paint
-from l2p.students.student import PixelStudent
-from l2p.teachers import PATTERNS
-from l2p.teachers.text import TextEncoder
+from l2p.students.student import PixelStudent, StudentSpec
+from l2p.teachers import PATTERNS, load_text_encoder
 
 if TYPE_CHECKING:
     from l2p.teachers.protocol import Conditioning
+    from l2p.teachers.text import PromptEncoder
 
 SIDE = 8  # pixels; sides that are no multiple of the patch are drawn larger and cut
 
@@ -42,17 +42,29 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
     """
     chosen = pick_device(device)
-    quantised = read_config(path).get("quantization") is not None
-    if quantised and dtype not in ("auto", "bf16"):
+    config = read_config(path)  # says what is wrong with a folder that is no student
+    quantized, adapted = (config.get(key) is not None for key in ("quantization", "lora"))
+    if quantized and dtype not in ("auto", "bf16"):
         raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
-    saved = torch.bfloat16 if quantised else saved_dtype(path)
+    saved = torch.bfloat16 if quantized else saved_dtype(path)
     picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
-    student = load_student(path, chosen, None if quantised else picked)
-    student = merged(student)  # adapters would cost time at every picture
-    texts = TextEncoder.from_pretrained(
-        text_encoder_folder(path), device=chosen, dtype=picked if dtype == "fp32" else "auto"
-    )
+    student = load_student(path, chosen, None if quantized or adapted else picked)
+    if adapted:  # which would cost time at every picture; they are added before anything is rounded
+        student = merged(student)
+        cast_weights(student, picked)
+    texts = load_texts(path, student.spec, chosen, picked if dtype == "fp32" else "auto")
     return StudentPipeline(student, texts, picked)
+
+
+def load_texts(
+    path: str | Path,
+    spec: StudentSpec,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | Literal["auto"] | None = None,
+) -> PromptEncoder:
+    """What reads the prompts of the student in a folder, as :func:`l2p.teachers.load_text_encoder`."""
+    pipeline = spec.teacher.get("pipeline", "ZImagePipeline")  # what students that do not tell were made from
+    return load_text_encoder(text_encoder_folder(path), pipeline, device=device, dtype=dtype)
 
 
 def text_encoder_folder(path: str | Path) -> Path:
@@ -73,7 +85,7 @@ def text_encoder_folder(path: str | Path) -> Path:
         raise UserError(
             f"{path} takes its text encoder from {reference!r}, expected a Hub name and a revision"
         )
-    parts = [f"{part}/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
+    parts = [f"{part}*/{pattern}" for part in ("text_encoder", "tokenizer") for pattern in PATTERNS]
     return download(HubName(name, revision), parts)
 
 
@@ -85,7 +97,7 @@ class StudentPipeline:
     """
 
     def __init__(
-        self, student: PixelStudent, text_encoder: TextEncoder, dtype: torch.dtype = torch.float32
+        self, student: PixelStudent, text_encoder: PromptEncoder, dtype: torch.dtype = torch.float32
     ) -> None:
         self.student = student.eval()
         self.text_encoder = text_encoder

@@ -21,7 +21,7 @@ from l2p.errors import UserError
 from l2p.lift import asymmetric_velocity
 from l2p.patches import patchify, unpatchify
 from l2p.runtime import exact
-from l2p.students.core import ZImageCore
+from l2p.students.cores import build_core
 from l2p.students.heads import build_head
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class StudentSpec:
         patch_size: p, pixels a side of a core token.
         latent_dim: d, values of the teacher's token.
         lift_scale: s of the lift.
-        core: config of the transformer, see :func:`l2p.students.core.core_config`.
+        core: config of the transformer, see :meth:`l2p.students.cores.base.Core.config_of`.
         head: ``kind`` and the knobs of that head.
         num_steps: steps the student was trained to draw in.
         height, width: pixels of the pictures it was trained on; None if not recorded.
@@ -46,6 +46,8 @@ class StudentSpec:
         noise_in_span: of pure noise (t = 1) core and head see the part in the lift's span alone. The rest, eleven twelfths
             of the numbers at d = 64 and D = 768, decides nothing of the teacher's picture and has to be unlearnt
             otherwise; without it a student has nothing to invent from.
+        interval: the student is also told where its step ends, which mean flow needs: x_0 is then read off the average
+            velocity of that step. A step from t to t itself is the flow's own.
     """
 
     patch_size: int
@@ -59,6 +61,7 @@ class StudentSpec:
     teacher: dict[str, Any] = field(default_factory=dict)
     latest_time: float = 1.0
     noise_in_span: bool = False
+    interval: bool = False
 
 
 class Seen(NamedTuple):
@@ -83,7 +86,7 @@ class PixelStudent(nn.Module):
     def __init__(self, spec: StudentSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.core = ZImageCore(spec.core, spec.patch_size)
+        self.core = build_core(spec.core, spec.patch_size, spec.interval)
         self.head = self.new_head()
         self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim))
         self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2))
@@ -97,6 +100,8 @@ class PixelStudent(nn.Module):
             latent_dim=self.spec.latent_dim,
             scale=self.spec.lift_scale,
             patch_size=self.spec.patch_size,
+            new_final=self.core.new_final,
+            latest_noise=self.core.latest_noise,
         )
 
     @property
@@ -114,13 +119,16 @@ class PixelStudent(nn.Module):
 
         A CPU needs a C++ compiler. Bands of other heights are compiled once more, then for any height.
         """
-        transformer = self.core.transformer
-        blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
-        for block in [*blocks, *getattr(self.head, "blocks", ())]:
+        for block in [*self.core.blocks, *getattr(self.head, "blocks", ())]:
             block.compile()
 
     def forward(
-        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, draft: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        r: Tensor | None = None,
+        draft: Tensor | None = None,
     ) -> Tensor:
         """Predicted clean pictures x_0: :meth:`look`, then :meth:`paint`.
 
@@ -129,11 +137,12 @@ class PixelStudent(nn.Module):
                 the picture's other edge (which keeps white noise white) and cut off again.
             t: [B], 1 is noise.
             conditioning: B captions.
+            r: [B], where the step from t ends, 0 <= r <= t; t itself if None. Without ``interval`` it is not looked at.
             draft: for a grown student, see :class:`l2p.students.heads.GrownHead`; sides are multiples of p then.
         """
-        return self.paint(self.look(x_t, t, conditioning), draft).to(x_t.dtype)
+        return self.paint(self.look(x_t, t, conditioning, r), draft).to(x_t.dtype)
 
-    def look(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Seen:
+    def look(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, r: Tensor | None = None) -> Seen:
         """The core's part of :meth:`forward`: cheap beside the head's, which it ends before."""
         p = self.spec.patch_size
         t = t.to(x_t.device, torch.float32)
@@ -144,7 +153,7 @@ class PixelStudent(nn.Module):
             inside = self.from_span(self.to_span(tokens))
             tokens = torch.where(flow.time_like(t, tokens) >= 1, inside, tokens)
         t_latent = self.latent_time(t)
-        features, c = self.core(tokens, t_latent, conditioning)
+        features, c = self.core(tokens, t_latent, conditioning, self.step_span(t, r))
         return Seen((features, c, unpatchify(tokens, p), t_latent), tuple(x_t.shape[2:]))
 
     def paint(self, seen: Seen, draft: Tensor | None = None) -> Tensor:
@@ -178,6 +187,13 @@ class PixelStudent(nn.Module):
     def latent_time(self, t: Tensor) -> Tensor:
         """The time that core and head are told at time t [B]: the lift's ``t / k``, at most ``latest_time``."""
         return (t / self._k(t)).clamp(max=self.spec.latest_time)
+
+    def step_span(self, t: Tensor, r: Tensor | None) -> Tensor | None:
+        """Length [B] in latent time of a step from t to r, as the core is told it; None without ``interval``."""
+        if not self.spec.interval:
+            return None
+        r = t if r is None else r.to(t)
+        return t / self._k(t) - r / self._k(r)
 
     def _k(self, t: Tensor) -> Tensor:
         return (1 - t) * self.spec.lift_scale + t
@@ -214,7 +230,10 @@ class PixelStudent(nn.Module):
         x = noise
         for step in range(num_steps):
             t = 1 - step / num_steps
-            x_0 = self(x, torch.full((len(x),), t, device=x.device), conditioning)
+            start, end = (
+                torch.full((len(x),), time, device=x.device) for time in (t, 1 - (step + 1) / num_steps)
+            )
+            x_0 = self(x, start, conditioning, end)
             # The Euler step along (x - x_0) / t, written without the division.
             kept = (num_steps - step - 1) / (num_steps - step)
             x = kept * x + (1 - kept) * x_0

@@ -6,17 +6,43 @@ A new family is a file with a :class:`~l2p.teachers.protocol.Teacher` and a line
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.remote import TEXTS, HubName, download
-from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
-from l2p.teachers.text import TextEncoder
+from l2p.teachers.chroma import ChromaTeacher
+from l2p.teachers.dit import DiTTeacher
+from l2p.teachers.flux import FluxTeacher
+from l2p.teachers.flux2 import Flux2KleinTeacher, Flux2Teacher
+from l2p.teachers.pixart import PixArtTeacher
+from l2p.teachers.protocol import Conditioning, LatentGeometry, Published, Teacher
+from l2p.teachers.qwen_image import QwenImageTeacher
+from l2p.teachers.sana import SanaTeacher
+from l2p.teachers.sd3 import SD3Teacher
+from l2p.teachers.sdxl import SD15Teacher, SDXLTeacher
+from l2p.teachers.text import PipelineEncoder, PromptEncoder, TextEncoder
 from l2p.teachers.z_image import ZImageTeacher
 
-FAMILIES: dict[str, type] = {ZImageTeacher.pipeline_class: ZImageTeacher}
+FAMILIES: dict[str, type[Teacher]] = {
+    family.pipeline_class: family
+    for family in (
+        ZImageTeacher,
+        FluxTeacher,
+        Flux2Teacher,
+        Flux2KleinTeacher,
+        QwenImageTeacher,
+        ChromaTeacher,
+        SD3Teacher,
+        SDXLTeacher,
+        SD15Teacher,
+        PixArtTeacher,
+        SanaTeacher,
+        DiTTeacher,
+    )
+}
 BUNDLED = Path(__file__).parent / "bundled"
 
 __all__ = [
@@ -24,14 +50,20 @@ __all__ = [
     "FAMILIES",
     "Conditioning",
     "LatentGeometry",
+    "Published",
     "Teacher",
+    "PromptEncoder",
     "TextEncoder",
+    "family_of",
     "load_teacher",
+    "load_text_encoder",
     "resolve",
 ]
 
 
 PATTERNS = (*TEXTS, "*.safetensors")
+# Of a pipeline only what lies in its folders: several repositories also hold all weights in one file beside them.
+PARTS = (*TEXTS, "README.md", "*/*.safetensors")
 
 
 def resolve(path: str | Path, revision: str | None = None) -> Path:
@@ -46,7 +78,39 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
         raise UserError(
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
-    return download(HubName(name.repo, revision or name.revision), PATTERNS)
+    return download(HubName(name.repo, revision or name.revision), PARTS)
+
+
+def load_text_encoder(
+    folder: str | Path,
+    pipeline_class: str = ZImageTeacher.pipeline_class,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | Literal["auto"] | None = None,
+) -> PromptEncoder:
+    """The reader of prompts that lies beside a student, as the teacher's pipeline of this class has it.
+
+    Args:
+        dtype: of the weights; "auto" is the one they were saved in, None is fp32.
+
+    Raises:
+        UserError: a family not supported, or a part that is missing or broken.
+    """
+    if pipeline_class not in FAMILIES:
+        raise UserError(
+            f"{folder} reads prompts as a {pipeline_class}; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    family = FAMILIES[pipeline_class]
+    if family is ZImageTeacher:
+        return TextEncoder.from_pretrained(folder, device=device, dtype=dtype)
+    return PipelineEncoder.from_pretrained(folder, pipeline_class, family.read_prompts, device, dtype)
+
+
+def family_of(path: str | Path) -> type[Teacher] | None:
+    """The family of a teacher that is here already; None for one that would have to be fetched to know."""
+    for folder in (BUNDLED / str(path), Path(path)):
+        if (folder / "model_index.json").is_file():
+            return FAMILIES.get(read_json(folder / "model_index.json").get("_class_name"))
+    return None
 
 
 def commit_of(folder: Path) -> str | None:

@@ -1,32 +1,179 @@
-"""Prompt to caption features, the way Z-Image reads them: chat template, then the last hidden state but one."""
+"""Prompt to caption features: a cache around a pipeline's own ``encode_prompt``, and Z-Image's reading of prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from l2p.errors import UserError
+from l2p.files import read_json
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
+CHUNK = 256  # prompts read at once
 
 
-class TextEncoder:
-    """Tokenizer and language model behind one call; features are cached by prompt, since prompts repeat.
+Row = tuple[torch.Tensor, torch.Tensor | None]  # features [L, C] and pooled vector [P] of one prompt
+
+
+class PromptEncoder(ABC):
+    """Prompts to :class:`Conditioning`; features are cached by prompt, since prompts repeat.
 
     Args:
         cache_size: prompts remembered, the oldest forgotten first; 0 turns the cache off.
     """
 
+    def __init__(self, cache_size: int = 16384) -> None:
+        self.cache_size = cache_size
+        self._cache: dict[str, Row] = {}
+        self._home: torch.device | None = None  # where parked models belong
+
+    @property
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """The language models, by the name of their folder."""
+
+    @abstractmethod
+    def _read(self, prompts: Sequence[str]) -> list[Row]:
+        """Features of a few prompts."""
+
+    @abstractmethod
+    def empty(self) -> Conditioning:
+        """What classifier-free guidance steers away from: one row."""
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if missing and self._home is not None:
+            self._move(self._home)
+            self._home = None
+        fresh: dict[str, Row] = {}
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            fresh.update(zip(chunk, self._read(chunk), strict=True))
+        rows = [fresh[p] if p in fresh else self._cache[p] for p in prompts]
+        if self.cache_size:
+            self._cache.update(fresh)
+            while len(self._cache) > self.cache_size:
+                del self._cache[next(iter(self._cache))]
+        return _stack(rows)
+
+    def forget(self) -> None:
+        """Empty the cache, for honest timings from prompt to picture."""
+        self._cache.clear()
+
+    def park(self) -> None:
+        """Give an accelerator's memory back: the models wait on the CPU until a prompt comes that is not cached."""
+        device = next((module.device for module in self.modules.values()), None)
+        if device is not None and device.type != "cpu":
+            self._home = device
+            self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
+        for module in self.modules.values():
+            module.to(device)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PromptEncoder:
+        for module in self.modules.values():
+            module.to(device=device, dtype=dtype)
+        self.forget()
+        return self
+
+
+def _stack(rows: Sequence[Row]) -> Conditioning:
+    embeds = nn.utils.rnn.pad_sequence([features for features, _ in rows], batch_first=True)
+    lengths = torch.tensor([len(features) for features, _ in rows])
+    pooled = None if rows[0][1] is None else torch.stack([vector for _, vector in rows])
+    return Conditioning(embeds, lengths, pooled)
+
+
+class PipelineEncoder(PromptEncoder):
+    """The text encoders and tokenizers of a diffusers pipeline, read by a function of its family.
+
+    Args:
+        read: see :meth:`l2p.teachers.protocol.Teacher.read_prompts`.
+    """
+
+    def __init__(self, pipeline, read: Callable, cache_size: int = 16384) -> None:
+        super().__init__(cache_size)
+        self.pipeline = pipeline
+        self.read = read
+        for module in self.modules.values():
+            module.eval().requires_grad_(False)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
+
+    def _read(self, prompts: Sequence[str], empty: bool = False) -> list[Row]:
+        embeds, mask, pooled = self.read(self.pipeline, list(prompts), empty=empty)
+        rows = embeds if mask is None else [e[m] for e, m in zip(embeds, mask.bool(), strict=True)]
+        return list(zip(rows, [None] * len(rows) if pooled is None else pooled, strict=True))
+
+    @torch.no_grad()
+    def empty(self) -> Conditioning:
+        return _stack(self._read([""], empty=True))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write each text encoder and tokenizer into a folder of its own, named as in the pipeline."""
+        for name, part in self.pipeline.components.items():
+            if name.startswith(("text_encoder", "tokenizer")) and part is not None:
+                part.save_pretrained(Path(folder) / name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        pipeline_class: str,
+        read: Callable,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | Literal["auto"] | None = None,
+    ) -> PipelineEncoder:
+        """What :meth:`save_pretrained` wrote, around a pipeline of this class that holds nothing else.
+
+        Raises:
+            UserError: a part is missing or broken.
+        """
+        import diffusers
+        import transformers
+
+        folder, pipeline = Path(folder), getattr(diffusers, pipeline_class)
+        given = inspect.signature(pipeline.__init__).parameters.items()
+        parts: dict[str, Any] = {
+            name: None for name, p in given if name != "self" and p.default is inspect.Parameter.empty
+        }
+        readers = [name for name in parts if name.startswith(("text_encoder", "tokenizer"))]
+        _need(folder, readers)
+        for name in readers:
+            if name.startswith("tokenizer"):
+                parts[name] = read_tokenizer(folder, name)
+                continue
+            (architecture,) = read_json(folder / name / "config.json").get("architectures") or [""]
+            loader = getattr(transformers, architecture, None)
+            if loader is None:
+                raise UserError(f"{folder / name} names no model of transformers: {architecture!r}")
+            parts[name] = read_model(folder, name, loader, dtype).to(device)
+        return cls(pipeline(**parts), read)
+
+
+class TextEncoder(PromptEncoder):
+    """Z-Image's reading of a prompt: chat template, then the last hidden state but one."""
+
     def __init__(self, tokenizer, model: nn.Module, cache_size: int = 16384) -> None:
+        super().__init__(cache_size)
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
-        self.cache_size = cache_size
-        self._cache: dict[str, torch.Tensor] = {}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.model}
 
     @property
     def width(self) -> int:
@@ -64,33 +211,13 @@ class TextEncoder:
         )
         return output.hidden_states[-2]
 
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Conditioning:
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
-        fresh: dict[str, torch.Tensor] = {}
-        for start in range(0, len(missing), 256):
-            chunk = missing[start : start + 256]
-            ids, mask = self.tokenize(chunk)
-            features = self.features(ids, mask)
-            fresh.update(
-                {prompt: f[m] for prompt, f, m in zip(chunk, features, mask.to(features.device), strict=True)}
-            )
-        rows = [fresh[p] if p in fresh else self._cache[p] for p in prompts]
-        if self.cache_size:
-            self._cache.update(fresh)
-            while len(self._cache) > self.cache_size:
-                del self._cache[next(iter(self._cache))]
-        embeds = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return Conditioning(embeds, torch.tensor([len(row) for row in rows]))
+    def _read(self, prompts: Sequence[str]) -> list[Row]:
+        ids, mask = self.tokenize(prompts)
+        features = self.features(ids, mask)
+        return [(f[m], None) for f, m in zip(features, mask.to(features.device), strict=True)]
 
-    def forget(self) -> None:
-        """Empty the cache, for honest timings from prompt to picture."""
-        self._cache.clear()
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
-        self.model.to(device=device, dtype=dtype)
-        self.forget()
-        return self
+    def empty(self) -> Conditioning:
+        return self([""])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``folder/text_encoder`` and ``folder/tokenizer`` as a diffusers pipeline has them."""
@@ -112,33 +239,62 @@ class TextEncoder:
         Raises:
             UserError: one of the two is missing or broken.
         """
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         folder = Path(folder)
-        for part in ("text_encoder", "tokenizer"):
-            if not (folder / part).is_dir():
-                raise UserError(
-                    f"{folder} has no {part}/ folder: it needs a text encoder and a tokenizer to read prompts"
-                )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-            model, report = AutoModel.from_pretrained(
-                folder / "text_encoder",
-                dtype=dtype or torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except Exception as error:  # transformers, tokenizers and safetensors each raise their own kinds
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(f"cannot load the text encoder in {folder}: {reason}") from error
-        # transformers fills what it does not find with noise, and says so in a log alone
-        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[what]:
-                first = ", ".join(str(key) for key in sorted(report[what])[:3])
-                raise UserError(
-                    f"the weights in {folder / 'text_encoder'} do not fit their config; {what[:-5]}: {first}"
-                )
-        if not all(torch.isfinite(weight).all() for weight in model.parameters()):
-            raise UserError(f"the weights in {folder / 'text_encoder'} hold NaN or infinity")
+        _need(folder, ("text_encoder", "tokenizer"))
+        tokenizer, model = (
+            read_tokenizer(folder, "tokenizer"),
+            read_model(folder, "text_encoder", AutoModel, dtype),
+        )
         return cls(tokenizer, model.to(device))
+
+
+def _need(folder: Path, parts: Sequence[str]) -> None:
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise UserError(
+                f"{folder} has no {part}/ folder: it needs a text encoder and a tokenizer to read prompts"
+            )
+
+
+def read_tokenizer(folder: Path, part: str):
+    """The tokenizer, or the processor around it, in ``folder/part``. Raises UserError when it is broken."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    is_processor = any(
+        (folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")
+    )
+    try:
+        return (AutoProcessor if is_processor else AutoTokenizer).from_pretrained(
+            folder / part, trust_remote_code=False
+        )
+    except Exception as error:  # transformers and tokenizers each raise their own kinds
+        raise _unreadable(folder, error) from error
+
+
+def read_model(folder: Path, part: str, loader, dtype: torch.dtype | Literal["auto"] | None) -> nn.Module:
+    """The language model in ``folder/part``, strictly. Raises UserError when it is broken or does not fit."""
+    try:
+        model, report = loader.from_pretrained(
+            folder / part,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and safetensors each raise their own kinds
+        raise _unreadable(folder, error) from error
+    # transformers fills what it does not find with noise, and says so in a log alone
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[what]:
+            first = ", ".join(str(key) for key in sorted(report[what])[:3])
+            raise UserError(f"the weights in {folder / part} do not fit their config; {what[:-5]}: {first}")
+    if not all(torch.isfinite(weight).all() for weight in model.parameters()):
+        raise UserError(f"the weights in {folder / part} hold NaN or infinity")
+    return model
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return UserError(f"cannot load the text encoder in {folder}: {reason}")

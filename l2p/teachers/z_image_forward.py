@@ -31,7 +31,12 @@ MULTIPLE = 32  # diffusers' SEQ_MULTI_OF
 
 
 def batched_forward(
-    transformer: ZImageTransformer2DModel, tokens: Tensor, t_model: Tensor, conditioning: Conditioning
+    transformer: ZImageTransformer2DModel,
+    tokens: Tensor,
+    t_model: Tensor,
+    conditioning: Conditioning,
+    time_extra: Tensor | None = None,
+    hidden: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Everything of the transformer before its final layer: :func:`embed`, then :func:`forward_embedded`.
 
@@ -39,6 +44,8 @@ def batched_forward(
         tokens: packed tokens [B, h, w, D], of the embedder's dtype.
         t_model: diffusers' time [B], that is ``1 - t``.
         conditioning: captions of any lengths.
+        time_extra: added to the time embedding, of its shape.
+        hidden: gets the image tokens [B, h, w, dim] after each main layer.
 
     Returns:
         Features [B, h, w, dim] of the image tokens, and the time embedding c [B, min(dim, 256)].
@@ -46,7 +53,8 @@ def batched_forward(
     Raises:
         UserError: a grid or caption beyond the positions the transformer has.
     """
-    return forward_embedded(transformer, embed(transformer, tokens), t_model, conditioning)
+    x = embed(transformer, tokens)
+    return forward_embedded(transformer, x, t_model, conditioning, time_extra, hidden)
 
 
 def embed(transformer: ZImageTransformer2DModel, tokens: Tensor) -> Tensor:
@@ -59,7 +67,12 @@ def embed(transformer: ZImageTransformer2DModel, tokens: Tensor) -> Tensor:
 
 
 def forward_embedded(
-    transformer: ZImageTransformer2DModel, x: Tensor, t_model: Tensor, conditioning: Conditioning
+    transformer: ZImageTransformer2DModel,
+    x: Tensor,
+    t_model: Tensor,
+    conditioning: Conditioning,
+    time_extra: Tensor | None = None,
+    hidden: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`batched_forward` of tokens x [B, h, w, dim] that passed the first layer."""
     batch, height, width, _ = x.shape
@@ -69,7 +82,8 @@ def forward_embedded(
     longest, mixed = max(padded), min(padded) != max(padded)
     image_rope, caption_rope = _rope(transformer, height, width, padded if mixed else padded[:1], x.device)
 
-    c = transformer.t_embedder(t_model * transformer.t_scale).type_as(transformer.x_pad_token)
+    c = transformer.t_embedder(t_model * transformer.t_scale)
+    c = (c if time_extra is None else c + time_extra).type_as(transformer.x_pad_token)
     x = x.flatten(1, 2).to(transformer.x_pad_token.dtype)
     if count % MULTIPLE:
         pads = transformer.x_pad_token.expand(batch, _round_up(count) - count, -1)
@@ -93,6 +107,8 @@ def forward_embedded(
     x = torch.cat([x, caption], dim=1)
     for layer in transformer.layers:
         x = _run(transformer, layer, x, keys, rope, c)
+        if hidden is not None:
+            hidden.append(x[:, :count].unflatten(1, (height, width)))
     return x[:, :count].unflatten(1, (height, width)), c
 
 

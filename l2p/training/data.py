@@ -118,6 +118,7 @@ class DistillDataModule(pl.LightningDataModule):
         prompts = list(dict.fromkeys(item["prompt"] for item in self.dataset))
         for start in range(0, len(prompts), 256):
             self.teacher.encode_prompts(prompts[start : start + 256])
+        self.teacher.text_encoder.park()  # all prompts of the stage are read
 
     def train_dataloader(self) -> DataLoader:
         start = self.trainer.global_step if self.trainer is not None else 0

@@ -17,7 +17,7 @@ from l2p import runtime
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import EVALUATION_SEEDS
 from l2p.files import atomic_path, read_json, write_text
-from l2p.objectives import check_objectives
+from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
 from l2p.training import stages
 from l2p.training.callbacks import load_checkpoint
@@ -67,7 +67,7 @@ def check(recipe: Recipe) -> None:
         config = getattr(recipe, name)
         if config.enabled:
             try:
-                check_objectives(config.objectives)
+                check_combinations(config, recipe)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
     if recipe.seed + recipe.corpus.num_pairs > EVALUATION_SEEDS:

@@ -34,10 +34,10 @@ from l2p.recipe import REQUIRED, HeadConfig, knob
 from l2p.students.grow import grow
 from l2p.students.heads import DETAIL
 from l2p.students.io import load_student, save_student
-from l2p.students.pipeline import text_encoder_folder
+from l2p.students.pipeline import load_texts
 from l2p.students.student import PixelStudent
 from l2p.teachers import Teacher, load_teacher
-from l2p.teachers.text import TextEncoder
+from l2p.teachers.text import PromptEncoder
 from l2p.training.data import step_generator
 from l2p.training.loop import OptimConfig, fit
 
@@ -104,7 +104,7 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
     small = load_student(recipe.student, device).float()
-    texts = TextEncoder.from_pretrained(text_encoder_folder(recipe.student), device=device)
+    texts = load_texts(recipe.student, small.spec, device)
     teacher = load_teacher(recipe.teacher, device=device)
     torch.manual_seed(recipe.seed)  # of the detail's first weights
     student = grow(small, recipe.factor, {key: getattr(recipe.head, key) for key in DETAIL}).train()
@@ -256,7 +256,7 @@ def _energies(x: Tensor) -> Tensor:
 @torch.no_grad()
 def show(
     student: PixelStudent,
-    texts: TextEncoder,
+    texts: PromptEncoder,
     recipe: GrowRecipe,
     size: tuple[int, int],
     dtype: torch.dtype,

@@ -1,6 +1,7 @@
-"""The Lightning module: one student, a handful of objectives, one optimiser.
+"""The Lightning module: one student with its optimiser, and a handful of objectives.
 
 It knows no objective by name: each gets a `StepContext` and returns named terms, which are weighted, summed and logged.
+Objectives that own networks train them first, within the same step (`training/critics.py`).
 The teacher and the frozen helpers of objectives never enter `state_dict`, so a checkpoint holds what trains.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from l2p.errors import UserError
 from l2p.objectives.base import Batch, StepContext
 from l2p.recipe import StageConfig
+from l2p.training.critics import Critics
 from l2p.training.data import step_generator
 from l2p.training.optim import build_optimizer, lr_scale, set_lr
 
@@ -45,6 +47,9 @@ class DistillModule(pl.LightningModule):
         self._foreign = {"teacher": teacher, "lift": lift}  # in a dictionary, so that nothing is registered
         self.config, self.stage_name, self.seed = config, stage, seed
         self.terms: dict[str, Tensor] = {}
+        self._critics_state: dict[str, Any] | None = (
+            None  # of a checkpoint, until the module is on its device
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step = self.global_step
@@ -54,9 +59,10 @@ class DistillModule(pl.LightningModule):
             batch=batch,
             generator=step_generator(self.seed, self.stage_name, step),
             step=step,
+            num_steps=self.student.spec.num_steps,
             **self._foreign,
         )
-        terms: dict[str, Tensor] = {}
+        terms = self.critics.step(context)
         loss = torch.zeros((), device=self.device)
         for name, objective in self.objectives.items():
             for term, value in objective(context).items():
@@ -68,12 +74,22 @@ class DistillModule(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The student's; the critics' are stepped by hand and hidden from Lightning, whose step is the student's."""
+        self.critics = Critics(self.objectives.items(), self.config.gradient_clip)
+        if self._critics_state is not None:
+            self.critics.load_state_dict(self._critics_state)
         return build_optimizer(
             self.student.named_parameters(),
             kind=self.config.optimizer,
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["critics"] = self.critics.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._critics_state = checkpoint["critics"]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Weights of the student, and whatever else trains: a frozen network can always be loaded again."""

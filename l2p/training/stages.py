@@ -26,9 +26,10 @@ from l2p.lift import Lift, fit_lift, fit_readout, neighbourhoods
 from l2p.objectives import build_objectives
 from l2p.objectives.base import Batch
 from l2p.patches import patchify
-from l2p.recipe import HeadConfig, Recipe, StageConfig
+from l2p.recipe import HeadConfig, Recipe, StageConfig, StudentConfig
 from l2p.runtime import autocast, frozen_dtype
 from l2p.students.build import from_teacher
+from l2p.students.cores import core_class
 from l2p.students.io import load_student, save_student
 from l2p.students.lora import merged
 from l2p.students.pipeline import StudentPipeline
@@ -44,6 +45,7 @@ LIFT_SEED = 8_000_000  # landscapes from here on are for the lift alone: no corp
 MAX_TOKENS = 131_072  # tokens the lift is fitted on: enough for 768 dimensions many times over
 CHUNK = 16  # pictures that the teacher encodes or draws at a time
 MANY_STEPS = 8  # steps a many-step student is looked at with
+WEAK_R2 = 0.5  # a lift that explains less of the pixels deserves a word; the bundled teacher's explains 0.8
 WORSE = 0.2  # dB that a stage may lose before a word is said
 
 
@@ -89,11 +91,13 @@ class Run:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
         config = self.recipe.student
         if head is not None:
-            config = replace(config, head=HeadConfig(kind=head), latest_time=1.0, noise_in_span=False)
+            config = StudentConfig(config.patch_size, config.num_steps, head=HeadConfig(kind=head))
         size = (self.recipe.teacher.height, self.recipe.teacher.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not
-            return from_teacher(self.teacher, self.lift, config, size).to(self.device).float()
+            guidance = self.recipe.teacher.guidance_scale
+            student = from_teacher(self.teacher, self.lift, config, size, guidance)
+            return student.to(self.device).float()
 
     def trained_student(self, stage: str | None) -> nn.Module:
         """The averaged student as a training stage left it; the untrained one for None."""
@@ -120,9 +124,13 @@ def load_averaged(student: nn.Module, path: Path) -> None:
 
 def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     """Fit the lift on pictures and their latents; write it, the step-zero student, and what that one draws."""
+    core_class(
+        type(run.teacher.transformer).__name__
+    )  # a teacher without a core is told before anything is drawn
     pixels, around = _lift_tokens(run)
     latents = around.unflatten(1, (-1, 9))[:, :, 4]  # the middle of each neighbourhood
     lift = fit_lift(pixels, latents, scale=run.recipe.lift.scale)
+    warnings = weakness(lift.r2, run.recipe.lift.min_r2)
     readout, r2_readout = fit_readout(pixels, around)
     lift = replace(lift, readout=readout)
     lift.save(run.folder.path / "lift.safetensors")
@@ -136,7 +144,20 @@ def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     drawn = HeldOut(*_teacher_pictures(run, min(8, run.recipe.evaluation.preview_images)), run.dtype)
     steps = run.recipe.teacher.num_inference_steps
     one, many = drawn.show(student, [1, steps], run.folder.grid("lift"), label="lift")
-    return {**figures, "psnr_one_step": one, "psnr_many_steps": many}, []
+    return {**figures, "psnr_one_step": one, "psnr_many_steps": many}, warnings
+
+
+def weakness(r2: float, min_r2: float) -> list[str]:
+    """What to say of a lift that explains the share `r2` of the pixels. Raises UserError below `min_r2`."""
+    told = f"the lift explains {r2:.2f} of the pixels of this teacher's pictures"
+    if r2 < min_r2:
+        raise UserError(
+            f"{told}, less than lift.min_r2={min_r2}: its latents are no linear image of pixels, so a student would "
+            "start from noise; take another teacher, or lower lift.min_r2 to try all the same"
+        )
+    if r2 < WEAK_R2:
+        return [f"{told}: the step-zero student draws little, expect a longer training"]
+    return []
 
 
 def _lift_tokens(run: Run) -> tuple[Tensor, Tensor]:
@@ -224,7 +245,9 @@ def train(
         resume_from: checkpoint of this very stage to continue.
     """
     config: StageConfig = getattr(run.recipe, stage)
-    objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.recipe.seed)  # a critic starts alike in every run, resumed or not
+        objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
     student = run.trained_student(previous)
     num_steps = run.recipe.student.num_steps
     if stage == "transfer":
@@ -268,6 +291,7 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
         path,
         teacher_config=recipe.teacher,
         prompts=recipe.corpus.prompts,
+        cache=recipe.evaluation.cache,
         progress=run.progress,
         student_folder=path / "student",
     )

@@ -87,3 +87,40 @@ def test_doctor_warns_of_threads_that_wait_for_each_other(monkeypatch):
     for asked, state in (("16", "slow"), ("1", "slow"), ("4", "ok"), ("many", "broken")):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert doctor._threads()[0].state == state
+
+
+def test_a_student_that_comes_with_the_package_is_listed_loaded_and_drawn(
+    l2p, student_folder, tmp_path, monkeypatch
+):
+    import shutil
+
+    import numpy as np
+
+    import l2p as library
+    from l2p.students import shipped
+
+    monkeypatch.chdir(tmp_path)
+    bundled = tmp_path / "package"
+    shutil.copytree(student_folder, bundled / "landscapes-128")
+    for module in ("l2p.students.shipped.BUNDLED", "l2p.hub.fetch.BUNDLED"):
+        monkeypatch.setattr(module, bundled)
+    assert shipped.bundled_students() == ["landscapes-128"]
+    assert "landscapes-128, which comes with l2p" in " ".join(shipped.student_help().split())
+    assert l2p("info")[1] == "landscapes-128\n" and json.loads(l2p("info", "--json")[1]) == ["landscapes-128"]
+    assert "48 x 32" in l2p("info", "landscapes-128")[1]
+    code, _, err = l2p("generate", "landscapes-128", "a lake at dusk", "--seed", 1, "--out", "a.png")
+    assert code == 0 and err == "" and (tmp_path / "a.png").is_file()
+    drawn = [
+        library.load(path, dtype="fp32").generate("a lake", seeds=1)[0]
+        for path in ("landscapes-128", student_folder)
+    ]
+    assert np.array_equal(*map(np.array, drawn))
+    code, _, err = l2p("generate", "landscape-128", "a lake")
+    assert code == 2 and "or one that comes with l2p: landscapes-128" in err
+    (tmp_path / "landscapes-128").mkdir()  # a folder of one's own of that name is meant rather
+    assert l2p("info", "landscapes-128")[0] == 2
+
+
+def test_info_without_a_student_where_none_is_bundled(l2p, tmp_path, monkeypatch):
+    monkeypatch.setattr("l2p.cli.info.bundled_students", list)
+    assert l2p("info") == (0, "no student comes with this l2p\n", "")

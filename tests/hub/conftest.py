@@ -25,7 +25,7 @@ def run_folder(tiny_pipeline, tmp_path_factory) -> Path:
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(768, 64, dtype=torch.float64, generator=generator))[0]
     lift = Lift(basis, 0.6, 0.1 * torch.randn(768, dtype=torch.float64, generator=generator), 0.8, 0.9, 0.9)
-    head = HeadConfig("patch", fine_patch=4, width=32, num_blocks=2, head_dim=16, tile=4, halo=2)
+    head = HeadConfig("patch", fine_patch=4, width=32, num_blocks=2, head_dim=16, tile=8, halo=2)
     torch.manual_seed(0)
     student = from_teacher(teacher, lift, StudentConfig(head=head), (32, 48))
     with torch.no_grad():

@@ -56,6 +56,22 @@ def test_portable_attention_is_the_specification(height, width, tile, halo):
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
+class Heads(torch.nn.Module):
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        rope = tuple(0.1 * torch.arange(size)[:, None] * torch.ones(4) for size in q.shape[1:3])
+        norm = torch.ones(16)
+        return patch_attention(q, q, q, tile=4, halo=2, q_norm=norm, k_norm=norm, rope=rope)
+
+
+def test_one_trace_of_the_attention_holds_for_whole_and_for_broken_tiles():
+    dim, generator = torch.export.Dim, torch.Generator().manual_seed(1)
+    shapes = {"q": {1: dim("rows", min=2, max=64), 2: dim("columns", min=2, max=64)}}
+    program = torch.export.export(Heads(), (torch.randn(1, 6, 10, 2, 16),), dynamic_shapes=shapes).module()
+    for size in ((8, 12), (5, 8), (16, 7), (2, 3)):
+        q = torch.randn(1, *size, 2, 16, generator=generator)
+        torch.testing.assert_close(program(q), Heads()(q))
+
+
 # The README's own lines, with a finder before them that refuses what made the file.
 ALONE = """
 import sys
@@ -99,7 +115,7 @@ def test_torch_export_runs_where_the_package_is_not(portable, readme_ids, run_fo
     torch.manual_seed(0)
     assert closeness(out, wanted(portable, torch.randn(1, 3, 32, 48), readme_ids)) < 1e-4
     program = torch.export.load(folder / "student.pt2").module()
-    for sizes in ((4, 6, 19), (7, 2, 3)):
+    for sizes in ((4, 6, 19), (7, 2, 3), (8, 8, 12)):
         inputs = _inputs(portable, *sizes)
         with torch.no_grad():
             assert closeness(program(*inputs), wanted(portable, *inputs)) < 1e-4
@@ -116,7 +132,7 @@ def test_onnx_is_within_a_thousandth(portable, readme_ids, run_folder, tmp_path)
     noise = torch.from_numpy(np.random.standard_normal((1, 3, 32, 48)).astype(np.float32))
     assert closeness(out, wanted(portable, noise, readme_ids)) <= 1e-3
     session = onnxruntime.InferenceSession(folder / "student.onnx", providers=["CPUExecutionProvider"])
-    for sizes in ((6, 2, 50), (9, 9, 2)):
+    for sizes in ((6, 2, 50), (9, 9, 2), (8, 8, 12)):
         noise, ids = _inputs(portable, *sizes)
         (out,) = session.run(None, {"noise": noise.numpy(), "token_ids": ids.numpy()})
         assert closeness(out, wanted(portable, noise, ids)) <= 1e-3

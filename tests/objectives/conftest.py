@@ -21,6 +21,22 @@ class SmallEncoder(nn.Module):
         self.down_blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, 2, 1) for _ in range(3))
 
 
+class Student:
+    """A function ``x_0(x_t, t)`` in the two parts that a student has."""
+
+    def __init__(self, predict) -> None:
+        self.predict = predict
+
+    def __call__(self, x_t, t, conditioning, r=None):
+        return self.paint(self.look(x_t, t, conditioning, r))
+
+    def look(self, x_t, t, conditioning, r=None):
+        return x_t, t
+
+    def paint(self, seen):
+        return self.predict(*seen)
+
+
 @pytest.fixture
 def lift() -> Lift:
     generator = torch.Generator().manual_seed(0)
@@ -38,6 +54,7 @@ def teacher():
         vae=SimpleNamespace(encoder=SmallEncoder()),
         encode=lambda images: nn.functional.avg_pool2d(images, 2)[:, [0, 1, 2, 0]],
         pack=lambda z: patchify(z, 2),
+        text_encoder=SimpleNamespace(width=1),
     )
 
 
@@ -45,7 +62,7 @@ def teacher():
 def context(teacher, lift):
     """Makes a step: the student answers `x_0(x_t, t)`, the pictures are given or drawn."""
 
-    def make(student, images=None, noise=None, seed=0, size=16, count=4) -> StepContext:
+    def make(student, images=None, noise=None, seed=0, size=16, count=4, num_steps=1) -> StepContext:
         generator = torch.Generator().manual_seed(123)
         if images is None:
             images = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
@@ -57,6 +74,6 @@ def context(teacher, lift):
         )
         batch = Batch(images, latents, noise, conditioning)
         step = torch.Generator().manual_seed(seed)
-        return StepContext(lambda x, t, _: student(x, t), teacher, lift, batch, step)
+        return StepContext(Student(student), teacher, lift, batch, step, num_steps=num_steps)
 
     return make

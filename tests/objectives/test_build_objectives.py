@@ -56,7 +56,7 @@ def test_a_new_objective_is_one_entry(teacher, lift, context, monkeypatch):
             self.level = level
 
         def forward(self, ctx):
-            return {"level": (ctx.one_step.mean() - self.level) ** 2}
+            return {"level": (ctx.picture.mean() - self.level) ** 2}
 
     monkeypatch.setitem(OBJECTIVES, "brightness", Brightness)
     built = build_objectives({"brightness": {"level": 0.25}}, teacher=teacher, lift=lift)

@@ -120,7 +120,7 @@ def test_the_objective_pulls_the_student_s_pictures_to_the_teacher_s(context, te
     """Pictures one shade too dark: descending the loss brightens them."""
     step = context(None, count=8)
     picture = (step.batch.images - 0.4).requires_grad_()
-    step.student = lambda *_: picture
+    step.picture = picture
     objective = DriftObjective(teacher=teacher, lift=lift)
     assert not objective.state_dict() and not list(objective.parameters())
     loss = objective(step)["drift"]
@@ -138,3 +138,65 @@ def test_one_picture_is_too_few(context, teacher, lift):
 def test_impossible_knobs_are_refused(teacher, lift, knob):
     with pytest.raises(UserError, match=next(iter(knob))):
         DriftObjective(teacher=teacher, lift=lift, **knob)
+
+
+def test_teacher_features_are_the_tokens_after_a_main_block(tiny_pipeline):
+    """Against a hook on diffusers' own layer, at the very latents and time."""
+    from l2p import flow
+    from l2p.objectives.features import TransformerFeatures
+    from l2p.teachers import load_teacher
+
+    teacher, seen = load_teacher(tiny_pipeline), []
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    conditioning = teacher.encode_prompts(["a house", "snow"])
+    with torch.no_grad():
+        z = teacher.encode(images)
+        eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+        found = TransformerFeatures(teacher, [0, -1], 0.2)(images, conditioning, eps)
+        for layer in (teacher.transformer.layers[0], teacher.transformer.layers[-1]):
+            layer.register_forward_hook(lambda *args: seen.append(args[2][:, :16]))
+        t = torch.full((2,), 0.2)
+        teacher.velocity(flow.add_noise(z, eps, t), t, conditioning)
+    assert all(torch.equal(f.flatten(2).transpose(1, 2), g) for f, g in zip(found, seen, strict=True))
+    with pytest.raises(UserError, match="main blocks 0 to 2, got .3."):
+        TransformerFeatures(teacher, [3], 0.2)(images, conditioning, eps)
+
+
+def test_drifting_in_teacher_features_moves_them_to_the_teacher_s(tiny_pipeline, lift, context):
+    """Pictures too pale: a small step down the loss brings the mean features of the crowds nearer to each other."""
+    from l2p.teachers import load_teacher
+
+    teacher = load_teacher(tiny_pipeline)
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    objective = DriftObjective(
+        teacher=teacher, lift=lift, features="teacher", teacher_blocks=[0, 1], grids=[1]
+    )
+    assert not list(objective.parameters())
+
+    def step(picture):
+        made = context(lambda x, t: picture, images)
+        made.batch.latents = torch.zeros(6, 16, 8, 8)
+        made.batch.conditioning = teacher.encode_prompts(list("abcdef"))
+        return made
+
+    def distance(picture):
+        with torch.no_grad():
+            pairs = zip(*objective._compare(step(picture), picture), strict=True)
+            return sum((f.mean((0, 2, 3)) - g.mean((0, 2, 3))).norm().item() for f, g in pairs)
+
+    picture = (images * 0.3).requires_grad_()
+    objective(step(picture))["drift"].backward()
+    assert all(p.grad is None for p in teacher.transformer.parameters())
+    moved = picture.detach() - picture.grad * (0.01 * picture.detach().norm() / picture.grad.norm())
+    assert distance(moved) < 0.98 * distance(picture.detach())
+
+
+def test_wrong_combinations_are_refused_before_anything_is_loaded():
+    from l2p.objectives import check_combinations
+    from l2p.recipe import Recipe, StageConfig
+
+    with pytest.raises(UserError, match="batch_size of at least 2, got 1"):
+        check_combinations(StageConfig(batch_size=1, objectives={"drift": {}}), Recipe(name="x"))
+    wrong = {"drift": {"features": "teacher", "feature_scale": 0.5}}
+    with pytest.raises(UserError, match="feature_scale is the encoder's"):
+        check_combinations(StageConfig(objectives=wrong), Recipe(name="x"))

@@ -59,6 +59,24 @@ def test_a_ramp_and_a_seam_have_their_closed_form(context, teacher, lift):
     assert beside["seam"].item() == pytest.approx(0, abs=1e-6)
 
 
+def test_squared_is_that_of_pixels_and_of_their_differences(context, teacher, lift):
+    """A dot of height h in n pixels a side of 3 channels: h^2 / n^2, and two differences of h along either axis."""
+    h, images = 0.5, torch.zeros(2, 3, 16, 16)
+    dot = images.clone()
+    dot[..., 4, 7] = h
+    knobs = {"pixel": 0.0, "gradient": 0.0, "seam": 0.0, "latent": 0.0, "perceptual": 0.0}
+    objective = PairsObjective(teacher=teacher, lift=lift, squared=3.0, **knobs)
+    terms = objective(context(one_step(dot), images))
+    assert set(terms) == {"squared"}
+    wanted = h**2 * (1 / (16 * 16) + 2 * 2 / (15 * 16))
+    assert terms["squared"].item() == pytest.approx(3 * wanted, rel=1e-5)
+    even = objective(context(one_step(images + h), images))["squared"]
+    assert even.item() == pytest.approx(3 * h**2, rel=1e-5)  # a constant has no differences
+    # A dot twice as bright counts four times, where an absolute error counts it twice.
+    brighter = objective(context(one_step(2 * dot), images))["squared"]
+    assert brighter.item() == pytest.approx(4 * terms["squared"].item(), rel=1e-5)
+
+
 def test_the_encoder_compares_with_the_kept_latent(context, teacher, lift):
     step = context(one_step(torch.zeros(4, 3, 16, 16)))
     knobs = {"pixel": 0.0, "latent": 1.0, "latent_space": "encoder", "perceptual": 0.0}
@@ -195,6 +213,7 @@ def test_a_teacher_without_an_encoder_is_told(teacher, lift):
     "knob",
     [
         {"pixel": -1.0},
+        {"squared": -0.1},
         {"edge": 0.0},
         {"perceptual_fraction": 0.0},
         {"feature_scale": 0.7},
@@ -205,3 +224,11 @@ def test_a_teacher_without_an_encoder_is_told(teacher, lift):
 def test_impossible_knobs_are_refused(teacher, lift, knob):
     with pytest.raises(UserError, match=list(knob)[-1]):
         PairsObjective(teacher=teacher, lift=lift, **knob)
+
+
+def test_fresh_noise_breaks_the_pair(context, teacher, lift):
+    seen = []
+    step = context(lambda x, t: seen.append(x) or torch.zeros_like(x))
+    PairsObjective(teacher=teacher, lift=lift, noise="fresh", perceptual=0.0)(step)
+    assert len(seen) == 1 and (seen[0] * step.batch.noise).mean().abs() < 0.05
+    assert seen[0].std().item() == pytest.approx(1, abs=0.05)

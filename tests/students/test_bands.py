@@ -120,6 +120,19 @@ def test_other_heads_paint_whole(teacher, lift, student_config, captions):
     assert (paint(student, noise, conditioning, 24, 32) == expected).mean() > 0.999
 
 
+def test_a_student_told_of_its_step_paints_the_whole_step(
+    teacher, lift, student_config, captions, randomised
+):
+    student = from_teacher(teacher, lift, student_config("patch", interval=True)).eval()
+    randomised(student, std=0.05)
+    noise, conditioning = flow.Noise.of_seeds([3], 3, 32, 32), captions([5])
+    expected = student.sample(noise.rows(0, 32), conditioning)
+    painted = paint(student, noise, conditioning, 32, 32)
+    assert abs(painted.astype(int) - to_uint8(expected)).max() <= 1
+    standing = student(noise.rows(0, 32), torch.ones(1), conditioning)  # a step from t to t
+    assert (standing - expected).abs().max() > 0.02
+
+
 def test_bands_grow_with_the_budget_and_too_little_is_one_line(teacher, lift, student_config):
     student = from_teacher(teacher, lift, student_config("patch"))
     bands = [fit_band(student, (1, 3, 2048, 2048), budget) for budget in (3 * 10**8, 4 * 10**8, 10**10)]

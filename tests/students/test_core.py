@@ -7,7 +7,7 @@ import torch
 
 from l2p.errors import UserError
 from l2p.patches import unpatchify
-from l2p.students.core import ZImageCore, core_config
+from l2p.students.cores.z_image import ZImageCore
 from l2p.teachers.z_image_forward import batched_forward
 
 
@@ -86,7 +86,7 @@ def test_beyond_the_known_positions_is_one_clear_line(teacher, grid, lengths, me
 
 
 def test_core_reads_pixel_patches_and_counts_time_our_way(teacher, captions, randomised):
-    core = ZImageCore(core_config(teacher.transformer.config), 16).eval()
+    core = ZImageCore(ZImageCore.config_of(teacher.transformer.config, {}), 16).eval()
     randomised(core)
     tokens, t, conditioning = torch.randn(2, 3, 5, 768), torch.tensor([0.2, 0.9]), captions([5, 9])
     with torch.no_grad():
@@ -101,4 +101,4 @@ def test_core_reads_pixel_patches_and_counts_time_our_way(teacher, captions, ran
 
 def test_image_conditioned_transformers_are_refused(teacher):
     with pytest.raises(ValueError, match="siglip"):
-        core_config({**teacher.transformer.config, "siglip_feat_dim": 32})
+        ZImageCore.config_of({**teacher.transformer.config, "siglip_feat_dim": 32}, {})

@@ -202,3 +202,22 @@ def test_noise_outside_the_lifts_span_may_be_left_out(teacher, lift, captions, s
         torch.testing.assert_close(*pictures, atol=1e-4, rtol=0)
         earlier = [student(x, torch.full((1,), 0.9), captions([9])) for x in (one, other)]
         assert (earlier[0] - earlier[1]).abs().max() > 0.01
+
+
+def test_a_random_core_is_not_the_teacher_s_and_draws_finite_pictures(
+    teacher, lift, captions, student_config
+):
+    torch.manual_seed(0)
+    student = from_teacher(teacher, lift, student_config("patch", random_core=True))
+    own, other = student.core.transformer.state_dict(), teacher.transformer.state_dict()
+    same = [n for n in own.keys() & other.keys() if own[n].ndim == 2 and torch.equal(own[n], other[n])]
+    assert {n for n in same if "pad_token" not in n} == set()
+    assert student.sample(torch.randn(1, 3, 64, 64), captions([5]), 1).isfinite().all()
+
+
+def test_what_tells_the_step_trains_in_a_frozen_core_too(teacher, lift, student_config):
+    student = from_teacher(teacher, lift, student_config("patch", interval=True, train_blocks="none"))
+    trained = {n for n, p in student.core.named_parameters() if p.requires_grad}
+    assert (
+        trained == {n for n, _ in student.core.named_parameters() if n.startswith("span_embedder.")} != set()
+    )

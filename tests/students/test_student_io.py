@@ -56,7 +56,8 @@ def test_dtype_is_kept(student, tmp_path):
 def test_config_tells_where_a_student_comes_from(saved, teacher):
     config = json.loads((saved / "config.json").read_text())
     assert config["format_version"] == 1 and config["class"] == "PixelStudent"
-    assert config["teacher"] == {"name": teacher.name, "revision": None, "license": teacher.license}
+    origin = {"name": teacher.name, "revision": None, "license": teacher.license}
+    assert config["teacher"] == {**origin, "pipeline": "ZImagePipeline"}
     assert config["recipe"] == {"name": "tiny"}
     assert (config["height"], config["width"], config["lift_scale"]) == (32, 48, 0.4)
     with safe_open(saved / "model.safetensors", framework="pt") as file:

@@ -76,8 +76,8 @@ def test_same_picture_as_the_pipeline(teacher, pipeline):
 def test_a_wrong_convention_is_caught(teacher, pipeline, mutation, monkeypatch):
     own_velocity, own_times = ZImageTeacher._velocity, ZImageTeacher.times
     wrong = {
-        "sign": ("_velocity", lambda self, z, t, c: -own_velocity(self, z, t, c)),
-        "time": ("_velocity", lambda self, z, t, c: own_velocity(self, z, 1 - t, c)),
+        "sign": ("_velocity", lambda self, z, t, c, w: -own_velocity(self, z, t, c, w)),
+        "time": ("_velocity", lambda self, z, t, c, w: own_velocity(self, z, 1 - t, c, w)),
         "shift": ("times", lambda self, n, h, w: flow.shift_time(own_times(self, n, h, w), 1.5)),
     }
     monkeypatch.setattr(ZImageTeacher, *wrong[mutation])

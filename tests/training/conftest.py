@@ -41,7 +41,7 @@ def tiny_recipe(pipeline: str, prompts: Path, output_dir: Path) -> Recipe:
         corpus=CorpusConfig(
             num_pairs=8, num_inference_steps=2, prompts=str(prompts), batch_size=8, shard_size=8
         ),
-        lift=LiftConfig(num_images=8),
+        lift=LiftConfig(num_images=8, min_r2=-1),
         student=StudentConfig(
             head=HeadConfig(fine_patch=8, width=32, num_blocks=1, head_dim=16, tile=4, halo=2)
         ),

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,8 @@ def test_seeds_differ_and_never_change():
 class Teacher:
     def __init__(self):
         self.encoded = []
+
+    text_encoder = SimpleNamespace(park=lambda: None)
 
     def encode_prompts(self, prompts):
         self.encoded += prompts

@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..dispatch import choose
 from ..registration import floating
+from . import windowed
 from .op import patch_attention_triton, patch_attention_windowed
 from .reference import patch_attention_reference
 
@@ -48,6 +50,9 @@ def patch_attention(
             its interpreter), `flex` (FlexAttention; no gradient on a CPU) or `auto`: triton on a GPU, windowed
             elsewhere. It never changes the result.
 
+    Inputs with a forward-mode tangent (`torch.autograd.forward_ad`) take the windowed path as plain torch, which needs
+    SDPA's math backend; the tangent of the output is exact.
+
     Returns:
         `[B, H, W, heads, head_dim]` in q's dtype, contiguous.
 
@@ -66,7 +71,9 @@ def patch_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     impl = choose("patch_attention", impl, IMPLS, q)
     inputs = (q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale)
-    if impl == "windowed":
+    if impl != "reference" and any(_has_tangent(x) for x in (q, k, v)):
+        out = windowed.forward(windowed.Grid(*inputs))  # an operator of ours has no forward-mode rule
+    elif impl == "windowed":
         out, _ = patch_attention_windowed(*inputs)
     elif impl == "triton":
         out, _ = patch_attention_triton(*inputs)
@@ -77,6 +84,10 @@ def patch_attention(
     else:
         out = patch_attention_reference(*inputs)
     return out.to(dtype_out)
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
 
 
 def _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns) -> None:

@@ -7,6 +7,7 @@ core was given.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -29,9 +30,21 @@ __all__ = ["DETAIL", "KNOBS", "GrownHead", "LinearHead", "PatchHead", "UNetHead"
 
 
 def build_head(
-    config: dict[str, Any], *, core_dim: int, time_dim: int, latent_dim: int, scale: float, patch_size: int
+    config: dict[str, Any],
+    *,
+    core_dim: int,
+    time_dim: int,
+    latent_dim: int,
+    scale: float,
+    patch_size: int,
+    new_final: Callable[[int], nn.Module] | None = None,
+    latest_noise: float | None = None,
 ) -> nn.Module:
     """Head of ``config["kind"]`` with the rest of ``config`` as its own knobs.
+
+    Args:
+        new_final: makes the core's last norm and a linear layer of so many values; Z-Image's if None.
+        latest_noise: set where that layer writes minus the noise, not minus the velocity: the latest time it knows.
 
     Raises:
         UserError: an unknown kind or sizes that do not fit one another.
@@ -39,9 +52,17 @@ def build_head(
     knobs = dict(config)
     kind = knobs.pop("kind")
     if kind == "linear":
-        return LinearHead(core_dim, patch_size, latent_dim, scale)
+        return LinearHead(core_dim, patch_size, latent_dim, scale, new_final, latest_noise)
     if kind == "patch":
-        return PatchHead(core_dim, time_dim, patch_size, latent_dim, **knobs)
+        return PatchHead(
+            core_dim,
+            time_dim,
+            patch_size,
+            latent_dim,
+            new_final=new_final,
+            latest_noise=latest_noise,
+            **knobs,
+        )
     if kind == "unet":
         return UNetHead(core_dim, patch_size, **knobs)
     if kind == "grown":
@@ -53,6 +74,8 @@ def build_head(
             latent_dim=latent_dim,
             scale=scale / factor,
             patch_size=patch_size // factor,
+            new_final=new_final,
+            latest_noise=latest_noise,
         )
         return GrownHead(small, factor, core_dim, time_dim, patch_size, latent_dim, **knobs)
     raise UserError(f"no head {kind!r}: expected one of {', '.join(KNOBS)}")

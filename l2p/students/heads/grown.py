@@ -42,7 +42,7 @@ class GrownHead(PatchHead):
         super().__init__(core_dim, time_dim, patch_size, latent_dim, **knobs)
         self.inner, self.factor = inner, factor
 
-    def _make_draft(self, core_dim: int, latent_dim: int) -> None:
+    def _make_draft(self, core_dim: int, latent_dim: int, new_final: object) -> None:
         """Nothing: the inner head draws it."""
 
     def forward(

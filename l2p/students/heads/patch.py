@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
-from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
 from l2p.runtime import exact
+from l2p.students.heads.linear import clean, final_layer
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last two convolutions
 PIXEL_HIDDEN = 32  # and between them
@@ -49,6 +49,8 @@ class PatchHead(nn.Module):
         head_dim: a multiple of 4 (two axes of rotation), 16 to 256.
         tile: fine tokens a side of a tile of queries.
         halo: fine tokens around a tile that its queries see.
+        new_final: see :func:`l2p.students.heads.linear.final_layer`.
+        latest_noise: see :func:`l2p.students.heads.linear.clean`.
 
     Attributes:
         band_height: pixels, a multiple of ``fine_patch``; :meth:`forward` paints in bands of so many rows. None: whole.
@@ -71,6 +73,8 @@ class PatchHead(nn.Module):
         head_dim: int = 32,
         tile: int = 8,
         halo: int = 4,
+        new_final: Callable[[int], nn.Module] | None = None,
+        latest_noise: float | None = None,
     ) -> None:
         super().__init__()
         if fine_patch < 1 or patch_size % fine_patch:
@@ -85,6 +89,7 @@ class PatchHead(nn.Module):
         self.fold = patch_size // fine_patch  # fine tokens a side of a core token
         self.gradient_checkpointing = False
         self.band_height: int | None = None
+        self.latest_noise = latest_noise
         self.open = nn.Linear(core_dim, self.fold**2 * width)
         self.embed = nn.Linear(self.seen_channels * fine_patch**2, width)
         self.blocks = nn.ModuleList(
@@ -97,13 +102,13 @@ class PatchHead(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
         self.patch_size = patch_size
-        self._make_draft(core_dim, latent_dim)
+        self._make_draft(core_dim, latent_dim, new_final)
 
-    def _make_draft(self, core_dim: int, latent_dim: int) -> None:
-        from diffusers.models.transformers.transformer_z_image import FinalLayer
-
+    def _make_draft(
+        self, core_dim: int, latent_dim: int, new_final: Callable[[int], nn.Module] | None
+    ) -> None:
         p = self.patch_size
-        self.final = FinalLayer(core_dim, latent_dim)
+        self.final = final_layer(core_dim, latent_dim, new_final)
         self.readout = nn.Conv2d(latent_dim, 3 * p**2, 3, padding=1)
         self.register_buffer("basis", torch.zeros(3 * p**2, latent_dim))
 
@@ -263,7 +268,7 @@ class PatchHead(nn.Module):
     def _z_0(self, features: Tensor, c: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         """``z_0 = z_t - t u`` of the core's velocity u (diffusers' sign is the other)."""
         out = self.final(features.flatten(1, 2), c=c).unflatten(1, (-1, features.shape[2]))
-        return z_t + time_like(t, z_t).to(z_t.dtype) * out
+        return clean(z_t, out, t, self.latest_noise)
 
     def _angles(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Angles in radians of the rows [H, head_dim / 4] and columns [W, head_dim / 4] of a fine grid."""

@@ -1,0 +1,194 @@
+"""``adversarial``: a small critic on frozen teacher features tells teacher pictures from the student's.
+
+Notable:
+- The critic is light: a few convolutions on each map of a frozen network (as in projected GANs, arXiv 2111.01007, and
+  with a diffusion teacher's features in LADD, arXiv 2403.12015). Every cell of a map judges its own part of the
+  picture, and asks whether it fits the caption by an inner product (projection discriminator, arXiv 1802.05637).
+- Losses: ``softplus`` (the non-saturating GAN, whose best critic is ``log p(x) / q(x)``), or ``hinge``.
+- R1 by noise: ``|D(x) - D(x + sigma n)|^2 / sigma^2`` has the expectation ``|grad D|^2`` for small sigma and needs no
+  second derivative (APT, arXiv 2501.08316, section 3.3).
+- Pictures are padded and cut at a random offset, so that the critic cannot learn where patch borders lie.
+- All of it in fp32: a critic would find the difference between precisions first.
+
+Legend: B batch, C channels of a map, h w its grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2p.corpus.prompts import LANDSCAPES, prompts_for
+from l2p.errors import UserError
+from l2p.objectives.base import CriticObjective, StepContext, at_least, held, within
+from l2p.objectives.features import EncoderFeatures, shrink, shrink_factor
+
+if TYPE_CHECKING:
+    from l2p.lift import Lift
+    from l2p.recipe import Recipe, StageConfig
+    from l2p.teachers import Conditioning, Teacher
+
+RENDERS = range(
+    1_000_000, 1_024_576
+)  # scenes of the teacher's own training; no test and no evaluation draws them
+
+
+class AdversarialObjective(CriticObjective):
+    """A GAN term on features of the teacher's VAE encoder.
+
+    Args:
+        loss: "softplus" or "hinge".
+        reals: "teacher" pictures of the batch, or "renders" of the procedural world, which are better than any teacher.
+        feature_blocks, feature_scale: as in ``pairs``.
+        width: channels of the critic.
+        r1: weight of the gradient penalty on reals; 0 is off.
+        r1_noise: deviation of its noise, in units of [-1, 1]; larger is steadier and less exact.
+        padding: largest random offset in pixels; a patch side or more hides the patch grid.
+        critic_learning_rate, critic_updates: of the critic; updates before each step of the student.
+    """
+
+    name = "adversarial"
+
+    def __init__(
+        self,
+        *,
+        teacher: Teacher,
+        lift: Lift,
+        weight: float = 1.0,
+        loss: Literal["softplus", "hinge"] = "softplus",
+        reals: Literal["teacher", "renders"] = "teacher",
+        feature_blocks: int = 0,
+        feature_scale: float = 1.0,
+        width: int = 64,
+        r1: float = 1.0,
+        r1_noise: float = 0.05,
+        padding: int = 16,
+        critic_learning_rate: float = 2e-4,
+        critic_updates: int = 1,
+    ) -> None:
+        super().__init__(weight, critic_learning_rate, critic_updates)
+        self.loss, self.reals = loss, reals
+        self.r1 = at_least("objectives.adversarial.r1", r1, 0)
+        self.r1_noise = within("objectives.adversarial.r1_noise", r1_noise, 0, 1)
+        self.padding = int(at_least("objectives.adversarial.padding", padding, 0))
+        self.shrink = shrink_factor(feature_scale)
+        self._features = EncoderFeatures(teacher, feature_blocks)
+        width = int(at_least("objectives.adversarial.width", width, 1))
+        self.critic = Critic(self._features.channels, teacher.text_encoder.width, width)
+
+    @classmethod
+    def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        super().check(knobs, recipe, stage)
+        if knobs["reals"] == "renders" and recipe.corpus.prompts != LANDSCAPES:
+            raise UserError(
+                f"objectives.adversarial.reals=renders draws the world of corpus.prompts={LANDSCAPES}, "
+                f"this recipe has {recipe.corpus.prompts}: set reals to teacher"
+            )
+
+    def forward(self, ctx: StepContext) -> dict[str, Tensor]:
+        with torch.autocast(ctx.picture.device.type, enabled=False):
+            maps = self._maps(ctx, ctx.picture.float())
+            logits = held(self.critic, maps, captions(ctx.batch.conditioning))
+            return {"generator": generator_loss(logits, self.loss)}
+
+    def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
+        with torch.autocast(ctx.picture.device.type, enabled=False):
+            with torch.no_grad():
+                fake, fake_caption = ctx.picture.detach().float(), captions(ctx.batch.conditioning)
+                real, real_caption = self._reals(ctx)
+                fake_maps, real_maps = self._maps(ctx, fake), self._maps(ctx, real)
+            on_real = self.critic(real_maps, real_caption)
+            terms = {"loss": critic_loss(on_real, self.critic(fake_maps, fake_caption), self.loss)}
+            if self.r1:
+                terms["r1"] = self.r1 / 2 * self._penalty(ctx, real, real_caption)
+            return terms
+
+    def _penalty(self, ctx: StepContext, real: Tensor, caption: Tensor) -> Tensor:
+        """R1 [] by noise; both pictures at one offset, so that the noise is all that differs."""
+        with torch.no_grad():
+            noisy = real + self.r1_noise * ctx.randn(*real.shape)
+            maps = self._maps(ctx, torch.cat([real, noisy]))
+        logits = self.critic(maps, torch.cat([caption, caption]))
+        slopes = [(a - b).square().mean() for a, b in (cells.chunk(2) for cells in logits)]
+        return torch.stack(slopes).mean() / self.r1_noise**2
+
+    def _maps(self, ctx: StepContext, images: Tensor) -> list[Tensor]:
+        images = random_offset(images, self.padding, ctx.generator)
+        return [features.float() for features in self._features(shrink(images, self.shrink))]
+
+    def _reals(self, ctx: StepContext) -> tuple[Tensor, Tensor]:
+        """Real pictures [B, 3, H, W] and their captions [B, C]."""
+        images = ctx.batch.images
+        if self.reals == "teacher":
+            return images.float(), captions(ctx.batch.conditioning)
+        from l2p.images import from_uint8
+        from l2p.landscapes import render_batch
+
+        picks = torch.randint(len(RENDERS), (len(images),), generator=ctx.generator).tolist()
+        rendered = from_uint8(render_batch([RENDERS[i] for i in picks], *images.shape[2:]))
+        conditioning = ctx.teacher.encode_prompts(prompts_for(LANDSCAPES, picks, RENDERS.start))
+        return rendered.to(images.device), captions(conditioning.to(images.device))
+
+
+class Critic(nn.Module):
+    """Logits of maps: for each map [B, C, h, w] its cells' [B, h, w].
+
+    Args:
+        channels: C of each map.
+        caption_dim: width of a caption's mean embedding.
+        width: channels inside.
+    """
+
+    def __init__(self, channels: list[int], caption_dim: int, width: int) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(count, width, 1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU()
+            )
+            for count in channels
+        )
+        self.outs = nn.ModuleList(nn.Conv2d(width, 1, 1) for _ in channels)
+        self.captions = nn.ModuleList(nn.Linear(caption_dim, width, bias=False) for _ in channels)
+        for weight in (*self.outs.parameters(), *self.captions.parameters()):
+            nn.init.zeros_(weight)  # an undecided critic, which pushes nobody
+
+    def forward(self, maps: list[Tensor], caption: Tensor) -> list[Tensor]:
+        logits = []
+        for x, body, out, embed in zip(maps, self.bodies, self.outs, self.captions, strict=True):
+            x = body(x)
+            fit = torch.einsum("bchw,bc->bhw", x, embed(caption)) / x.shape[1] ** 0.5
+            logits.append(out(x).squeeze(1) + fit)
+        return logits
+
+
+def critic_loss(real: list[Tensor], fake: list[Tensor], kind: str) -> Tensor:
+    """The critic's loss, the mean over maps. With softplus its minimum is at ``log p(x) / q(x)``."""
+    if kind == "hinge":
+        terms = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
+    else:
+        terms = [F.softplus(-r).mean() + F.softplus(f).mean() for r, f in zip(real, fake, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def generator_loss(fake: list[Tensor], kind: str) -> Tensor:
+    """What the student minimises: the mean over maps of ``softplus(-D)``, or of ``-D`` for hinge."""
+    return torch.stack([(-f if kind == "hinge" else F.softplus(-f)).mean() for f in fake]).mean()
+
+
+def random_offset(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Images [B, C, H, W] moved by up to ``padding`` pixels each way, what is missing mirrored."""
+    padding = min(padding, min(images.shape[2:]) - 1)
+    if not padding:
+        return images
+    down, right = torch.randint(2 * padding + 1, (2,), generator=generator, device=generator.device).tolist()
+    height, width = images.shape[2:]
+    return F.pad(images, [padding] * 4, mode="reflect")[:, :, down : down + height, right : right + width]
+
+
+def captions(conditioning: Conditioning) -> Tensor:
+    """Mean embedding [B, C] of each caption, padding left out (it is zero), in fp32."""
+    return conditioning.embeds.float().sum(1) / conditioning.lengths.to(conditioning.embeds.device)[:, None]

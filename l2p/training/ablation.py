@@ -1,0 +1,194 @@
+"""An ablation: the same recipe run a row at a time with one thing changed, and one table of what came out.
+
+Each row is a run of `l2p distill` in a folder of its own, so whatever stopped goes on with the same command. Rows of one
+seed share corpus and the teacher's evaluation pictures; every row has the base recipe's budget unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from l2p.errors import UserError
+from l2p.files import check_writable, write_text
+from l2p.recipe import REQUIRED, Recipe, load_recipe
+from l2p.training import distill
+from l2p.training.progress import CONSOLE
+
+# What a table shows: column -> (key in a painter's figures, digits).
+FIGURES = {
+    "frechet": ("frechet", 2),
+    "frechet_to_teacher": ("frechet_to_teacher", 2),
+    "kernel": ("kernel", 3),
+    "attributes": ("attribute_accuracy", 4),
+    "recall": ("recall", 3),
+    "psnr": ("psnr_to_teacher", 2),
+    "detail": ("detail_ratio", 3),
+    "seam": ("seam_ratio", 3),
+}
+COLUMNS = ("row", "seed", *FIGURES, "latency_ms", "training_seconds", "steps", "pairs", "error")
+YARDSTICKS = ("real", "vae", "teacher", "teacher_one_step", "lift")
+
+
+@dataclass
+class Row:
+    """What one row changes, on which seeds, and what it is there to show."""
+
+    overrides: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    about: str = ""
+
+
+@dataclass
+class AblationRecipe:
+    """Everything `l2p ablate` needs to know."""
+
+    name: str = REQUIRED
+    output_dir: str = "runs/${name}"
+    recipe: str = REQUIRED
+    overrides: list[str] = field(default_factory=list)
+    rows: dict[str, Row] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of one row."""
+
+    row: str
+    seed: int
+    recipe: Recipe
+
+
+def plan(
+    config: AblationRecipe, path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()
+) -> list[Task]:
+    """All runs in their order, each proven to be possible as far as that is known before anything is loaded.
+
+    Args:
+        path: of the ablation's file, beside which the base recipe lies.
+        overrides: of every row, after the row's own.
+        only: rows to take; all if empty.
+
+    Raises:
+        UserError: no rows, an unknown one, or a mistake in one, by its name.
+    """
+    if not config.rows:
+        raise UserError(f"{path}: rows is empty, expected a name and its overrides for each")
+    for name in only:
+        if name not in config.rows:
+            raise UserError(f"{path} has no row {name!r}: expected some of {', '.join(config.rows)}")
+    base, out, tasks = path.parent / config.recipe, Path(config.output_dir), []
+    for name, row in config.rows.items():
+        for seed in row.seeds if not only or name in only else ():
+            shared = [f"name={name}-{seed}", f"output_dir={out / name}-{seed}", f"seed={seed}"]
+            shared += [f"corpus.path={out}/corpus-{seed}", f"evaluation.cache={out}/teacher-{seed}"]
+            try:
+                recipe = load_recipe(base, [*shared, *config.overrides, *row.overrides, *overrides])
+                distill.check(recipe)
+            except UserError as error:
+                raise UserError(f"{path}: row {name}: {error}") from None
+            tasks.append(Task(name, seed, recipe))
+    return tasks
+
+
+def run(tasks: Sequence[Task], config: AblationRecipe, progress: bool = True) -> Path:
+    """Run what is not done yet, and write ``results.csv`` and ``table.md`` after each run; returns the folder.
+
+    A run that fails as a user's mistake would (a loss that is not finite, above all) becomes a row that says so.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what is done is kept.
+    """
+    out = Path(config.output_dir)
+    check_writable(out)
+    found = {(row["row"], row["seed"]): row for row in read_results(out / "results.csv")}
+    for number, task in enumerate(tasks):
+        if progress:
+            CONSOLE.print(
+                f"[{number + 1}/{len(tasks)}] {task.row}, seed {task.seed}", highlight=False, markup=False
+            )
+        try:
+            result = distill.run(task.recipe, progress=progress)
+            rows = [*_yardsticks(task, result["metrics"]), _row(task, result)]
+        except UserError as error:
+            CONSOLE.print(f"{task.row} failed: {error}", style="yellow", highlight=False, markup=False)
+            rows = [
+                dict.fromkeys(COLUMNS, "") | {"row": task.row, "seed": str(task.seed), "error": str(error)}
+            ]
+        found |= {(row["row"], row["seed"]): row for row in rows}
+        _write(out, found.values(), config)
+    return out
+
+
+def _row(task: Task, result: Mapping[str, Any]) -> dict[str, str]:
+    stages = [summary for name, summary in result["stages"].items() if name in distill.TRAINING]
+    seconds = sum(summary["figures"]["seconds"] for summary in stages)
+    row = _figures(task.row, task.seed, result["metrics"]["student"])
+    row |= {"training_seconds": f"{seconds:.0f}", "steps": str(sum(s["figures"]["steps"] for s in stages))}
+    return row | {"pairs": str(task.recipe.corpus.num_pairs)}
+
+
+def _yardsticks(task: Task, metrics: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """The rows that are the same for every row of a seed: the floor, the ceiling, and the start."""
+    for painter in YARDSTICKS:
+        if painter in metrics:
+            yield _figures(f"({painter})", task.seed, metrics[painter])
+
+
+def _figures(row: str, seed: int, painter: Mapping[str, Any]) -> dict[str, str]:
+    shown = {column: _shown(painter.get(key), digits) for column, (key, digits) in FIGURES.items()}
+    latency = _shown(painter.get("latency_ms"), 1)
+    return dict.fromkeys(COLUMNS, "") | {"row": row, "seed": str(seed), "latency_ms": latency, **shown}
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """Rows of a ``results.csv``; [] where there is none, or one of other columns."""
+    if not path.is_file():
+        return []
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    return rows if rows and tuple(rows[0]) == COLUMNS else []
+
+
+def _write(out: Path, rows: Any, config: AblationRecipe) -> None:
+    order = {name: i for i, name in enumerate([*(f"({p})" for p in YARDSTICKS), *config.rows])}
+    rows = sorted(rows, key=lambda row: (order.get(row["row"], len(order)), int(row["seed"])))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out / "results.csv", text.getvalue())
+    write_text(out / "table.md", table(rows, {name: row.about for name, row in config.rows.items()}))
+
+
+def table(rows: Sequence[Mapping[str, str]], about: Mapping[str, str]) -> str:
+    """A Markdown table, a line a row: the mean over seeds, and their spread (largest less smallest) where there are several."""
+    columns = [*FIGURES, "latency_ms", "training_seconds"]
+    lines = [f"| row | seeds | {' | '.join(c.replace('_', ' ') for c in columns)} |"]
+    lines.append("| --- | " + "--- | " * (len(columns) + 1))
+    for name in dict.fromkeys(row["row"] for row in rows):
+        same = [row for row in rows if row["row"] == name]
+        cells = [_cell([row[column] for row in same if row[column]]) for column in columns]
+        failed = next((row["error"] for row in same if row["error"]), "")
+        title = f"{name}: {about[name]}" if about.get(name) else name
+        if failed:
+            title += f" (failed: {failed})"
+        lines.append(f"| {title.replace('|', '/')} | {len(same)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[str]) -> str:
+    if not values:
+        return "-"
+    digits = len(values[0].partition(".")[2])
+    mean = f"{statistics.fmean(map(float, values)):.{digits}f}"
+    spread = max(map(float, values)) - min(map(float, values))
+    return mean if len(values) == 1 else f"{mean} ({spread:.{digits}f})"
