@@ -122,17 +122,18 @@ class PatchHead(nn.Module):
         def rows(start: int, stop: int) -> Tensor:
             return x_in[:, :, start:stop]
 
-        height = x_in.shape[2]
-        step = min(self.band_height or height, height)
+        height, step = x_in.shape[2], self.band_height
+        if not step or step >= height:  # without a range, which would hold an exported program to its height
+            return self.rows(features, c, context, rows, t, 0, height)
         bands = [(start, min(start + step, height)) for start in range(0, height, step)]
-        if len(bands) > 1 and self.gradient_checkpointing and torch.is_grad_enabled():
+        if self.gradient_checkpointing and torch.is_grad_enabled():
             painted = [
                 checkpoint(self.rows, features, c, context, rows, t, *band, use_reentrant=False)
                 for band in bands
             ]
         else:
             painted = [self.rows(features, c, context, rows, t, *band) for band in bands]
-        return torch.cat(painted, dim=2) if len(bands) > 1 else painted[0]
+        return torch.cat(painted, dim=2)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """What the draft needs of the core's input [B, rows, w, 3 p^2], each token alone: the lift's latents z_t."""
@@ -161,7 +162,9 @@ class PatchHead(nn.Module):
         """
         f, fold = self.fine_patch, self.fold
         height = features.shape[1] * self.patch_size
-        top, bottom = max(0, start - EDGE), min(height, stop + EDGE)  # what the last convolutions read
+        # What the last convolutions read. All of it is a case of its own: torch.export proves nothing about a min.
+        is_whole = (start, stop) == (0, height)
+        top, bottom = (0, height) if is_whole else (max(0, start - EDGE), min(height, stop + EDGE))
         ranges = self._ranges(top // f, -(-bottom // f), height // f)
         low, high = ranges[0]
         first, last = low // fold, -(-high // fold)
@@ -174,7 +177,7 @@ class PatchHead(nn.Module):
         x = x + self.embed(patchify(seen, f))
         angles = self._angles(height // f, x.shape[2], x.device)
         silu_c = F.silu(c)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled() and (start, stop) == (0, height)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled() and is_whole
         for number, block in enumerate(self.blocks):
             (low, high), attended, mixed = ranges[2 * number : 2 * number + 3]
             rope = (angles[0][low:high], angles[1])
@@ -229,6 +232,8 @@ class PatchHead(nn.Module):
 
         First the input of the first block, then for each block what its attention and its convolution must give.
         """
+        if (low, high) == (0, total):
+            return [(low, high)] * (1 + 2 * len(self.blocks))
         ranges = [(low, high)]
         for _ in self.blocks:
             low, high = max(0, low - 1), min(total, high + 1)  # the convolution's neighbours
