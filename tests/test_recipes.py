@@ -20,6 +20,10 @@ def schema_of(name: str) -> type:
         from l2p.training.teacher import TeacherRecipe
 
         return TeacherRecipe
+    if name.startswith("head"):
+        from l2p.training.head import HeadRecipe
+
+        return HeadRecipe
     if name.startswith("landscapes"):
         from l2p.training.grow import GrowRecipe
 
@@ -65,9 +69,13 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
     recipe = load_recipe(path, schema=schema_of(path.stem))
     assert recipe.output_dir == f"runs/{recipe.name}"
     header = re.match(r"(#.*\n)+", path.read_text())[0]
-    verb = {"teacher": "train-", "judge": "train-", "landscapes": "grow", "ablation": "ablate"}.get(
-        path.stem.split("-")[0], "distill"
-    )
+    verb = {
+        "teacher": "train-",
+        "head": "train-",
+        "judge": "train-",
+        "landscapes": "grow",
+        "ablation": "ablate",
+    }.get(path.stem.split("-")[0], "distill")
     assert f"l2p {verb}" in header
     assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs
 

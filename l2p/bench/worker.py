@@ -63,6 +63,10 @@ def peak(device: Any) -> dict[str, int]:
         import torch
 
         return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device)}
+    if sys.platform == "linux":
+        from l2p.evaluation.memory import process_status
+
+        return {"peak_memory_bytes": process_status("VmHWM")}
     unit = 1 if sys.platform == "darwin" else 1024
     return {"peak_memory_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 

@@ -70,9 +70,9 @@ def _measure(job: dict[str, Any]) -> float:
     draw(job, 32, 32)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
+    before = process_status("VmRSS")
     draw(job, *job["size"])
-    return (_status("VmHWM") - before) / 1e6
+    return (process_status("VmHWM") - before) / 1e6
 
 
 def _draw_student(job: dict[str, Any], height: int, width: int) -> None:
@@ -98,7 +98,7 @@ def _draw_teacher(job: dict[str, Any], height: int, width: int) -> None:
         to_uint8(teacher.decode(z).float())
 
 
-def _status(key: str) -> int:
+def process_status(key: str) -> int:
     """Bytes of a line of /proc/self/status; `ru_maxrss` would count the process that started this one."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024

@@ -20,10 +20,10 @@ def test_counts_against_sums_by_hand():
     fine, width, core, f = 128**2, 128, 768, 8
     hidden = 352  # 8 / 3 of the width, up to a multiple of 16
     # A core token opens four fine tokens, and the readout paints four.
-    linear = core * width + 3 * f**2 * width + width * 12 * f**2
+    linear = core * width + 6 * f**2 * width + width * 12 * f**2
     block = width * 3 * width + width**2 + width * 2 * hidden + hidden * width + 9 * hidden
     draft = (core * 64 + 9 * 64 * 768) / 4 + 3 * f**2 * 64
-    by_hand = 2 * fine * (linear + 2 * block + draft) + 2 * 25 * 15 * 3 * 1024**2
+    by_hand = 2 * fine * (linear + 2 * block + draft) + 2 * 9 * (15 * 32 + 32 * 3) * 1024**2
     windows = 4 * fine * 256 * width * 2  # scores and sums of at most 16 x 16 keys
     assert spec.head["width"] == width
     assert by_hand < row["head_flops"] < 1.01 * (by_hand + windows)

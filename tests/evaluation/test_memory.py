@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from l2p.evaluation.memory import _status, peak_memory
+from l2p.evaluation.memory import peak_memory, process_status
 from l2p.recipe import TeacherConfig
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -15,10 +15,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @linux
 def test_resident_memory_is_what_was_touched():
-    before = _status("VmRSS")
+    before = process_status("VmRSS")
     held = torch.ones(64 << 20, dtype=torch.uint8)
-    assert abs(_status("VmRSS") - before - held.numel()) < 4 << 20
-    assert _status("VmHWM") >= before + held.numel() - (4 << 20)
+    assert abs(process_status("VmRSS") - before - held.numel()) < 4 << 20
+    assert process_status("VmHWM") >= before + held.numel() - (4 << 20)
 
 
 @linux

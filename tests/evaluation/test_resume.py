@@ -25,7 +25,7 @@ from l2p.students.build import from_teacher
 from l2p.students.io import save_student
 from l2p.teachers import load_teacher
 
-TIMES = ("seconds", "latency_ms", "speedup")
+TIMES = ("seconds", "latency_ms", "speedup", "peak_memory_mb")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,6 @@ def test_memory_holds_features_and_the_pictures_shown_whatever_the_number():
         add()
     features = gathered.figures.vectors[0][0].nbytes
     assert len(pickle.dumps(gathered)) - before < 32 * (
-        features + 1000
+        features + 2000
     )  # a picture has 12 kB, in floats 49 kB
     assert len(batches) == 18 and not any(batch() is not None for batch in batches)
