@@ -118,8 +118,7 @@ class PairsObjective(Objective):
         if self.pixel:
             terms["pixel"] = self.pixel * charbonnier(x, target, self.edge)
         if self.squared:
-            steps = [(y.float(), y.float().diff(dim=2), y.float().diff(dim=3)) for y in (x, target)]
-            terms["squared"] = self.squared * sum(map(F.mse_loss, *steps))
+            terms["squared"] = self.squared * squared_distance(x, target)
         if self.gradient:
             terms["gradient"] = self.gradient * step_distance(x, target, self.edge)
         if self.seam:
@@ -154,6 +153,11 @@ def charbonnier(x: Tensor, target: Tensor, edge: float) -> Tensor:
     """Mean of ``sqrt(d^2 + edge^2) - edge``: smooth at 0, about ``|d|`` beyond ``edge``."""
     difference = x.float() - target.float()
     return (difference.square() + edge**2).sqrt().mean() - edge
+
+
+def squared_distance(x: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of pixels [B, C, H, W], plus that of the steps from one to the next, down and across."""
+    return sum(map(F.mse_loss, *((y, y.diff(dim=2), y.diff(dim=3)) for y in (x.float(), target.float()))))
 
 
 def step_distance(x: Tensor, target: Tensor, edge: float, every: int = 1) -> Tensor:

@@ -23,7 +23,7 @@ from l2p.files import atomic_path, write_json
 from l2p.landscapes import render_batch
 from l2p.lift import fit_readout, neighbourhoods
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
-from l2p.objectives.pairs import charbonnier, step_distance
+from l2p.objectives.pairs import charbonnier, squared_distance, step_distance
 from l2p.patches import patchify
 from l2p.recipe import HeadConfig
 from l2p.students.build import head_config
@@ -80,7 +80,8 @@ def run(recipe: HeadRecipe, resume: bool = True) -> Path:
     latents = encode_pictures(teacher.vae, pictures, folder / "latents.npy", device, precision)
     torch.manual_seed(recipe.seed)
     head = new_head(recipe, config, teacher, pictures, latents).to(device)
-    loss = partial(_loss, recipe, head, teacher, pictures, latents, precision, _Distance(teacher))
+    distance = EncoderDistance(EncoderFeatures(teacher))
+    loss = partial(_loss, recipe, head, teacher, pictures, latents, precision, distance)
     seconds = fit(head, loss, recipe.optim, folder, "head", _preview(teacher, precision), resume)
     with atomic_path(folder / FOLDER) as out:
         save_head(head, out, config, torch.float16)
@@ -110,16 +111,6 @@ def new_head(
     return head
 
 
-class _Distance:
-    """The teacher's encoder as a perceptual distance."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        self._distance = EncoderDistance(EncoderFeatures(teacher))
-
-    def __call__(self, x: Tensor, target: Tensor) -> Tensor:
-        return self._distance(x, target).float().mean()
-
-
 def _loss(
     recipe: HeadRecipe,
     head: PatchHead,
@@ -127,7 +118,7 @@ def _loss(
     pictures: np.ndarray,
     latents: Tensor,
     precision: partial,
-    distance: _Distance,
+    distance: EncoderDistance,
     step: int,
 ) -> dict[str, Tensor]:
     rng = np.random.default_rng([recipe.seed, 3, step])
@@ -143,13 +134,12 @@ def _loss(
         x = torch.cat([decoded, x[blends:]])
         y = head.decode(teacher.pack(torch.cat([blended, z[blends:]])))
         every = max(1, round(1 / weights.perceptual_fraction))
-        perceptual = distance(y[::every], x[::every])
+        perceptual = distance(y[::every], x[::every]).float().mean()
     y = y.float()
-    steps = [(image, image.diff(dim=2), image.diff(dim=3)) for image in (y, x)]
     return {
         "pixel": weights.pixel * charbonnier(y, x, EDGE),
         "gradient": weights.gradient * step_distance(y, x, EDGE),
-        "squared": weights.squared * sum(map(F.mse_loss, *steps)),
+        "squared": weights.squared * squared_distance(y, x),
         "perceptual": weights.perceptual * perceptual,
     }
 
