@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import is_accelerate_available
 from PIL import Image
 from torch import Tensor
 
@@ -33,7 +34,9 @@ class PixelStudentModel(ModelMixin, PixelStudent, ConfigMixin):
     The lift's map is exact on purpose and stays in fp32 whatever the dtype of the weights.
     """
 
-    _keep_in_fp32_modules = ["basis", "offset"]
+    # Where accelerate is missing diffusers refuses the list, and copies into buffers as they were made: in fp32.
+    _keep_in_fp32_modules = ["basis", "offset"] if is_accelerate_available() else None
+    _supports_param_buffer_assignment = False  # it would judge the dtype of all weights by that of a buffer
 
     @register_to_config
     def __init__(self, student_spec: dict[str, Any]) -> None:

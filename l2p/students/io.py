@@ -104,7 +104,7 @@ def check_replaceable(folder: Path) -> None:
     """Raises: UserError if `folder` holds something that is no student, which a save would destroy."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"cannot save a student as {folder}: there is a file of that name")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_student(folder):
+    if folder.is_dir() and any(folder.iterdir()) and not is_student(folder):
         raise UserError(
             f"{folder} holds files that are no student, so it is left alone: choose another folder"
         )
@@ -136,7 +136,8 @@ def _with_tuples(value: Any) -> Any:
     return [_with_tuples(item) for item in value] if isinstance(value, list) else value
 
 
-def _is_student(folder: Path) -> bool:
+def is_student(folder: Path) -> bool:
+    """Whether a folder's ``config.json`` is a student's, be it sound or not."""
     try:
         return read_json(folder / CONFIG).get("class") == CLASS_NAME
     except (UserError, AttributeError):
