@@ -21,7 +21,7 @@ from torch import Tensor
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
-from l2p.runtime import autocast
+from l2p.runtime import autocast, own_memory
 from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers.text import TextEncoder
 
@@ -65,7 +65,7 @@ class PixelPipeline(DiffusionPipeline):
 
     def __init__(self, student: PixelStudentModel, text_encoder: torch.nn.Module, tokenizer: Any) -> None:
         super().__init__()
-        self.register_modules(student=student, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(student=own_memory(student), text_encoder=text_encoder, tokenizer=tokenizer)
 
     @classmethod
     def from_pretrained(

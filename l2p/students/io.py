@@ -90,7 +90,7 @@ def save_student(
         with atomic_path(folder) as partial:
             partial.mkdir()
             metadata = {"format": "pt", "config": json.dumps(config)}
-            weights.write_weights(_state(student, dtype), partial, metadata, shard_bytes)
+            weights.write_weights(tensors_of(student, dtype), partial, metadata, shard_bytes)
             if lora is not None:
                 write_lora(student, partial, DTYPES[dtype] if dtype else None)
             write_json(partial / CONFIG, config)
@@ -110,7 +110,8 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _state(student: PixelStudent, dtype: str | None) -> dict[str, Tensor]:
+def tensors_of(student: PixelStudent, dtype: str | None = None) -> dict[str, Tensor]:
+    """Plain tensors by name as ``model.safetensors`` holds them: without adapters, quantised weights in their parts."""
     state = plain_state(student)
     if student.quantization is not None:
         return quantize.flat(state)[0]
