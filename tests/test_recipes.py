@@ -80,7 +80,7 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
     assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs
 
 
-@pytest.mark.parametrize("name", ["quickstart", "z-image-turbo-1k"])
+@pytest.mark.parametrize("name", ["quickstart", "landscapes-best", "z-image-turbo-1k"])
 def test_a_distillation_recipe_shows_every_knob_and_its_objectives_are_right(name):
     from l2p.objectives import check_objectives
 
