@@ -69,13 +69,14 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
     recipe = load_recipe(path, schema=schema_of(path.stem))
     assert recipe.output_dir == f"runs/{recipe.name}"
     header = re.match(r"(#.*\n)+", path.read_text())[0]
-    verb = {
+    verbs = {
         "teacher": "train-",
         "head": "train-",
         "judge": "train-",
-        "landscapes": "grow",
+        "landscapes-512": "grow",
         "ablation": "ablate",
-    }.get(path.stem.split("-")[0], "distill")
+    }
+    verb = verbs.get(path.stem, verbs.get(path.stem.split("-")[0], "distill"))
     assert f"l2p {verb}" in header
     assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs
 

@@ -149,13 +149,17 @@ def _solver(
     """None is the teacher's own. The share of Euler's error is left in only where the teacher's steps are Euler's."""
     if config.solver == "teacher":
         return None
-    own = teacher_steps if teacher.solver is flow.euler else None
-    if own is not None and own < config.num_inference_steps:
+    check_solver(config, teacher_steps)
+    return partial(flow.adams_bashforth, euler_steps=teacher_steps if teacher.solver is flow.euler else None)
+
+
+def check_solver(config: CorpusConfig, teacher_steps: int | None) -> None:
+    """Raises UserError where "adams", which saves steps, is to take more of them than the teacher."""
+    if config.solver == "adams" and teacher_steps is not None and teacher_steps < config.num_inference_steps:
         raise UserError(
-            f"corpus.num_inference_steps={config.num_inference_steps} is more than the teacher's own {own} steps: "
-            "corpus.solver=adams saves steps; take fewer, or solver=teacher"
+            f"corpus.num_inference_steps={config.num_inference_steps} is more than the teacher's own {teacher_steps} "
+            "steps: corpus.solver=adams saves steps; take fewer, or solver=teacher"
         )
-    return partial(flow.adams_bashforth, euler_steps=own)
 
 
 def lift_fingerprint(lift: Lift) -> str:
