@@ -24,7 +24,7 @@ def schema_of(name: str) -> type:
         from l2p.training.head import HeadRecipe
 
         return HeadRecipe
-    if name.startswith("landscapes"):
+    if name == "landscapes-512":
         from l2p.training.grow import GrowRecipe
 
         return GrowRecipe
