@@ -106,6 +106,7 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     dtype = runtime.pick_dtype(recipe.dtype, device)
     source = resolve_student(recipe.student)
     small = load_student(source, device).float()
+    small.check_lifted("grown")
     texts = load_texts(source, small.spec, device)
     teacher = load_teacher(recipe.teacher, device=device)
     torch.manual_seed(recipe.seed)  # of the detail's first weights
