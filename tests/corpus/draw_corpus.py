@@ -10,16 +10,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from l2p.lift import Lift
+from l2p.recipe import CorpusConfig
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
 
-CONFIG = SimpleNamespace(
-    num_pairs=11, prompts="landscapes", num_inference_steps=2, batch_size=2, shard_size=4
-)
+CONFIG = CorpusConfig(num_pairs=11, num_inference_steps=2, batch_size=2, shard_size=4)
 
 
 class ArithmeticTeacher(Teacher):
