@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from l2p.corpus.samples import FACTS, IMAGES, LATENT, OLD_LATENT, TRAJECTORY, decode_image, decode_tensors
-from l2p.corpus.shards import drawn, indices_of, read_manifest, scan
+from l2p.corpus.shards import drawn, indices_of, read_manifest, scan, sha256_of
 from l2p.errors import UserError
 
 _MAX_OPEN = 64  # file handles a worker keeps, well below the 256 that some systems allow
@@ -139,6 +139,21 @@ class CorpusDataset(Dataset):
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_handles": OrderedDict(), "_owner": -1}
+
+
+def verify(folder: str | Path) -> dict[str, int]:
+    """Read a whole corpus against its manifest; returns its numbers of pictures, shards and bytes.
+
+    Raises:
+        UserError: a sample is missing, doubled or named wrongly, or a shard's bytes are not those that were written.
+    """
+    dataset = CorpusDataset(folder)
+    shards = dataset.manifest["shards"]
+    for shard in shards:
+        path = Path(folder) / shard["name"]
+        if sha256_of(path) != shard["sha256"]:
+            raise UserError(f"{path} has another hash than its manifest says: delete this file and run again")
+    return {"pictures": len(dataset), "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
 
 
 def _index(path: Path, shard: dict, parts: list[str]) -> np.ndarray:

@@ -33,7 +33,8 @@ READS: dict[str, tuple[str, ...]] = {
 }
 # Knobs that change how often or where something is written, not what comes out.
 NO_EFFECT = (
-    "checkpoint_every", "preview_every", "path", "cache", "latency_runs", "peak_memory", "min_r2"
+    "checkpoint_every", "preview_every", "path", "cache", "latency_runs", "peak_memory", "min_r2", "image_format",
+    "latents", "trajectory_points",
 )  # fmt: skip
 OURS = ("lift", "corpus", "checkpoints", "logs", "previews", "stages", "student", "evaluation")
 OUR_FILES = ("recipe.yaml", "lift.safetensors", "metrics.json", "report.html")
