@@ -75,6 +75,7 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
         "judge": "train-",
         "landscapes": "grow",
         "ablation": "ablate",
+        "corpus": "synthesize",
     }.get(path.stem.split("-")[0], "distill")
     assert f"l2p {verb}" in header
     assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs

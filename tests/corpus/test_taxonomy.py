@@ -34,7 +34,7 @@ def test_classes_are_equally_likely_whatever_they_list(write):
     )
     for subject, share in {"a cat": 1 / 2, "an owl": 1 / 8, "a hen": 1 / 8, "a cod": 1 / 4}.items():
         assert abs(counts[subject] / 4000 - share) < 5 * (share / 4000) ** 0.5, subject
-    assert set(prompts) == {f"{s}{l}" for s in counts for l in ("", " at dawn", " at noon")}
+    assert set(prompts) == {f"{s}{light}" for s in counts for light in ("", " at dawn", " at noon")}
 
 
 def test_a_seed_is_one_sentence_on_every_machine(write):
