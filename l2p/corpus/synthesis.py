@@ -141,8 +141,8 @@ def the_prompts(config: CorpusConfig, folder: Path, seed: int, share: tuple[int,
 
 
 def keep_lift(lift: Lift, folder: Path, share: tuple[int, int] = (0, 1)) -> None:
-    """Put the lift beside the pairs that it coupled: a run that shares the corpus takes it from there."""
-    if share[0] == 0 and not (folder / LIFT).exists():
+    """Put a lift that tells how it was fitted beside the pairs that it coupled: who shares the corpus takes it from there."""
+    if share[0] == 0 and lift.fitted is not None and not (folder / LIFT).exists():
         lift.save(folder / LIFT)
 
 

@@ -19,10 +19,11 @@ from l2p.corpus import CorpusDataset
 from l2p.corpus.dataset import verify
 from l2p.corpus.prompt_list import REPORT, needs_list
 from l2p.corpus.shards import drawn, read_manifest
-from l2p.corpus.synthesis import LIFT, WAIT, parts_of, the_prompts
+from l2p.corpus.synthesis import LIFT, WAIT, lift_fingerprint, parts_of, the_prompts
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.images import labelled_grid, save_png
+from l2p.lift import Lift
 from l2p.recipe import Recipe
 from l2p.training.distill import check
 from l2p.training.progress import CONSOLE
@@ -72,16 +73,26 @@ def run(
     return summary(recipe, folder) | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def _the_lift(context: Run, share: tuple[int, int]) -> Any:
-    path = context.corpus_folder / LIFT
-    if share[0] == 0 and (lift := shared_lift(context)) is None:
+def _the_lift(context: Run, share: tuple[int, int]) -> Lift:
+    """The lift in the corpus' folder, which the first process fits and the others wait for."""
+    folder = context.corpus_folder
+    if share[0] == 0 and shared_lift(context) is None:
         lift = new_lift(context)
         for line in weakness(lift.r2, context.recipe.lift.min_r2):
             CONSOLE.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True)
-        lift.save(path)
+        if is_begun(folder) and read_manifest(folder)["settings"]["lift"] != lift_fingerprint(lift):
+            raise UserError(
+                f"the pairs in {folder} were coupled by another lift than the one fitted now, and theirs is not there: "
+                "choose another corpus.path, or go on with the run that made them"
+            )
+        lift.save(folder / LIFT)
     while (lift := shared_lift(context)) is None:
         time.sleep(WAIT)
     return lift
+
+
+def is_begun(folder: Path) -> bool:
+    return any(folder.glob("manifest*.json"))
 
 
 def is_complete(recipe: Recipe, folder: Path) -> bool:
@@ -90,7 +101,7 @@ def is_complete(recipe: Recipe, folder: Path) -> bool:
 
 def summary(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What there is of a recipe's corpus: numbers of pictures, shards and bytes, what was dropped, and the prompts."""
-    shards = read_manifest(folder)["shards"] if any(folder.glob("manifest*.json")) else []
+    shards = read_manifest(folder)["shards"] if is_begun(folder) else []
     prompts = read_json(folder / REPORT) if (folder / REPORT).is_file() else None
     return {
         "folder": str(folder),
@@ -122,7 +133,7 @@ def plan(recipe: Recipe, world_size: int = 1) -> list[dict[str, str]]:
     pictures = (
         f"{config.num_pairs} pictures of {teacher.width} x {teacher.height}, {config.num_inference_steps} steps of "
         f"{teacher.path}, in {-(-config.num_pairs // config.shard_size)} shards of {', '.join(parts_of(config))}, "
-        f"{world_size} process{'es' if world_size > 1 else ''}{scorer}; at most {_bytes(recipe) / 1e9:.2f} GB"
+        f"{world_size} process{'es' if world_size > 1 else ''}{scorer}; at most {_bytes(recipe) / 1e6:,.0f} MB"
     )
     states = {
         "prompts": "off" if not needs_list(config) else "done" if there["prompts"] else "new",
@@ -138,37 +149,23 @@ def plan(recipe: Recipe, world_size: int = 1) -> list[dict[str, str]]:
 
 
 def _bytes(recipe: Recipe) -> int:
-    """Of the pictures as they are before compression: what they take at most, latents apart."""
+    """What the pictures take at most, which is before compression; latents apart."""
     return recipe.corpus.num_pairs * recipe.teacher.height * recipe.teacher.width * 3
 
 
 def save_grid(folder: Path, num_pairs: int, rank: int = 0) -> None:
     """A sheet of pictures from all over the corpus, their prompts above them."""
+    import numpy as np
+
     dataset = CorpusDataset(folder, num_pairs)
-    count = min(COLUMNS * ROWS, len(dataset))
-    items = [dataset[round(place * (len(dataset) - 1) / max(1, count - 1))] for place in range(count)]
+    rows = max(1, min(ROWS, len(dataset) // COLUMNS))
+    count = min(COLUMNS * rows, len(dataset))
+    items = [dataset[round(place)] for place in np.linspace(0, len(dataset) - 1, count)]
     sheets = []
     for first in range(0, count, COLUMNS):
         row = items[first : first + COLUMNS]
-        sheets.append(labelled_grid({"": _stack(row)}, [item["prompt"] for item in row]))
+        pictures = np.stack([item["image"] for item in row])
+        sheets.append(labelled_grid({"": pictures}, [item["prompt"] for item in row]))
     own = folder / f".grid-{rank}.png"  # two processes may finish at once
-    save_png(_below(sheets), own)
+    save_png(np.concatenate(sheets), own)
     os.replace(own, folder / GRID)
-
-
-def _stack(items: list[dict[str, Any]]) -> Any:
-    import numpy as np
-
-    return np.stack([item["image"] for item in items])
-
-
-def _below(sheets: list[Any]) -> Any:
-    import numpy as np
-
-    width = max(sheet.shape[1] for sheet in sheets)
-    return np.concatenate(
-        [
-            np.pad(sheet, ((0, 8), (0, width - sheet.shape[1]), (0, 0)), constant_values=255)
-            for sheet in sheets
-        ]
-    )
