@@ -74,6 +74,7 @@ class CorpusConfig:
     filters: PromptFilters | None = None
     quality: QualityConfig | None = None
     num_inference_steps: int = knob(10, low=1)
+    solver: Literal["teacher", "adams"] = "teacher"
     batch_size: int = knob(25, low=1)
     shard_size: int = knob(500, low=1)
     image_format: Literal["png", "webp"] = "png"

@@ -76,7 +76,10 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"{path} has corpus format {version!r}, this version reads {FORMATS[0]} and {FORMATS[1]}: "
             "delete the folder to redraw it"
         )
-    return manifest | {"parts": manifest.get("parts", list(OLD_PARTS))}
+    settings = manifest["settings"]
+    if version == 1:
+        settings = {"solver": "teacher"} | settings  # the first ones knew no other
+    return manifest | {"settings": settings, "parts": manifest.get("parts", list(OLD_PARTS))}
 
 
 def check_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:

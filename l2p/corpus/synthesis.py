@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def synthesize(
     height: int,
     width: int,
     guidance_scale: float = 0.0,
+    teacher_steps: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
@@ -66,6 +68,7 @@ def synthesize(
     Args:
         config: all of it but ``path`` is read.
         height, width: of the pictures, in pixels.
+        teacher_steps: what the solver "adams" comes near: the teacher's pictures of so many steps.
         dtype: the autocast dtype of the teacher's transformer and decoder.
         progress: show a bar with pictures a second and the time left.
         share: number of this process and how many there are; each draws every so many-th shard. The first one makes
@@ -82,6 +85,7 @@ def synthesize(
             f"corpus.trajectory_points is {config.trajectory_points}, expected fewer than the "
             f"{config.num_inference_steps} steps of corpus.num_inference_steps"
         )
+    solver = _solver(teacher, config, teacher_steps)
     folder = Path(folder)
     with locked(folder, "corpus.path", f".lock-{share[0]}"):
         prompts = the_prompts(config, folder, seed, share)
@@ -91,6 +95,7 @@ def synthesize(
             "revision": teacher.revision,
             "weights": weights_fingerprint(teacher.transformer),
             "num_inference_steps": config.num_inference_steps,
+            "solver": config.solver,
             "guidance_scale": float(guidance_scale),
             "height": height,
             "width": width,
@@ -118,7 +123,16 @@ def synthesize(
                     batch = range(first, min(first + config.batch_size, indices.stop))
                     texts = prompts_for(prompts, batch, seed)
                     drawn = _draw(
-                        teacher, lift, config, batch, texts, (height, width), guidance_scale, seed, dtype
+                        teacher,
+                        lift,
+                        config,
+                        batch,
+                        texts,
+                        (height, width),
+                        guidance_scale,
+                        seed,
+                        dtype,
+                        solver,
                     )
                     kept, refused = scorer.sort(drawn) if scorer else (drawn, [])
                     samples += kept
@@ -165,6 +179,7 @@ def _draw(
     guidance_scale: float,
     seed: int,
     dtype: torch.dtype,
+    solver: Callable[..., Tensor] | None,
 ) -> list[Sample]:
     seeds = [seed + index for index in indices]
     eps_z = latent_noise(teacher, lift, flow.noise(seeds, 3, *size)).to(teacher.device)
@@ -174,7 +189,7 @@ def _draw(
     recorder = _Recorder(teacher)
     with runtime.autocast(teacher.device, dtype):
         sampler = recorder.teacher if config.trajectory_points else teacher
-        z = sampler.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale)
+        z = sampler.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale, solver=solver)
         z = z.to(torch.float16)  # as it is kept, so that the picture is the very one of the kept latent
         pictures = teacher.decode(z.float()).float()
     if not (z.isfinite().all() and pictures.isfinite().all()):
@@ -223,6 +238,25 @@ class _Recorder:
         chosen = [times[round(place)] for place in np.linspace(0, len(times) - 1, count)]
         points = torch.stack([self.states[t].to(torch.float16) for t in chosen], 1)
         return points.cpu().numpy(), np.array(chosen, np.float32)
+
+
+def _solver(
+    teacher: Teacher, config: CorpusConfig, teacher_steps: int | None
+) -> Callable[..., Tensor] | None:
+    """None is the teacher's own. The share of Euler's error is left in only where the teacher's steps are Euler's."""
+    if config.solver == "teacher":
+        return None
+    check_solver(config, teacher_steps)
+    return partial(flow.adams_bashforth, euler_steps=teacher_steps if teacher.solver is flow.euler else None)
+
+
+def check_solver(config: CorpusConfig, teacher_steps: int | None) -> None:
+    """Raises UserError where "adams", which saves steps, is to take more of them than the teacher."""
+    if config.solver == "adams" and teacher_steps is not None and teacher_steps < config.num_inference_steps:
+        raise UserError(
+            f"corpus.num_inference_steps={config.num_inference_steps} is more than the teacher's own {teacher_steps} "
+            "steps: corpus.solver=adams saves steps; take fewer, or solver=teacher"
+        )
 
 
 def lift_fingerprint(lift: Lift) -> str:

@@ -280,6 +280,7 @@ def draw_a_share(run: Run, share: tuple[int, int]) -> None:
         height=recipe.teacher.height,
         width=recipe.teacher.width,
         guidance_scale=recipe.teacher.guidance_scale,
+        teacher_steps=recipe.teacher.num_inference_steps,
         seed=recipe.seed,
         dtype=run.dtype,
         progress=run.progress,

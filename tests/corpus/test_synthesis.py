@@ -131,6 +131,26 @@ def test_impossible_sizes_are_refused(corpora, tmp_path, name, value):
         corpora.draw(tmp_path / "corpus", replace(corpora.CONFIG, **{name: value}))
 
 
+def test_adams_comes_nearer_the_teacher_s_own_steps(corpora, tmp_path):
+    """The arithmetic teacher's velocity is linear in z: its 32 steps are a closed form that 4 of Adams' come near."""
+
+    def latents(name, steps, solver):
+        config = replace(corpora.CONFIG, num_inference_steps=steps, solver=solver)
+        dataset = CorpusDataset(corpora.draw(tmp_path / name, config, teacher_steps=32))
+        return torch.stack([dataset[i]["latent"] for i in range(3)])
+
+    own = latents("own", 32, "teacher")
+    few, adams = latents("few", 4, "teacher"), latents("adams", 4, "adams")
+    assert (adams - own).std() < 0.3 * (few - own).std()
+
+
+def test_adams_with_more_steps_than_the_teacher_is_refused(corpora, tmp_path):
+    config = replace(corpora.CONFIG, num_inference_steps=9, solver="adams")
+    with pytest.raises(UserError, match="num_inference_steps=9 is more than the teacher's own 8 steps"):
+        corpora.draw(tmp_path / "corpus", config, teacher_steps=8)
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_progress_speaks_on_stderr_only(corpora, tmp_path, capsys):
     corpora.draw(tmp_path / "corpus", progress=True)
     out, err = capsys.readouterr()
