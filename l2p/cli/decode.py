@@ -168,8 +168,9 @@ class Tools:
     @property
     def decoder(self) -> VaeDecoder | PidDecoder:
         if self._decoder is None:
-            from l2p.decoders.decode import BUDGET, PidDecoder, VaeDecoder
+            from l2p.decoders.decode import PidDecoder, VaeDecoder
             from l2p.runtime import parse_bytes
+            from l2p.students.painting import BUDGET
 
             if self.student is None:
                 self._decoder = VaeDecoder(self.teacher, self.args.scale or 1, self.dtype)

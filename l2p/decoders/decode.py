@@ -1,6 +1,9 @@
 """Decoders side by side: the teacher's own with Lanczos above it, and the pixel diffusion decoder; one interface.
 
 ``decoder(source, seed) -> uint8 [H s, W s, 3]`` of a :class:`~l2p.decoders.sources.Source`.
+
+Core and draft see the whole picture as long as they fit the memory, and the head paints it in bands, which changes no
+pixel. Beyond that, and beyond the positions of the core, the latents are decoded in tiles.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from l2p.decoders.tiles import ramps, spans
 from l2p.errors import UserError
 from l2p.images import Pictures, to_uint8
 from l2p.runtime import autocast
+from l2p.students.painting import BUDGET, CORE_WIDTHS
 
 if TYPE_CHECKING:
     from l2p.decoders.sources import Source
     from l2p.teachers.protocol import Conditioning, Teacher
     from l2p.teachers.text import PromptEncoder
 
-BUDGET = 2 * 10**9  # bytes beyond the weights, unless told otherwise
 OVERLAP = 2  # tokens that neighbouring tiles share at least
 SMALLEST = 2 * OVERLAP + 1  # tokens a side of a tile
 
@@ -62,12 +65,12 @@ def lanczos(picture: Pictures, height: int, width: int) -> Pictures:
 
 
 class PidDecoder:
-    """A pixel diffusion decoder, whole where the memory allows it and in tiles beyond.
+    """A pixel diffusion decoder.
 
     Args:
         num_steps: Euler steps; what it was trained for if None.
         texts: reads prompts; None decodes without them.
-        memory_budget: bytes beyond weights, noise and picture.
+        memory_budget: bytes beyond the weights.
         progress: called with the tiles done and their number.
     """
 
@@ -138,6 +141,8 @@ class PidDecoder:
         return out
 
     def _sample(self, noise: Tensor, conditioning: LatentConditioning) -> Tensor:
+        unit = self.student.spec.packing * self.student.spec.cell
+        self.student.head.band_height = self.band(noise.shape[2] // unit, noise.shape[3] // unit)
         with autocast(noise.device, self.dtype):
             return self.student.sample(noise, conditioning, self.num_steps).float()
 
@@ -163,12 +168,29 @@ class PidDecoder:
         return tile
 
     def bytes_for(self, rows: int, columns: int) -> int:
-        """Bytes in flight while so many tokens are painted: the larger of draft and detail, and the noisy picture."""
-        student, spec = self.student, self.student.spec
-        height, width = (side * spec.packing * spec.cell for side in (rows, columns))
-        detail = student.head.band_bytes(height, 1, width, self.dtype.itemsize)
-        small = height * width // spec.scale**2
-        wide = spec.draft.get("block_out_channels", [0, 0])[:2]
-        # the last blocks of a decoder hold some six maps of their width at full size, norms among them in fp32
-        draft = 6 * 4 * max(wide) * small if isinstance(student.draft, DecoderDraft) else 0
-        return int(max(detail, draft) + 5 * 4 * 3 * height * width)
+        """Least bytes in flight while so many tokens are painted: pictures, and the largest of draft, core and a band."""
+        spec, head = self.student.spec, self.student.head
+        width = columns * spec.packing * spec.cell
+        band = head.band_bytes(head.unit, 1, width, self.dtype.itemsize)
+        return self._pictures(rows, columns) + max(self._before(rows, columns), band)
+
+    def band(self, rows: int, columns: int) -> int:
+        """Pixel rows that the head paints at a time; the picture is the same for any."""
+        spec, head = self.student.spec, self.student.head
+        left = self.memory_budget - self._pictures(rows, columns)
+        return head.fit_band(left, 1, columns * spec.packing * spec.cell, self.dtype.itemsize) or head.unit
+
+    def _pictures(self, rows: int, columns: int) -> int:
+        """Bytes of noise, picture, what a step makes of them, and the draft, in fp32."""
+        unit = self.student.spec.packing * self.student.spec.cell
+        return 4 * 4 * 3 * rows * columns * unit**2
+
+    def _before(self, rows: int, columns: int) -> int:
+        """Bytes that core and draft take, one after the other, before the head begins."""
+        spec, itemsize = self.student.spec, self.dtype.itemsize
+        core = rows * columns * spec.upsample**2 * self.student.core.dim * CORE_WIDTHS * itemsize
+        if not isinstance(self.student.draft, DecoderDraft):
+            return core
+        # The last blocks of a decoder hold some six maps of their width at full size, norms among them in fp32.
+        wide = max(spec.draft["block_out_channels"][:2])
+        return max(core, 6 * 4 * wide * rows * columns * spec.geometry.token_pixels**2)

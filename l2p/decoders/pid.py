@@ -171,7 +171,7 @@ class PidStudent(PixelStudent):
     @property
     def empty(self) -> Conditioning:
         """The caption of pictures without one."""
-        return Conditioning(self.no_caption, torch.tensor([self.spec.empty_length]))
+        return Conditioning(self.no_caption, torch.tensor([self.spec.empty_length], device="cpu"))
 
     def look(
         self, x_t: Tensor, t: Tensor, conditioning: LatentConditioning, r: Tensor | None = None

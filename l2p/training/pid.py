@@ -29,7 +29,7 @@ from l2p.runtime import autocast
 from l2p.teachers import Teacher, load_teacher
 from l2p.training.fit import fit
 from l2p.training.held_out import HeldOut
-from l2p.training.pid_data import NoiseConfig, PidDataModule, PidDataset, encode_versions
+from l2p.training.pid_data import NoiseConfig, PidDataModule, PidDataset, encode_versions, folder_pictures
 from l2p.training.run_folder import RunFolder, changes, flatten
 from l2p.training.stages import load_averaged
 from l2p.training.teacher import PicturesConfig, render_pictures
@@ -50,6 +50,7 @@ class PidPictures(PicturesConfig):
     crop: int = knob(256, low=8)
     small_renders: float = knob(0.25, low=0, high=1)
     path: str | None = None
+    folder: str | None = None
 
 
 @dataclass
@@ -135,24 +136,47 @@ class PidRun:
         return load_teacher(self.recipe.teacher, device=self.device, dtype=dtype)
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def _pictures(self) -> tuple[Pictures, list[str]]:
+        """Pictures, and where they are no renders their captions; the last ``preview_images`` of these are held out."""
         config = self.recipe.pictures
         folder = Path(config.path) if config.path else self.folder.path / "pictures"
-        return render_pictures(config, folder, self.recipe.threads)
+        if config.folder is None:
+            return render_pictures(config, folder, self.recipe.threads), []
+        found = folder_pictures(Path(config.folder), config.height, config.width, folder.with_suffix(".npy"))
+        if len(found[1]) <= self.recipe.preview_images:
+            raise UserError(
+                f"pictures.folder holds {len(found[1])} pictures, expected more than preview_images"
+            )
+        return found
+
+    @property
+    def pictures(self) -> Pictures:
+        """Those that are trained on."""
+        pictures, captions = self._pictures
+        return pictures[: -self.recipe.preview_images] if captions else pictures
+
+    def told(self, number: int, style: int) -> str:
+        """Caption of a picture that is trained on."""
+        captions, first = self._pictures[1], self.recipe.pictures.first_seed
+        return captions[number] if captions else caption(Scene.from_seed(first + number), style)
 
     @cached_property
     def latents(self) -> torch.Tensor:
         config, scale = self.recipe.pictures, self.recipe.student.scale
-        path = self.folder.path / "latents.npy"
-        return encode_versions(self.teacher, self.pictures, scale, config.first_seed, self.dtype, path)
+        path, first = self.folder.path / "latents.npy", None if config.folder else config.first_seed
+        return encode_versions(self.teacher, self.pictures, scale, first, self.dtype, path)
 
     @cached_property
     def held_out(self) -> HeldOut:
-        """Scenes of which the decoder paints clean latents."""
-        config, scale = self.recipe.pictures, self.recipe.student.scale
-        seeds = range(HELD_OUT, HELD_OUT + self.recipe.preview_images)
-        prompts = [caption(Scene.from_seed(seed)) for seed in seeds]
-        images = from_uint8(render_batch(seeds, config.height, config.width)).to(self.device)
+        """Pictures of which the decoder paints clean latents."""
+        config, scale, count = self.recipe.pictures, self.recipe.student.scale, self.recipe.preview_images
+        seeds = range(HELD_OUT, HELD_OUT + count)
+        if config.folder:
+            shown, prompts = self._pictures[0][-count:], self._pictures[1][-count:]
+        else:
+            shown = render_batch(seeds, config.height, config.width)
+            prompts = [caption(Scene.from_seed(seed)) for seed in seeds]
+        images = from_uint8(shown).to(self.device)
         with torch.no_grad(), autocast(self.device, self.dtype):
             z = self.teacher.encode(torch.nn.functional.avg_pool2d(images, scale)).float()
         noise = flow.noise(seeds, 3, *images.shape[2:]).to(self.device)
@@ -168,7 +192,7 @@ class PidRun:
         dataset = PidDataset(
             self.pictures,
             self.latents,
-            recipe.pictures.first_seed,
+            self.told,
             self.new_student().spec,
             noise,
             recipe.pictures.crop,

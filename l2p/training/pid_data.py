@@ -8,7 +8,7 @@ in V versions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from l2p import flow
 from l2p.decoders.pid import LatentConditioning, PidSpec
-from l2p.files import atomic_path
-from l2p.images import Pictures, from_uint8
-from l2p.landscapes import Scene, caption, render_batch
+from l2p.errors import UserError
+from l2p.files import PICTURES, atomic_path, picture_files
+from l2p.images import Pictures, from_uint8, read_picture
+from l2p.landscapes import render_batch
 from l2p.objectives.base import Batch
 from l2p.recipe import knob
 from l2p.runtime import autocast
@@ -43,20 +44,57 @@ class NoiseConfig:
     latent_dropout: float = knob(0.1, low=0, high=1)
 
 
+def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[Pictures, list[str]]:
+    """The pictures of a folder, each filled into height x width pixels, as a memory-mapped array [N, H, W, 3] at ``path``;
+    and their captions, from a text file of a picture's name beside it, empty where there is none.
+
+    Raises:
+        UserError: no pictures, or one smaller than that: an enlarged picture has no detail to learn from.
+    """
+    files = picture_files(folder)
+    if not files:
+        raise UserError(
+            f"pictures.folder {folder} holds no pictures, expected files that end in {', '.join(PICTURES)}"
+        )
+    texts = [file.with_suffix(".txt") for file in files]
+    captions = [text.read_text(encoding="utf-8").strip() if text.is_file() else "" for text in texts]
+    shape = (len(files), height, width, 3)
+    if not path.is_file():
+        from PIL import Image, ImageOps
+
+        with atomic_path(path) as partial:
+            kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            for place, file in zip(kept, files, strict=True):
+                image = Image.fromarray(read_picture(file))
+                if image.width < width or image.height < height:
+                    raise UserError(
+                        f"{file} is {image.height} x {image.width}, smaller than {height} x {width}"
+                    )
+                place[:] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+            kept.flush()
+    pictures = np.load(path, mmap_mode="r")
+    if pictures.shape != shape:
+        raise UserError(
+            f"{path} is of other pictures than those in {folder}: delete it, and the latents beside it"
+        )
+    return pictures, captions
+
+
 @torch.no_grad()
 def encode_versions(
     teacher: Teacher,
     pictures: Pictures,
     scale: int,
-    first_seed: int,
+    first_seed: int | None,
     dtype: torch.dtype,
     path: Path | None,
 ) -> Tensor:
-    """Normalised latents fp16 [2, N, c, h, w]: of the pictures averaged down, and of their scenes' own small renders.
+    """Normalised latents fp16 [V, N, c, h, w]: of the pictures averaged down, and of their scenes' own small renders.
 
     The two differ a little (37.7 dB): the first are the pictures', to the pixel; the second are what the teacher knows.
 
     Args:
+        first_seed: of the scenes; None where the pictures are no renders, and V is 1.
         path: where they are kept; None keeps nothing.
     """
     if path is not None and path.is_file():
@@ -64,11 +102,13 @@ def encode_versions(
     from rich.progress import track
 
     height, width = (side // scale for side in pictures.shape[1:3])
-    versions: list[list[Tensor]] = [[], []]
+    versions: list[list[Tensor]] = [[]] if first_seed is None else [[], []]
     for start in track(range(0, len(pictures), ENCODED_AT_ONCE), description="latents"):
         large = from_uint8(pictures[start : start + ENCODED_AT_ONCE])
-        seeds = range(first_seed + start, first_seed + start + len(large))
-        small = F.avg_pool2d(large, scale), from_uint8(render_batch(seeds, height, width))
+        small = [F.avg_pool2d(large, scale)]
+        if first_seed is not None:
+            seeds = range(first_seed + start, first_seed + start + len(large))
+            small.append(from_uint8(render_batch(seeds, height, width)))
         for version, x in zip(versions, small, strict=True):
             with autocast(teacher.device, dtype):
                 version.append(teacher.encode(x.to(teacher.device)).half().cpu())
@@ -83,6 +123,7 @@ class PidDataset(Dataset):
     """Items of one stage: dicts of image uint8 [crop, crop, 3], latent, sigma, seed and prompt.
 
     Args:
+        told: ``(number of a picture, random number) -> caption``.
         crop: pixels a side, a multiple of the patch side; the whole picture where it is no smaller.
         length: of the stage, in items.
         small_renders: share of items whose latents are of the scene's own small render.
@@ -92,7 +133,7 @@ class PidDataset(Dataset):
         self,
         pictures: Pictures,
         latents: Tensor,
-        first_seed: int,
+        told: Callable[[int, int], str],
         spec: PidSpec,
         noise: NoiseConfig,
         crop: int,
@@ -101,7 +142,7 @@ class PidDataset(Dataset):
         length: int,
         small_renders: float,
     ) -> None:
-        self.pictures, self.latents, self.first_seed = pictures, latents, first_seed
+        self.pictures, self.latents, self.told = pictures, latents, told
         self.spec, self.noise, self.crop = spec, noise, crop
         self.seed, self.stage, self.length, self.small_renders = seed, stage, length, small_renders
 
@@ -116,14 +157,14 @@ class PidDataset(Dataset):
         for axis, side in enumerate(self.pictures.shape[1:3]):
             start = token * int(rng.integers((side - min(self.crop, side)) // token + 1))
             places[axis] = slice(start, start + min(self.crop, side))
-        version = int(rng.random() < self.small_renders)
+        version = int(rng.random() < self.small_renders) if len(self.latents) > 1 else 0
         cells = [slice(place.start // cell, place.stop // cell) for place in places]
         z_0 = self.latents[(version, number, slice(None), *cells)].float()
         sigma = rng.random() * self.noise.max_sigma if rng.random() < self.noise.share else 0.0
         if rng.random() < self.noise.latent_dropout:
             sigma = 1.0
         dropped = rng.random() < self.noise.caption_dropout
-        told = caption(Scene.from_seed(self.first_seed + number), int(rng.integers(2**31)))
+        told = self.told(number, int(rng.integers(2**31)))
         return {
             "image": self.pictures[(number, *places)],
             "latent": z_0,
