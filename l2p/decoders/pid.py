@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,9 @@ class PidSpec:
         empty_length: tokens of the caption that stands for none.
         height, width: pixels of the pictures it was trained on.
     """
+
+    guidance_scale: ClassVar[float] = 1.0  # what `sample` asks of a student: no guidance, steps at even times
+    shift: ClassVar[float] = 1.0
 
     scale: int
     channels: int

@@ -55,6 +55,7 @@ __all__ = [
     "PromptEncoder",
     "TextEncoder",
     "family_of",
+    "license_of",
     "load_teacher",
     "load_text_encoder",
     "resolve",
@@ -145,11 +146,12 @@ def load_teacher(
         raise UserError(f"cannot load the teacher in {folder}: {str(error).splitlines()[0]}") from error
     pipeline.to(device)
     return FAMILIES[class_name](
-        pipeline, name=str(path), revision=commit_of(folder) or revision, license=_license(folder)
+        pipeline, name=str(path), revision=commit_of(folder) or revision, license=license_of(folder)
     )
 
 
-def _license(folder: Path) -> str:
+def license_of(folder: Path) -> str:
+    """The licence that the card in a folder names; "unknown" where there is none."""
     card = folder / "README.md"
     if card.is_file():
         for line in card.read_text().splitlines():
