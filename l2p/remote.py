@@ -98,6 +98,11 @@ def download(name: HubName, patterns: Sequence[str], endpoint: str | None = None
     return patient(fetch, name)
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit a folder of the Hub's cache is a snapshot of; None elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _cached(name: HubName, endpoint: str | None) -> list[Path]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
