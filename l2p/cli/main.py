@@ -32,11 +32,15 @@ VERBS = {
     "bench": "time and memory of several paths, side by side",
     "push": "publish a student on the Hub",
     "pull": "fetch a student from the Hub",
+    "import": "published weights (L2P, PiD) into a folder of this toolkit",
     "export": "write a student as a pipeline for diffusers",
     "doctor": "what is installed, what will be slow, and the fix",
     "ablate": "run a recipe once for each row of a table, and compare",
     "train-teacher": "train the bundled latent teacher",
     "train-head": "teach a patch head to decode, for students to start with",
+    "decode": "latents, pictures or prompts to larger pictures",
+    "evaluate-decoder": "measure a pixel diffusion decoder beside the VAE",
+    "train-pid": "train a pixel diffusion decoder: latents to larger pictures",
     "train-judge": "train the judge that the evaluation asks",
 }
 

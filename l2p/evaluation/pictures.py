@@ -22,23 +22,12 @@ from l2p.evaluation.evaluate import machine, not_measured
 from l2p.evaluation.gather import Gathered
 from l2p.evaluation.shown import Shown
 from l2p.files import PICTURES, check_writable, picture_files, write_json
-from l2p.images import Pictures, from_uint8
+from l2p.images import Pictures, from_uint8, read_picture
 from l2p.runtime import return_free_memory
 
 BATCH = 16
 PERIODS = (16, 8, 4)
 LEAST = 32  # pixels a side
-
-
-def read_picture(path: Path) -> Pictures:
-    """uint8 [H, W, 3]. Raises UserError if it is none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is no picture or is cut short: {str(error).splitlines()[0]}") from error
 
 
 def evaluate_pictures(
@@ -193,7 +182,7 @@ def draw_pictures(
     from l2p.evaluation.references import fingerprint
     from l2p.images import save_png
     from l2p.recipe import EvaluationConfig
-    from l2p.students.io import read_config
+    from l2p.students.io import read_config, tensors_of
     from l2p.students.pipeline import load
 
     recipe = read_config(student_path).get("recipe") or {}
@@ -204,7 +193,7 @@ def draw_pictures(
     texts = prompts_for(source, range(config.seed, config.seed + count), first)
     pipeline = load(student_path, device, dtype)
     # another student, or the same one after more training, gets a folder of its own
-    folder = Path(folder) / fingerprint([*pipeline.student.state_dict().values()])
+    folder = Path(folder) / fingerprint([*tensors_of(pipeline.student).values()])
     missing = [k for k in range(count) if not (folder / f"{k:06d}.png").is_file()]
     starts = range(0, len(missing), config.batch_size)
     for start in track(starts, "drawing", console=Console(stderr=True), disable=not progress):
