@@ -12,7 +12,7 @@ import torch
 
 from l2p.errors import UserError
 from l2p.files import read_json
-from l2p.remote import TEXTS, HubName, download
+from l2p.remote import TEXTS, HubName, commit_of, download
 from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher
 from l2p.teachers.flux import FluxTeacher
@@ -112,11 +112,6 @@ def family_of(path: str | Path) -> type[Teacher] | None:
         if (folder / "model_index.json").is_file():
             return FAMILIES.get(read_json(folder / "model_index.json").get("_class_name"))
     return None
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit a folder of the Hub's cache is a snapshot of; None elsewhere."""
-    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def load_teacher(

@@ -27,6 +27,7 @@ from l2p.errors import UserError
 from l2p.files import write_json
 from l2p.images import from_uint8, labelled_grid, save_png, to_uint8
 from l2p.landscapes import Scene, caption, render_batch
+from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.patches import patchify, unpatchify
@@ -34,6 +35,7 @@ from l2p.recipe import REQUIRED, HeadConfig, knob
 from l2p.students.grow import grow
 from l2p.students.heads import DETAIL
 from l2p.students.io import load_student, save_student
+from l2p.students.named import resolve_student
 from l2p.students.pipeline import load_texts
 from l2p.students.student import PixelStudent
 from l2p.teachers import Teacher, load_teacher
@@ -43,7 +45,6 @@ from l2p.training.loop import OptimConfig, fit
 
 FIRST_SCENE = 9_000_000  # landscapes from here on are for growing alone
 EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1, 1]
-CELL = 16  # pixels a side of the cells whose energy is compared
 
 
 @dataclass
@@ -103,9 +104,10 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
-    small = load_student(recipe.student, device).float()
+    source = resolve_student(recipe.student)
+    small = load_student(source, device).float()
     small.check_lifted("grown")
-    texts = load_texts(recipe.student, small.spec, device)
+    texts = load_texts(source, small.spec, device)
     teacher = load_teacher(recipe.teacher, device=device)
     torch.manual_seed(recipe.seed)  # of the detail's first weights
     student = grow(small, recipe.factor, {key: getattr(recipe.head, key) for key in DETAIL}).train()
@@ -113,11 +115,11 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     student.head.band_height = _bands(recipe)
     if recipe.train == "detail":
         student.core.requires_grad_(False), student.head.inner.requires_grad_(False)
-    source = Renders(recipe, sizes, student, teacher, device, dtype)
+    renders = Renders(recipe, sizes, student, teacher, device, dtype)
     distance = EncoderDistance(EncoderFeatures(teacher)) if recipe.terms.perceptual else None
 
     def loss(step: int) -> dict[str, Tensor]:
-        x, given = source.batch(step)
+        x, given = renders.batch(step)
         with runtime.autocast(device, dtype):
             drawn = student(*given[:3], draft=given[3])
             return terms(drawn.float(), x, recipe.terms, recipe.head.fine_patch, distance)
@@ -235,23 +237,6 @@ def terms(
     if distance is not None:
         found["perceptual"] = weights.perceptual * distance(x, target).mean()
     return found
-
-
-def energy_distance(x: Tensor, target: Tensor) -> Tensor:
-    """Mean difference of the RMS of fine detail in cells of 16 x 16 pixels, at two scales.
-
-    It asks for as much texture as there is, not for the same: a blurred picture pays, one with other leaves does not.
-    """
-    total = torch.zeros((), device=x.device)
-    for _ in range(2):
-        total = total + (_energies(x) - _energies(target)).abs().mean()
-        x, target = F.avg_pool2d(x, 2), F.avg_pool2d(target, 2)
-    return total
-
-
-def _energies(x: Tensor) -> Tensor:
-    fine = x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return (F.avg_pool2d(fine.square(), CELL, ceil_mode=True) + 1e-6).sqrt()
 
 
 @torch.no_grad()
