@@ -24,6 +24,7 @@ PATH_NAMES = (
     "vae-tiled",
     "taesd",
     "vae+lanczos",
+    "pid",
 )  # as bench.paths
 
 
