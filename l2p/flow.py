@@ -40,10 +40,24 @@ class Noise:
         batch, channels, height, width = self.shape
         drawn = torch.empty(batch, channels, stop - start, width)
         for picture, stream in zip(drawn, self._streams, strict=True):
+            if (start, stop) == (0, height):
+                self._fill_whole(picture.view(-1), stream)
+                continue
             for channel, values in enumerate(picture):
                 first = (channel * height + start) * width
                 self._fill(values.view(-1), first, stream)
         return drawn
+
+    def _fill_whole(self, values: Tensor, uniform: _Uniform) -> None:
+        """All numbers of a picture; radius and angle serve its cosines and its sines at once."""
+        cosines, sines = values[: self._half], values[self._half :]
+        for at in range(0, self._half, STRIDE):
+            count = min(STRIDE, self._half - at)
+            radius = uniform(at, count).neg_().log1p_().mul_(-2).sqrt_()
+            angle = uniform(self._half + at, count).mul_(2 * math.pi)
+            cosines[at : at + count] = angle.cos().mul_(radius)
+            last = min(count, len(sines) - at)  # one fewer, of an odd number
+            sines[at : at + last] = angle.sin_().mul_(radius)[:last]
 
     def _fill(self, values: Tensor, first: int, uniform: _Uniform) -> None:
         """The numbers from the first-th on: cosines in the first half of a picture, the same angles' sines after it."""
