@@ -49,7 +49,7 @@ def test_the_prompts_that_are_there_are_used_and_the_teacher_is_not_fetched(tmp_
     Path("prompts.txt").write_text("a lake\n")
     assert shrunk(recipe).corpus.prompts == "prompts.txt"
     recipe.teacher.path = "ann/her-own-model"
-    with pytest.raises(UserError, match="ann/her-own-model cannot be known.*see l2p teachers"):
+    with pytest.raises(UserError, match="ann/her-own-model is cannot be known.*see l2p teachers"):
         shrunk(recipe)
 
 
