@@ -105,7 +105,7 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     dtype = runtime.pick_dtype(recipe.dtype, device)
     small = load_student(recipe.student, device).float()
     texts = load_texts(recipe.student, small.spec, device)
-    teacher = load_teacher(recipe.teacher, device=device)
+    teacher = load_teacher(recipe.teacher, device=device, dtype=runtime.frozen_dtype(device, dtype))
     torch.manual_seed(recipe.seed)  # of the detail's first weights
     student = grow(small, recipe.factor, {key: getattr(recipe.head, key) for key in DETAIL}).train()
     student.set_gradient_checkpointing(recipe.gradient_checkpointing)

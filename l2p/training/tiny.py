@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from l2p.corpus.prompts import LANDSCAPES
 from l2p.files import atomic_path, write_text
-from l2p.recipe import HeadConfig, Recipe, StageConfig
-from l2p.teachers import BUNDLED, tiny
+from l2p.recipe import HeadConfig, Recipe, StageConfig, StudentConfig
+from l2p.teachers import BUNDLED, Teacher, load_teacher, tiny
+
+if TYPE_CHECKING:
+    from l2p.training.grow import GrowRecipe
 
 SIDE = 64  # pixels
 STEPS = 2
@@ -76,6 +82,52 @@ def prepare(recipe: Recipe, tiny_recipe: Recipe) -> None:
         prompts = tiny.WORDS
     if tiny_recipe.corpus.prompts not in (LANDSCAPES, recipe.corpus.prompts):
         write_text(tiny_recipe.corpus.prompts, "\n".join(prompts) + "\n")
+
+
+def shrunk_growth(recipe: GrowRecipe) -> GrowRecipe:
+    """As :func:`shrunk`, for `l2p grow`: the student is a tiny one too, and grows by the same factor."""
+    folder, side = f"{recipe.output_dir}-tiny", SIDE * recipe.factor
+    teacher = recipe.teacher
+    if not _is_bundled(teacher):
+        tiny.name_for(teacher)
+        teacher = f"{folder}/tiny-teacher"
+    return replace(
+        recipe,
+        name=f"{recipe.name}-tiny",
+        output_dir=folder,
+        device="auto",
+        student=f"{folder}/tiny-student",
+        teacher=teacher,
+        head=_head(recipe.head),
+        pictures=replace(recipe.pictures, sizes=[[side, side]], inversion_steps=STEPS),
+        optim=replace(recipe.optim, steps=STEPS, batch_size=1, warmup_steps=1, checkpoint_every=STEPS),
+        preview_images=1,
+    )
+
+
+def prepare_growth(recipe: GrowRecipe, tiny_recipe: GrowRecipe) -> None:
+    """Write the pipeline and the untrained student that the tiny twin of a recipe of `l2p grow` names."""
+    from l2p.students.io import save_student
+
+    if tiny_recipe.teacher != recipe.teacher:
+        with atomic_path(tiny_recipe.teacher) as partial:
+            tiny.save(tiny.name_for(recipe.teacher), partial, recipe.seed)
+    teacher = load_teacher(tiny_recipe.teacher)
+    with torch.random.fork_rng(devices=[]), atomic_path(tiny_recipe.student) as partial:
+        torch.manual_seed(recipe.seed)
+        save_student(_untrained(teacher), partial, text_encoder=teacher.text_encoder)
+
+
+def _untrained(teacher: Teacher) -> torch.nn.Module:
+    """A student of a teacher through a lift that was fitted to nothing."""
+    from l2p.lift import Lift
+    from l2p.students.build import from_teacher
+
+    p, d = teacher.geometry.token_pixels, teacher.geometry.token_dim
+    basis = torch.linalg.qr(torch.randn(3 * p**2, d, dtype=torch.float64))[0]
+    lift = Lift(basis, 1.0, torch.zeros(3 * p**2, dtype=torch.float64), r2=0.0, r2_lstsq=0.0, r2_pca=0.0)
+    head = HeadConfig(fine_patch=p // 2, width=32, num_blocks=1)
+    return from_teacher(teacher, lift, StudentConfig(patch_size=p, head=head), (SIDE, SIDE))
 
 
 def _is_bundled(path: str) -> bool:

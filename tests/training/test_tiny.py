@@ -64,3 +64,18 @@ def test_the_bundled_teacher_is_its_own_tiny_twin():
     small = shrunk(load_recipe(RECIPES / "quickstart.yaml"))
     assert small.teacher.path == "landscapes" and small.corpus.prompts == "landscapes"
     assert small.one_step.steps == 2 and small.student.head.pretrained is None
+
+
+def test_a_growing_runs_on_its_tiny_twin(l2p, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = (
+        RECIPES / "landscapes-512.yaml",
+        "--tiny",
+        "teacher=Tongyi-MAI/Z-Image-Turbo",
+        "dtype=fp32",
+        "factor=2",
+    )
+    code, out, err = l2p("grow", *argv)
+    assert code == 0 and "the grown student is in runs/landscapes-512-tiny/student" in out, err
+    config = read_json("runs/landscapes-512-tiny/student/config.json")
+    assert config["patch_size"] == 32 and config["head"]["factor"] == 2 and config["height"] == 128
