@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p import runtime
-from l2p.corpus import prompts_for
+from l2p.corpus import check_solver, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import EVALUATION_SEEDS
 from l2p.files import atomic_path, read_json, write_text
@@ -80,6 +80,7 @@ def check(recipe: Recipe) -> None:
     check_loggers(recipe.logging)
     if recipe.student.lora is not None:
         check_peft()
+    check_solver(recipe.corpus, recipe.teacher.num_inference_steps)
     if recipe.seed + recipe.corpus.num_pairs > EVALUATION_SEEDS:
         raise UserError(
             f"seed={recipe.seed} with {recipe.corpus.num_pairs} pairs reaches into the evaluation's seeds, from "
