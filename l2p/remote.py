@@ -191,7 +191,11 @@ def patient(call: Callable[[], T], name: HubName, network: bool = True) -> T:
 
 def _wait(error: Exception, attempt: int, network: bool) -> float | None:
     """Seconds after which another try makes sense; None if it does not."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     cause = _cause(error)
+    if isinstance(error, OfflineModeIsEnabled) or isinstance(cause, OfflineModeIsEnabled):
+        return None
     response = getattr(cause, "response", None)
     if response is None:
         return 2.0**attempt if network and _is_network(cause) else None

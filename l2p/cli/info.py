@@ -153,6 +153,11 @@ def _depth(core: dict[str, Any]) -> str:
     return f"{core['class']}, {layers} layers of width {width}"
 
 
+def _steps(config: dict[str, Any]) -> str:
+    scale = config.get("guidance_scale", 1.0)
+    return str(config.get("num_steps")) + (f", guided with {scale:g}" if scale > 1 else "")
+
+
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -163,10 +168,12 @@ def _print(facts: dict[str, Any]) -> None:
     rows = {
         "parameters": f"{facts['parameters'] / 1e6:,.2f} M, {facts['bytes'] / 1e6:,.1f} MB in all",
         "picture": f"{config.get('width')} x {config.get('height')} as trained, patches of {config.get('patch_size')} px",
-        "steps": str(config.get("num_steps")),
+        "steps": _steps(config),
         "core": depth,
         "head": ", ".join(f"{key} {value}" for key, value in head.items()),
         "teacher": ", ".join(f"{key} {value}" for key, value in teacher.items() if value is not None),
+        "source": ", ".join(f"{key} {value}" for key, value in (config.get("source") or {}).items())
+        or "made here",
         "recipe": f"{recipe.get('name')} (seed {recipe.get('seed')})" if recipe else "not recorded",
         "last stage": str(config.get("stage") or "none"),
     }

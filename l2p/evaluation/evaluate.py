@@ -90,6 +90,8 @@ def evaluate(
         raise UserError(
             "--paths l2p alone has nothing to compare with on prompts of a file: add vae, or leave --prompts out"
         )
+    if with_teacher:
+        pipeline.student.check_lifted("compared with a teacher's picture of the same noise: use --paths l2p")
     start = time.perf_counter()
     output_dir = Path(output_dir)
     check_writable(output_dir)

@@ -141,7 +141,9 @@ class PixelPipeline(DiffusionPipeline):
         p = spec.patch_size
         noise = flow.noise_from(_each(generator, len(prompts)), 3, height + -height % p, width + -width % p)
         device, dtype = self._execution_device, self.student.dtype
-        conditioning = TextEncoder(self.tokenizer, self.text_encoder, cache_size=0)(prompts).to(device)
+        texts = TextEncoder(self.tokenizer, self.text_encoder, cache_size=0)
+        conditioning = texts(prompts).to(device)
+        empty = texts.empty().to(device) if spec.guidance_scale > 1 else None
 
         def after_step(step: int, t: float, x: Tensor) -> Tensor:
             bar.update()
@@ -152,7 +154,9 @@ class PixelPipeline(DiffusionPipeline):
             return next((changed[name] for name in shown if name in changed), x)
 
         with self.progress_bar(total=steps) as bar, autocast(device, dtype):
-            pictures = self.student.sample(noise.to(device), conditioning, steps, on_step=after_step).float()
+            pictures = self.student.sample(
+                noise.to(device), conditioning, steps, on_step=after_step, empty=empty
+            ).float()
         self.maybe_free_model_hooks()
         pictures = pictures[:, :, :height, :width]
         if output_type == "pil":

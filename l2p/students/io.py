@@ -37,6 +37,8 @@ LATER = {
     "latest_time": 1.0,
     "noise_in_span": False,
     "interval": False,
+    "guidance_scale": 1.0,
+    "shift": 1.0,
 }  # what folders from before these were written mean
 FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora", "quantization"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
@@ -68,22 +70,11 @@ def save_student(
         raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if dtype is not None and student.quantization is not None:
         raise UserError(f"a quantised student keeps its number formats: leave out dtype {dtype}")
-    config = {
-        "format_version": FORMAT_VERSION,
-        "needs": NEEDS,
-        "written_by": __version__,
-        "class": CLASS_NAME,
-    }
-    config.update(asdict(student.spec))
     lora = lora_of(student)
-    if lora is not None:
-        config["lora"] = lora
-    if student.quantization is not None:
-        config["quantization"] = student.quantization
-    clash = config.keys() & (extra or {}).keys()
-    if clash:
-        raise ValueError(f"extra may not hold {sorted(clash)}: these keys are the format's own")
-    config = _without_tuples({**config, **(extra or {})})
+    changed = {"lora": lora, "quantization": student.quantization}
+    config = config_of(
+        student.spec, extra, {key: value for key, value in changed.items() if value is not None}
+    )
     folder = Path(folder)
     check_replaceable(folder)
     try:
@@ -98,6 +89,24 @@ def save_student(
                 text_encoder.save_pretrained(partial)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot save the student in {folder}: {error}") from error
+
+
+def config_of(
+    spec: StudentSpec, extra: dict[str, Any] | None = None, changed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What ``config.json`` says of a student: the format, the spec, how its weights were changed, and `extra`, which may
+    hold none of their keys."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "needs": NEEDS,
+        "written_by": __version__,
+        "class": CLASS_NAME,
+    }
+    config.update(asdict(spec), **(changed or {}))
+    clash = config.keys() & (extra or {}).keys()
+    if clash:
+        raise ValueError(f"extra may not hold {sorted(clash)}: these keys are the format's own")
+    return _without_tuples({**config, **(extra or {})})
 
 
 def check_replaceable(folder: Path) -> None:
@@ -192,6 +201,9 @@ def read_spec(folder: str | Path) -> StudentSpec:
             raise _broken(folder, f"{name} is {config[name]!r}, expected a positive whole number")
     if type(config["lift_scale"]) not in (int, float) or not 0 < config["lift_scale"] < LARGEST:
         raise _broken(folder, f"lift_scale is {config['lift_scale']!r}, expected a positive number")
+    for name in ("guidance_scale", "shift"):
+        if type(config[name]) not in (int, float) or not 0 < config[name] <= 1000:
+            raise _broken(folder, f"{name} is {config[name]!r}, expected a number above 0, at most 1000")
     latest = config["latest_time"]
     if type(latest) not in (int, float) or not 0 < latest <= 1:
         raise _broken(folder, f"latest_time is {latest!r}, expected a number above 0, at most 1")

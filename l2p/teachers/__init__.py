@@ -57,6 +57,7 @@ __all__ = [
     "PromptEncoder",
     "TextEncoder",
     "family_of",
+    "license_of",
     "load_teacher",
     "load_text_encoder",
     "published_as",
@@ -166,12 +167,12 @@ def load_teacher(
         raise UserError(f"cannot load the teacher in {folder}: {reason}") from error
     pipeline.to(device)
     return FAMILIES[class_name](
-        pipeline, name=str(path), revision=commit_of(folder) or revision, license=_license(folder)
+        pipeline, name=str(path), revision=commit_of(folder) or revision, license=license_of(folder)
     )
 
 
-def _license(folder: Path) -> str:
-    """As the model card names it: ``license_name`` where ``license`` is "other"."""
+def license_of(folder: Path) -> str:
+    """The licence that the card in a folder names, by ``license_name`` where it is "other"; "unknown" without a card."""
     card = folder / "README.md"
     if not card.is_file():
         return "unknown"

@@ -104,6 +104,7 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
     small = load_student(recipe.student, device).float()
+    small.check_lifted("grown")
     texts = load_texts(recipe.student, small.spec, device)
     teacher = load_teacher(recipe.teacher, device=device, dtype=runtime.frozen_dtype(device, dtype))
     torch.manual_seed(recipe.seed)  # of the detail's first weights
