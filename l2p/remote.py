@@ -133,6 +133,11 @@ def _check_space(name: HubName, wanted: dict[str, Any]) -> None:
         )
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit a folder of the Hub's cache is a snapshot of; None elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _cached(name: HubName, endpoint: str | None) -> list[Path]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name

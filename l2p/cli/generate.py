@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.students.shipped import student_help
+from l2p.students.named import resolve_student, student_help
 
 EXAMPLES = """\
 examples:
@@ -75,8 +75,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args)
     _check_numbers(args)
-    from l2p.hub.fetch import resolve_student
-
     student = resolve_student(args.student)  # a wrong one is found before anything is made or loaded
     folder, file = _check_out(args.out, len(prompts) * args.num_images, args.grid)
     import l2p

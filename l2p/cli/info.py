@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.students.shipped import bundled_students, student_help
+from l2p.students.named import bundled_students, resolve_student, student_help
 
 PRESET_NAMES = (
     "tiny",
@@ -89,7 +89,6 @@ def gather_recipe(path: str) -> dict[str, Any]:
 
 def gather(student: str | Path) -> dict[str, Any]:
     """Everything a student's folder and the run around it say. Raises UserError when it is no student."""
-    from l2p.hub.fetch import resolve_student
     from l2p.hub.stage import find_metrics
     from l2p.students.io import read_config
 

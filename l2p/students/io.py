@@ -81,7 +81,7 @@ def save_student(
         with atomic_path(folder) as partial:
             partial.mkdir()
             metadata = {"format": "pt", "config": json.dumps(config)}
-            weights.write_weights(_state(student, dtype), partial, metadata, shard_bytes)
+            weights.write_weights(tensors_of(student, dtype), partial, metadata, shard_bytes)
             if lora is not None:
                 write_lora(student, partial, DTYPES[dtype] if dtype else None)
             write_json(partial / CONFIG, config)
@@ -113,13 +113,14 @@ def check_replaceable(folder: Path) -> None:
     """Raises: UserError if `folder` holds something that is no student, which a save would destroy."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"cannot save a student as {folder}: there is a file of that name")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_student(folder):
+    if folder.is_dir() and any(folder.iterdir()) and not is_student(folder):
         raise UserError(
             f"{folder} holds files that are no student, so it is left alone: choose another folder"
         )
 
 
-def _state(student: PixelStudent, dtype: str | None) -> dict[str, Tensor]:
+def tensors_of(student: PixelStudent, dtype: str | None = None) -> dict[str, Tensor]:
+    """Plain tensors by name as ``model.safetensors`` holds them: without adapters, quantised weights in their parts."""
     state = plain_state(student)
     if student.quantization is not None:
         return quantize.flat(state)[0]
@@ -145,7 +146,8 @@ def _with_tuples(value: Any) -> Any:
     return [_with_tuples(item) for item in value] if isinstance(value, list) else value
 
 
-def _is_student(folder: Path) -> bool:
+def is_student(folder: Path) -> bool:
+    """Whether a folder's ``config.json`` is a student's, be it sound or not."""
     try:
         return read_json(folder / CONFIG).get("class") == CLASS_NAME
     except (UserError, AttributeError):

@@ -15,7 +15,7 @@ from l2p import flow
 from l2p.errors import UserError
 from l2p.images import Pictures, to_uint8
 from l2p.remote import HubName, download
-from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
+from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
 from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
@@ -99,7 +99,7 @@ class StudentPipeline:
     def __init__(
         self, student: PixelStudent, text_encoder: PromptEncoder, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.student = student.eval()
+        self.student = own_memory(student.eval())
         self.text_encoder = text_encoder
         self.dtype = dtype
         if dtype != torch.float32 and student.quantization is None:

@@ -93,8 +93,9 @@ class PixelStudent(nn.Module):
         self.spec = spec
         self.core = build_core(spec.core, spec.patch_size, spec.interval)
         self.head = self.new_head()
-        self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim))
-        self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2))
+        exact = {"dtype": torch.float32}  # whatever the weights are made in
+        self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim, **exact))
+        self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2, **exact))
 
     def new_head(self) -> nn.Module:
         """A freshly initialised head of the spec's kind."""

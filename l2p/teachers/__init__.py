@@ -13,7 +13,7 @@ import torch
 
 from l2p.errors import UserError
 from l2p.files import read_json
-from l2p.remote import TEXTS, HubName, download
+from l2p.remote import TEXTS, HubName, commit_of, download
 from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher
 from l2p.teachers.flux import FluxTeacher
@@ -134,11 +134,6 @@ def published_configs() -> dict[str, dict[str, Any]]:
     """Configurations of the denoisers of published checkpoints, by name: sizes to count with, before a download."""
     entries = read_json(Path(__file__).parent / "published.json")
     return {name: entry["config"] for entry in entries for name in entry["names"]}
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit a folder of the Hub's cache is a snapshot of; None elsewhere."""
-    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def load_teacher(

@@ -116,7 +116,7 @@ class PatchHead(nn.Module):
         p = self.patch_size
         self.final = final_layer(core_dim, latent_dim, new_final)
         self.readout = nn.Conv2d(latent_dim, 3 * p**2, 3, padding=1)
-        self.register_buffer("basis", torch.zeros(3 * p**2, latent_dim))
+        self.register_buffer("basis", torch.zeros(3 * p**2, latent_dim, dtype=torch.float32))
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         context = self.context(features, c, self.pool(patchify(x_in, self.patch_size)), t)
