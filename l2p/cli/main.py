@@ -37,6 +37,9 @@ VERBS = {
     "ablate": "run a recipe once for each row of a table, and compare",
     "train-teacher": "train the bundled latent teacher",
     "train-head": "teach a patch head to decode, for students to start with",
+    "decode": "latents, pictures or prompts to larger pictures",
+    "evaluate-decoder": "measure a pixel diffusion decoder beside the VAE",
+    "train-pid": "train a pixel diffusion decoder: latents to larger pictures",
     "train-judge": "train the judge that the evaluation asks",
 }
 

@@ -22,23 +22,12 @@ from l2p.evaluation.evaluate import machine, not_measured
 from l2p.evaluation.gather import Gathered
 from l2p.evaluation.shown import Shown
 from l2p.files import PICTURES, check_writable, picture_files, write_json
-from l2p.images import Pictures, from_uint8
+from l2p.images import Pictures, from_uint8, read_picture
 from l2p.runtime import return_free_memory
 
 BATCH = 16
 PERIODS = (16, 8, 4)
 LEAST = 32  # pixels a side
-
-
-def read_picture(path: Path) -> Pictures:
-    """uint8 [H, W, 3]. Raises UserError if it is none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is no picture or is cut short: {str(error).splitlines()[0]}") from error
 
 
 def evaluate_pictures(

@@ -27,7 +27,6 @@ from l2p.training.callbacks import (
     Preview,
     load_checkpoint,
 )
-from l2p.training.data import DistillDataModule
 from l2p.training.ema import EMACallback
 from l2p.training.module import DistillModule
 from l2p.training.progress import TrainingBar
@@ -61,8 +60,7 @@ def fit(
     if resume_from is not None:
         check_checkpoint(run, stage, resume_from)
     module = DistillModule(student, run.teacher, run.lift, objectives, config, stage, seed)
-    held_out = run.num_held_out
-    data = DistillDataModule(run.dataset, run.teacher, config.batch_size, seed, stage, config.steps, held_out)
+    data = run.data(stage, config)
     ema, log, interrupt = EMACallback(config.ema_decay), CsvLog(folder.log(stage)), Interrupt()
 
     def preview(step: int) -> float:

@@ -35,7 +35,7 @@ from l2p.students.lora import merged
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
 from l2p.training.callbacks import load_checkpoint
-from l2p.training.data import held_out_batch, in_memory, step_generator
+from l2p.training.data import DistillDataModule, held_out_batch, in_memory, step_generator
 from l2p.training.fit import fit
 from l2p.training.held_out import HeldOut
 from l2p.training.progress import bar
@@ -86,6 +86,18 @@ class Run:
     def held_out(self) -> HeldOut:
         batch, prompts = held_out_batch(self.dataset, self.teacher, self.num_held_out, self.device)
         return HeldOut(batch, prompts, self.dtype)
+
+    def data(self, stage: str, config: StageConfig) -> DistillDataModule:
+        """Batches of a training stage."""
+        return DistillDataModule(
+            self.dataset,
+            self.teacher,
+            config.batch_size,
+            self.recipe.seed,
+            stage,
+            config.steps,
+            self.num_held_out,
+        )
 
     def new_student(self, head: str | None = None) -> nn.Module:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
