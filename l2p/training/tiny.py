@@ -43,7 +43,8 @@ def shrunk(recipe: Recipe) -> Recipe:
         recipe.teacher, path=path, revision=None, num_inference_steps=steps, height=SIDE, width=SIDE
     )
     corpus = replace(recipe.corpus, prompts=prompts, num_pairs=16, num_inference_steps=steps, path=None)
-    corpus = replace(corpus, num_prompts=None, llm=None, quality=None)  # a scorer would leave nothing of noise
+    # a scorer would leave nothing of noise
+    corpus = replace(corpus, num_prompts=None, llm=None, quality=None)
     student = replace(recipe.student, core=recipe.student.core and "tiny", head=_head(recipe.student.head))
     return replace(
         recipe,
