@@ -79,6 +79,7 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
         "judge": "train-",
         "landscapes-512": "grow",
         "ablation": "ablate",
+        "corpus": "synthesize",
         "pid": "train-pid",
     }
     verb = verbs.get(path.stem, verbs.get(path.stem.split("-")[0], "distill"))

@@ -21,6 +21,7 @@ from l2p.errors import UserError
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
+    "synthesize": "draw the corpus alone: prompts, filters, pictures, by one process or many",
     "grow": "a student to a larger patch and resolution",
     "generate": "draw pictures from prompts",
     "info": "what a student is",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from l2p.corpus.prompts import LANDSCAPES, prompts_for
+from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.clip import Clip
@@ -189,7 +189,7 @@ def draw_pictures(
     config = EvaluationConfig(**recipe.get("evaluation", {}))
     count = num_images or config.num_images
     source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
-    first = EVALUATION_SEEDS if str(source) == LANDSCAPES else 0
+    first = EVALUATION_SEEDS if is_endless(source) else 0
     texts = prompts_for(source, range(config.seed, config.seed + count), first)
     pipeline = load(student_path, device, dtype)
     # another student, or the same one after more training, gets a folder of its own

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from l2p import flow
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
 from l2p.corpus.prompts import LANDSCAPES
-from l2p.corpus.synthesis import latent_noise
+from l2p.corpus.synthesis import LIFT, latent_noise, weights_fingerprint
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.landscapes import render_batch
@@ -71,11 +71,16 @@ class Run:
 
     @property
     def corpus_folder(self) -> Path:
-        return Path(self.recipe.corpus.path) if self.recipe.corpus.path else self.folder.path / "corpus"
+        return corpus_folder(self.recipe)
 
     @cached_property
     def dataset(self) -> CorpusDataset | list[dict[str, Any]]:
-        return in_memory(CorpusDataset(self.corpus_folder, self.recipe.corpus.num_pairs))
+        dataset = CorpusDataset(self.corpus_folder, self.recipe.corpus.num_pairs)
+        if not dataset.has_latents:
+            raise UserError(
+                f"{self.corpus_folder} keeps no latents: draw it with corpus.latents=true to distil from it"
+            )
+        return in_memory(dataset)
 
     @property
     def num_held_out(self) -> int:
@@ -119,6 +124,11 @@ class Run:
         return student
 
 
+def corpus_folder(recipe: Recipe) -> Path:
+    """Where a recipe's corpus lies."""
+    return Path(recipe.corpus.path) if recipe.corpus.path else Path(recipe.output_dir) / "corpus"
+
+
 def load_averaged(student: nn.Module, path: Path) -> None:
     """Fill a student with the moving average that a checkpoint holds."""
     checkpoint = load_checkpoint(path)
@@ -139,17 +149,12 @@ def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     core_class(
         type(run.teacher.transformer).__name__
     )  # a teacher without a core is told before anything is drawn
-    pixels, around = _lift_tokens(run)
-    latents = around.unflatten(1, (-1, 9))[:, :, 4]  # the middle of each neighbourhood
-    lift = fit_lift(pixels, latents, scale=run.recipe.lift.scale)
+    lift = shared_lift(run) or new_lift(run)
     warnings = weakness(lift.r2, run.recipe.lift.min_r2)
-    readout, r2_readout = fit_readout(pixels, around)
-    lift = replace(lift, readout=readout)
     lift.save(run.folder.path / "lift.safetensors")
     run.lift = lift.to(run.device)
     figures = {name: getattr(lift, name) for name in ("r2", "r2_lstsq", "r2_pca", "scale")}
-    figures["r2_readout"] = r2_readout
-    figures["num_tokens"] = len(pixels)
+    figures |= {name: lift.fitted[name] for name in ("r2_readout", "num_tokens")}
 
     student = run.new_student(head="linear")
     save_student(student, run.folder.path / "lift", text_encoder=run.teacher.text_encoder)
@@ -157,6 +162,47 @@ def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     steps = run.recipe.teacher.num_inference_steps
     one, many = drawn.show(student, [1, steps], run.folder.grid("lift"), label="lift")
     return {**figures, "psnr_one_step": one, "psnr_many_steps": many}, warnings
+
+
+def shared_lift(run: Run) -> Lift | None:
+    """The lift that coupled the pairs of a corpus that is there already, or None where there is none.
+
+    Raises:
+        UserError: it was fitted in another way than the recipe says, or on another teacher.
+    """
+    path = run.corpus_folder / LIFT
+    if not path.is_file():
+        return None
+    lift = Lift.load(path)
+    if lift.fitted is None:  # by a version that noted nothing
+        return None
+    for name, wanted in _lift_settings(run).items():
+        if lift.fitted.get(name) != wanted:
+            raise UserError(
+                f"the pairs in {path.parent} were coupled by a lift of another {name} ({str(lift.fitted.get(name))[:12]}, "
+                f"this run has {str(wanted)[:12]}): choose another corpus.path"
+            )
+    return lift
+
+
+def _lift_settings(run: Run) -> dict[str, Any]:
+    """What a lift depends on."""
+    lift, teacher = run.recipe.lift, run.recipe.teacher
+    weights = weights_fingerprint(run.teacher.transformer)
+    sizes = {"height": teacher.height, "width": teacher.width}
+    return {"teacher": weights, **sizes, "num_images": lift.num_images, "scale": lift.scale}
+
+
+def new_lift(run: Run) -> Lift:
+    """A lift fitted on the teacher's pictures, on the CPU. Raises UserError below `lift.min_r2`."""
+    pixels, around = _lift_tokens(run)
+    latents = around.unflatten(1, (-1, 9))[:, :, 4]  # the middle of each neighbourhood
+    config = run.recipe.lift
+    lift = fit_lift(pixels, latents, scale=config.scale)
+    weakness(lift.r2, config.min_r2)
+    readout, r2_readout = fit_readout(pixels, around)
+    fitted = _lift_settings(run) | {"r2_readout": r2_readout, "num_tokens": len(pixels)}
+    return replace(lift, readout=readout, fitted=fitted)
 
 
 def weakness(r2: float, min_r2: float) -> list[str]:
@@ -231,6 +277,12 @@ def _teacher_pictures(run: Run, count: int) -> tuple[Batch, list[str]]:
 
 def draw_the_corpus(run: Run) -> tuple[dict[str, Any], list[str]]:
     """Let the teacher draw what is still missing of the corpus."""
+    draw_a_share(run, (0, 1))
+    return {"num_pairs": len(run.dataset), "num_held_out": run.num_held_out}, []
+
+
+def draw_a_share(run: Run, share: tuple[int, int]) -> None:
+    """Draw what is missing of one process' share, (its number, how many there are), of the corpus."""
     recipe = run.recipe
     synthesize(
         run.teacher,
@@ -244,8 +296,8 @@ def draw_the_corpus(run: Run) -> tuple[dict[str, Any], list[str]]:
         seed=recipe.seed,
         dtype=run.dtype,
         progress=run.progress,
+        share=share,
     )
-    return {"num_pairs": len(run.dataset), "num_held_out": run.num_held_out}, []
 
 
 def train(
