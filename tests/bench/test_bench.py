@@ -66,7 +66,7 @@ def test_every_path_draws(name):
     job = Job(name, "tiny", 64, 128, batch=2, dtype="fp32", teacher_steps=2, student_steps=3)
     path = PATHS[name](job, Loose(torch.device("cpu")))
     assert path.draw(1).shape == (2, 64, 128, 3)
-    assert path.steps == {"l2p-unet": 1, "l2p-multistep": 3}.get(name, 2)
+    assert path.steps == {"l2p-unet": 1, "l2p-multistep": 3, "pid": 1}.get(name, 2)
 
 
 def test_names_are_those_of_the_paths():
