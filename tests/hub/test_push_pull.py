@@ -82,6 +82,8 @@ def test_private_branches_and_pull_requests(l2p, hub, student_folder):
     repo = hub.repos[NAME]
     assert repo.private and "model.safetensors" not in repo.files("main")[1]
     assert "model.safetensors" in repo.files("v2")[1]
+    card = repo.files("v2")[1]["README.md"].decode()
+    assert 'l2p.load("ann/tiny@v2")' in card and "# tiny\n" in card  # main holds no student
     assert np.array_equal(picture(f"{NAME}@v2"), picture(student_folder))
     code, out, err = l2p("push", student_folder, NAME, "--create-pr", "--json")
     assert code == 0, err
@@ -212,7 +214,9 @@ def test_a_pull_survives(hub, student_folder, tmp_path):
     push(student_folder, NAME)
     for action in (503, "cut"):
         hub.fail("GET", "/resolve/.*/model.safetensors", action)
-    hub.fail("GET", "/api/models/ann/tiny/revision", 429, Retry_After="3")
+    hub.fail(
+        "GET", "/api/models/ann/tiny/revision", 429, times=2, Retry_After="3"
+    )  # the look at the sizes gives up
     pull(NAME)
     assert not any(fault.times for fault in hub.faults) and any(3 <= wait <= 4 for wait in hub.waits)
     assert np.array_equal(picture(NAME), picture(student_folder))
