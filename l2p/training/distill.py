@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from l2p import runtime
-from l2p.corpus import check_solver
+from l2p.corpus import check_solver, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import EVALUATION_SEEDS
 from l2p.files import atomic_path, read_json, write_text
 from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
+from l2p.students.lora import check_peft
 from l2p.training import stages
+from l2p.training.advice import advised
 from l2p.training.callbacks import load_checkpoint
+from l2p.training.fit import check_loggers
 from l2p.training.progress import CONSOLE
 from l2p.training.run_folder import STAGES, RunFolder
 from l2p.training.stages import Run
@@ -43,10 +46,13 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
 
     Raises:
         UserError: a mistake in the recipe, a folder in use or made with other settings, a training that diverged, a
-            full disk.
+            full disk, memory that ran out.
         KeyboardInterrupt: Ctrl-C; what is done is kept, and a rerun goes on from there.
     """
     check(recipe)
+    for source in (recipe.corpus.prompts, recipe.evaluation.prompts):
+        if source is not None:  # before a teacher of many gigabytes is fetched
+            prompts_for(source, range(1))
     folder = RunFolder(recipe.output_dir, asdict(recipe))
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
@@ -71,6 +77,9 @@ def check(recipe: Recipe) -> None:
                 check_combinations(config, recipe)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
+    check_loggers(recipe.logging)
+    if recipe.student.lora is not None:
+        check_peft()
     check_solver(recipe.corpus, recipe.teacher.num_inference_steps)
     if recipe.seed + recipe.corpus.num_pairs > EVALUATION_SEEDS:
         raise UserError(
@@ -156,6 +165,7 @@ def _go_back_to(checkpoint: Path, folder: RunFolder, recipe: Recipe) -> None:
             shutil.copyfile(checkpoint, partial)
 
 
+@advised
 def _work(context: Run, stage: str, previous: str | None) -> tuple[dict[str, Any], list[str]]:
     """Do one stage, from its checkpoint where it has one; `previous` is the training stage before it."""
     if stage in TRAINING:

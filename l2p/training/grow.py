@@ -108,7 +108,7 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     small = load_student(source, device).float()
     small.check_lifted("grown")
     texts = load_texts(source, small.spec, device)
-    teacher = load_teacher(recipe.teacher, device=device)
+    teacher = load_teacher(recipe.teacher, device=device, dtype=runtime.frozen_dtype(device, dtype))
     torch.manual_seed(recipe.seed)  # of the detail's first weights
     student = grow(small, recipe.factor, {key: getattr(recipe.head, key) for key in DETAIL}).train()
     student.set_gradient_checkpointing(recipe.gradient_checkpointing)
