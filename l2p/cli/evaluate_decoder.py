@@ -17,8 +17,6 @@ examples:
   l2p evaluate-decoder --weights runs/pid-landscapes/decoder --num-images 64 --out runs/pid-landscapes/evaluation
   l2p evaluate-decoder --num-images 2 --sigmas 0.1,0.2,0.3,0.5,0.8 --stop-images 32
 """
-SHOWN = ("perceptual", "judge_distance", "patch_frechet", "high_frequency_ratio", "psnr", "psnr_small", "seam_ratio",
-         "color_drift", "seconds")  # fmt: skip
 STOPPED = ("stop_at", "sigma", "steps_skipped", "seconds_saved", "psnr_to_whole", "perceptual_to_whole", "color_drift",
            "patch_frechet")  # fmt: skip
 
@@ -82,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(metrics, indent=2))
         return
-    _print("path", SHOWN, [{"path": name, **row} for name, row in metrics["paths"].items()])
+    rows = [{"path": name, **row} for name, row in metrics["paths"].items()]
+    _print("path", tuple(rows[0])[1:], rows)
     if sigmas:
         _print(STOPPED[0], STOPPED[1:], metrics["early_stop"])
     for line in verdict(metrics["paths"]):

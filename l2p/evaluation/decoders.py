@@ -45,7 +45,7 @@ class DecoderFigures:
 
     Args:
         distance: of the teacher's encoder, on which decoders are trained too; the judge's maps are in no loss.
-        periods: of the borders where seams are sought.
+        periods: of the borders where seams are sought: the core's patch first, which gives ``seam_ratio``.
     """
 
     def __init__(self, judge: Judge, distance: EncoderDistance, scale: int, periods: Sequence[int]) -> None:
@@ -88,9 +88,9 @@ class DecoderFigures:
         }
         figures["high_frequency_ratio"] = float(found["energy"].mean() / found["real_energy"].mean())
         figures["patch_frechet"] = frechet_distance(self.crops, self.real_crops)
-        figures["seam_ratio"] = max(
-            seam_ratio(found[f"seam_{period}"], found[f"real_seam_{period}"]) for period in self.periods
-        )
+        seams = [seam_ratio(found[f"seam_{period}"], found[f"real_seam_{period}"]) for period in self.periods]
+        figures["seam_ratio"] = seams[0]
+        figures |= {f"seam_ratio_{n}": seam for n, seam in zip(self.periods[1:], seams[1:], strict=True)}
         figures["seconds"] = float(np.median(self.seconds))
         return figures
 
