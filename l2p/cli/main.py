@@ -21,6 +21,7 @@ from l2p.errors import UserError
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
+    "plan": "count what a recipe's training needs on so many GPUs, and what to change",
     "grow": "a student to a larger patch and resolution",
     "generate": "draw pictures from prompts",
     "info": "what a student is",
@@ -116,8 +117,18 @@ def _named(error: OSError) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"l2p: {line}", file=sys.stderr)
+    if not _others_tell():
+        print(f"l2p: {line}", file=sys.stderr)
     return code
+
+
+def _others_tell() -> bool:
+    """Whether this is one of several processes that fail together, and another says why."""
+    if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        return False
+    from l2p import processes
+
+    return not processes.is_first_to_tell()
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:

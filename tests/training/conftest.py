@@ -74,6 +74,17 @@ def prepared(tiny_pipeline, prompts, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def another_run(prepared, tiny_pipeline, prompts):
+    """`another_run(name)`: as `new_run`, for the whole session, and with its evaluation."""
+
+    def make(name: str) -> Recipe:
+        shutil.copytree(prepared, prepared.with_name(name))
+        return tiny_recipe(tiny_pipeline, prompts, prepared.with_name(name))
+
+    return make
+
+
 @pytest.fixture
 def new_run(prepared, tiny_pipeline, prompts, tmp_path, monkeypatch):
     """`new_run(name)`: a recipe whose output_dir is a fresh copy of the prepared run; its evaluation is left out."""
