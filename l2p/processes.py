@@ -81,16 +81,18 @@ def _as_torchrun() -> None:
     """Say in torchrun's variables what `srun` says in its own."""
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-    slurm = SLURMEnvironment(auto_requeue=False)
     size, nodes = os.environ["SLURM_STEP_NUM_TASKS"], os.environ.get("SLURM_STEP_NUM_NODES", "1")
+    machines = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
     said = {
         "RANK": os.environ["SLURM_PROCID"],
         "WORLD_SIZE": size,
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(int(size) // int(nodes)),
         "GROUP_RANK": os.environ["SLURM_NODEID"],
-        "MASTER_ADDR": slurm.main_address,
-        "MASTER_PORT": str(slurm.main_port),
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(machines),
+        "MASTER_PORT": str(
+            15_000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:])
+        ),  # jobs on one machine do not meet
     }
     for name, value in said.items():
         os.environ.setdefault(name, value)

@@ -1,6 +1,6 @@
 """`l2p VERB ...`: finds the verb, and turns every foreseeable failure into one line on stderr.
 
-Exit codes: 0 done, 1 `doctor` found something broken or a gate of `evaluate` failed, 2 a mistake of the user or of the machine, 130 Ctrl-C.
+Exit codes: 0 done, 1 `doctor` found something broken, a gate of `evaluate` failed or `plan` found what does not fit, 2 a mistake of the user or of the machine, 130 Ctrl-C.
 A failure that is none of these is a bug, and shows its traceback; L2P_DEBUG=1 shows the traceback of all.
 """
 

@@ -11,6 +11,7 @@ What is not counted: the libraries' own memory (CUDA's context, NCCL's buffers, 
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class KnownLengths(list):
         return list(self)
 
     def to(self, device: torch.device | str | None = None) -> Tensor:
-        return torch.full((len(self),), CAPTION, device=device)
+        return torch.full((len(self),), self[0], device=device)
 
     def expand(self, count: int) -> KnownLengths:
         return KnownLengths(self * count)
@@ -189,6 +190,27 @@ def _teacher(family: type[Teacher], folder: Path, name: str) -> Teacher:
 
 
 @contextmanager
+def _without_tables() -> Iterator[None]:
+    """Outside the `with` no network finds a table of positions that was made of tensors without numbers inside it."""
+    _forget_tables()
+    try:
+        yield
+    finally:
+        _forget_tables()
+
+
+def _forget_tables() -> None:
+    homes = [
+        m
+        for name, m in sys.modules.items()
+        if name.startswith(("l2p.students", "l2p.teachers", "l2p_kernels"))
+    ]
+    for function in (value for home in homes for value in vars(home).values()):
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
+@contextmanager
 def _made_in(dtype: torch.dtype) -> Iterator[None]:
     """Networks made inside the `with` have their weights in this dtype; fake ones cannot be cast afterwards."""
     before = torch.get_default_dtype()
@@ -219,10 +241,13 @@ def _caption_width(config: Mapping[str, Any]) -> int:
 
 
 def _captions(count: int, teacher: Teacher) -> Conditioning:
-    pooled = teacher.transformer.config.get("pooled_projection_dim")
+    config = teacher.transformer.config
+    pooled = config.get("pooled_projection_dim")
+    # Z-Image pads captions to a multiple of 32, and has places for so many.
+    length = min(CAPTION, (config.get("axes_lens", [CAPTION + 2])[0] - 2) // 32 * 32)
     return Conditioning(
-        torch.zeros(count, CAPTION, teacher.text_encoder.width),
-        KnownLengths([CAPTION] * count),
+        torch.zeros(count, length, teacher.text_encoder.width),
+        KnownLengths([length] * count),
         torch.zeros(count, pooled) if pooled else None,
     )
 
@@ -276,7 +301,7 @@ def stage_bytes(recipe: Recipe, stage: str, checkpointing: bool) -> StageBytes:
         if name not in uncounted
     }
     found = parts(recipe, checkpointing)
-    with found.mode:
+    with found.mode, _without_tables():
         student, teacher = found.student, found.teacher
         objectives = nn.ModuleDict(
             {

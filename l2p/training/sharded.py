@@ -11,6 +11,7 @@ number of them reads what any other number wrote.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def _load_folder(folder: Path, only: Sequence[str] | None, mesh: DeviceMesh | No
 
     state = _map(rest, part)
     alone = mesh is None or not dist.is_initialized()
-    dcp.load(tensors, storage_reader=dcp.FileSystemReader(step), no_dist=alone)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone on purpose
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(step), no_dist=alone)
     return state
 
 

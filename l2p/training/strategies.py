@@ -36,6 +36,10 @@ class Sharded(ModelParallelStrategy):
     def __init__(self, size: int, **settings: Any) -> None:
         super().__init__(data_parallel_size=size, tensor_parallel_size=1, **settings)
 
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True  # its states are in the checkpoint's dictionary, as in that of one process
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return self.lightning_module.state_dict()
 

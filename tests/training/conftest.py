@@ -60,6 +60,12 @@ def prompts(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def recipe(tiny_pipeline, prompts, tmp_path) -> Recipe:
+    """The tiny recipe, of which nothing has run."""
+    return tiny_recipe(tiny_pipeline, prompts, tmp_path / "run")
+
+
 @pytest.fixture(scope="session")
 def prepared(tiny_pipeline, prompts, tmp_path_factory) -> Path:
     """A run's folder with its lift and corpus, and nothing trained."""

@@ -103,13 +103,17 @@ def assert_same(recipe: Recipe, alone: Recipe, stage: str, tolerance: float) -> 
     assert [row["step"] for row in one] == [row["step"] for row in two] != []
     for row, other in zip(one, two, strict=True):
         for name in row:
-            assert row[name] == pytest.approx(other[name], rel=tolerance), (name, row["step"])
+            near = 10 * tolerance if name == "grad_norm" else tolerance
+            assert row[name] == pytest.approx(other[name], rel=near, abs=1e-7), (name, row["step"])
 
 
 def twenty_steps(recipe: Recipe) -> Recipe:
     stage = recipe.one_step
     stage.steps, stage.batch_size, stage.checkpoint_every, stage.preview_every = 20, 4, 5, 10
     stage.objectives = {"pairs": PAIRS, "flow": {"weight": 0.5}}
+    # What is added in another order differs in the last digit, and each step of training magnifies that: at ten times this
+    # rate, a thousandfold within the twenty steps, Muon's bf16 helping.
+    stage.learning_rate = 1e-4
     stage = recipe.match
     stage.enabled, stage.steps, stage.batch_size, stage.optimizer = True, 4, 4, "adamw"
     stage.learning_rate, stage.objectives = 1e-5, CROWD
@@ -130,7 +134,7 @@ def test_two_processes_have_the_losses_of_one(new_run, alone, strategy):
     recipe = twenty_steps(new_run(strategy))
     assert_ended_well(launch(recipe, 2, f"parallel.strategy={strategy}"))
     assert_same(recipe, alone, "one_step", 1e-5)
-    assert_same(recipe, alone, "match", 1e-5)
+    assert_same(recipe, alone, "match", 1e-4)  # drifting scales small differences of distances to unit size
 
 
 @pytest.mark.slow
