@@ -108,3 +108,11 @@ def check_writable(folder: PathLike) -> None:
 def picture_files(folder: PathLike) -> list[Path]:
     """The pictures in a folder, by name; none if there is no such folder."""
     return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in PICTURES)
+
+
+def holds_pictures(folder: PathLike) -> bool:
+    """Whether a folder has pictures and no model."""
+    folder = Path(folder)
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+        return False
+    return bool(picture_files(folder))

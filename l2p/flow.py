@@ -40,10 +40,24 @@ class Noise:
         batch, channels, height, width = self.shape
         drawn = torch.empty(batch, channels, stop - start, width)
         for picture, stream in zip(drawn, self._streams, strict=True):
+            if (start, stop) == (0, height):
+                self._fill_whole(picture.view(-1), stream)
+                continue
             for channel, values in enumerate(picture):
                 first = (channel * height + start) * width
                 self._fill(values.view(-1), first, stream)
         return drawn
+
+    def _fill_whole(self, values: Tensor, uniform: _Uniform) -> None:
+        """All numbers of a picture; radius and angle serve its cosines and its sines at once."""
+        cosines, sines = values[: self._half], values[self._half :]
+        for at in range(0, self._half, STRIDE):
+            count = min(STRIDE, self._half - at)
+            radius = uniform(at, count).neg_().log1p_().mul_(-2).sqrt_()
+            angle = uniform(self._half + at, count).mul_(2 * math.pi)
+            cosines[at : at + count] = angle.cos().mul_(radius)
+            last = min(count, len(sines) - at)  # one fewer, of an odd number
+            sines[at : at + last] = angle.sin_().mul_(radius)[:last]
 
     def _fill(self, values: Tensor, first: int, uniform: _Uniform) -> None:
         """The numbers from the first-th on: cosines in the first half of a picture, the same angles' sines after it."""
@@ -134,6 +148,42 @@ def euler(
     for step in range(len(times) - 1):
         u = velocity_fn(x, times[step].expand(len(x)))
         x = (x + (times[step + 1] - times[step]) * u).to(x.dtype)
+        if progress is not None:
+            progress(step + 1)
+    return x
+
+
+def adams_bashforth(
+    velocity_fn: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    times: Tensor,
+    progress: Callable[[int], object] | None = None,
+    *,
+    euler_steps: int | None = None,
+) -> Tensor:
+    """As `euler`, with the two-step Adams-Bashforth method (variable steps; the first one is Euler's).
+
+    A step of Euler's leaves out h^2 / 2 du/dt, which the method estimates from the last two velocities.
+
+    Args:
+        euler_steps: end where Euler's method with so many steps ends, rather than at the exact solution: such a run
+            leaves out n / euler_steps of what one of n steps does, and that share is left out here as well.
+
+    Raises:
+        ValueError: fewer Euler steps than `times` has.
+    """
+    times = times.to(x.device)
+    steps, previous = len(times) - 1, None
+    if euler_steps is not None and euler_steps < steps:
+        raise ValueError(f"expected at least {steps} Euler steps, got {euler_steps}")
+    share = 1.0 if euler_steps is None else 1 - steps / euler_steps
+    for step in range(steps):
+        u, h = velocity_fn(x, times[step].expand(len(x))), times[step + 1] - times[step]
+        correction = (
+            0 if previous is None else share * h / (2 * (times[step] - times[step - 1])) * (u - previous)
+        )
+        x = (x + h * (u + correction)).to(x.dtype)
+        previous = u
         if progress is not None:
             progress(step + 1)
     return x

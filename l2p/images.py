@@ -20,10 +20,10 @@ PAPER, INK = 255, 40  # grey levels of a grid's background and text
 
 def to_uint8(images: Tensor) -> Pictures:
     """[N, 3, H, W] in [-1, 1] (clamped) -> uint8 [N, H, W, 3]. NaN raises ValueError: it has no colour."""
-    levels = (images.detach().float().clamp(-1, 1) + 1) * 127.5
-    if levels.isnan().any():
+    levels = images.detach().float().clamp(-1, 1).add_(1).mul_(127.5)
+    if levels.sum().isnan():
         raise ValueError("a picture holds NaN")
-    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return levels.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def from_uint8(pictures: Pictures) -> Tensor:

@@ -22,8 +22,13 @@ def unpatchify(tokens: Tensor, p: int) -> Tensor:
 
     Raises ValueError when the tokens are no patches of side p.
     """
+    return pixels(tokens, p).permute(0, 3, 1, 2).contiguous()
+
+
+def pixels(tokens: Tensor, p: int) -> Tensor:
+    """`unpatchify` with the channels last, [B, h p, w p, C]: tokens lie in memory so, and little is moved."""
     batch, rows, columns, size = tokens.shape
     if size % (p * p):
         raise ValueError(f"tokens of {size} values are no patches of {p} x {p} pixels")
-    x = tokens.reshape(batch, rows, columns, p, p, size // (p * p)).permute(0, 5, 1, 3, 2, 4)
-    return x.reshape(batch, size // (p * p), rows * p, columns * p)
+    x = tokens.reshape(batch, rows, columns, p, p, size // (p * p)).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * p, columns * p, size // (p * p))

@@ -37,6 +37,7 @@ class CorpusConfig:
     num_pairs: int = knob(2500, low=2)
     prompts: str = "landscapes"
     num_inference_steps: int = knob(10, low=1)
+    solver: Literal["teacher", "adams"] = "teacher"
     batch_size: int = knob(25, low=1)
     shard_size: int = knob(500, low=1)
     path: str | None = None

@@ -98,6 +98,11 @@ def download(name: HubName, patterns: Sequence[str], endpoint: str | None = None
     return patient(fetch, name)
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit a folder of the Hub's cache is a snapshot of; None elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _cached(name: HubName, endpoint: str | None) -> list[Path]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -156,7 +161,11 @@ def patient(call: Callable[[], T], name: HubName, network: bool = True) -> T:
 
 def _wait(error: Exception, attempt: int, network: bool) -> float | None:
     """Seconds after which another try makes sense; None if it does not."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     cause = _cause(error)
+    if isinstance(error, OfflineModeIsEnabled) or isinstance(cause, OfflineModeIsEnabled):
+        return None
     response = getattr(cause, "response", None)
     if response is None:
         return 2.0**attempt if network and _is_network(cause) else None

@@ -20,6 +20,7 @@ from torch import nn
 from l2p.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ALIGNMENT = 64  # bytes; where torch's own allocator begins a tensor on a CPU
 
 
 def setup(threads: int | None = None, seed: int | None = None) -> int:
@@ -136,6 +137,22 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Bring the parameters to `dtype`; buffers, which may be exact on purpose, keep theirs."""
     for weight in module.parameters():
         weight.data = weight.data.to(dtype)
+
+
+def own_memory(module: nn.Module) -> nn.Module:
+    """Copy weights that lie where no allocator puts them, as those of a mapped file do. Returns the module.
+
+    Where a tensor begins decides how a CPU's matrix product is rounded, so that the same weights from another file would
+    draw a picture that differs in its last bits.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if (
+            type(tensor.data) is torch.Tensor
+            and tensor.device.type == "cpu"
+            and tensor.data_ptr() % ALIGNMENT
+        ):
+            tensor.data = tensor.data.clone()
+    return module
 
 
 def return_free_memory() -> None:

@@ -152,6 +152,37 @@ def test_euler_takes_the_steps_of_the_closed_form():
     close(torch.stack(seen)[:, 0], 1 - torch.arange(10, dtype=torch.float64) / 10)
 
 
+def grown(n, solver, **options):
+    """dx/dt = x from 1 to 0, from x = 1: exp(-1), and (1 - 1/n)^n by Euler."""
+    times = torch.linspace(1, 0, n + 1, dtype=torch.float64)
+    return solver(lambda x, t: x, torch.ones(1, 1, dtype=torch.float64), times, **options).item()
+
+
+def test_adams_bashforth_is_of_second_order():
+    errors = [grown(n, flow.adams_bashforth) - math.exp(-1) for n in (20, 40, 80)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.05)
+
+
+def test_adams_bashforth_of_uneven_steps_is_exact_where_the_velocity_is_linear_in_time_but_for_its_first_step():
+    """du/dt = 1: the first step leaves out h^2 / 2, the others nothing."""
+    times = torch.tensor([1.0, 0.9, 0.5, 0.0], dtype=torch.float64)
+    done = []
+    x = flow.adams_bashforth(
+        lambda x, t: t[:, None], torch.zeros(1, 1, dtype=torch.float64), times, progress=done.append
+    )
+    assert x.item() == pytest.approx(-0.5 - 0.1**2 / 2) and done == [1, 2, 3]
+
+
+def test_adams_bashforth_ends_where_many_steps_of_euler_end():
+    many = grown(20, flow.euler)
+    assert grown(5, flow.adams_bashforth, euler_steps=5) == grown(5, flow.euler)
+    off = abs(grown(5, flow.adams_bashforth, euler_steps=20) - many)
+    assert off < 0.5 * abs(grown(5, flow.adams_bashforth) - many) < 0.5 * abs(grown(5, flow.euler) - many)
+    with pytest.raises(ValueError, match="at least 5"):
+        grown(5, flow.adams_bashforth, euler_steps=4)
+
+
 def test_half_precision_pictures_keep_their_dtype_and_a_fine_time():
     x = torch.ones(2, 3, 4, 4, dtype=torch.bfloat16)
     t = torch.tensor([0.1, 0.9])

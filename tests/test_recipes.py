@@ -24,7 +24,7 @@ def schema_of(name: str) -> type:
         from l2p.training.head import HeadRecipe
 
         return HeadRecipe
-    if name.startswith("landscapes"):
+    if name == "landscapes-512":
         from l2p.training.grow import GrowRecipe
 
         return GrowRecipe
@@ -69,18 +69,19 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
     recipe = load_recipe(path, schema=schema_of(path.stem))
     assert recipe.output_dir == f"runs/{recipe.name}"
     header = re.match(r"(#.*\n)+", path.read_text())[0]
-    verb = {
+    verbs = {
         "teacher": "train-",
         "head": "train-",
         "judge": "train-",
-        "landscapes": "grow",
+        "landscapes-512": "grow",
         "ablation": "ablate",
-    }.get(path.stem.split("-")[0], "distill")
+    }
+    verb = verbs.get(path.stem, verbs.get(path.stem.split("-")[0], "distill"))
     assert f"l2p {verb}" in header
     assert f"recipes/{path.name}" in header and "ost" in header  # a command, and what it costs
 
 
-@pytest.mark.parametrize("name", ["quickstart", "z-image-turbo-1k"])
+@pytest.mark.parametrize("name", ["quickstart", "landscapes-best", "z-image-turbo-1k"])
 def test_a_distillation_recipe_shows_every_knob_and_its_objectives_are_right(name):
     from l2p.objectives import check_objectives
 

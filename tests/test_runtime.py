@@ -112,3 +112,18 @@ def test_weights_take_the_autocast_dtype_and_come_back_as_they_were():
             assert torch.equal(network(x), expected)
             raise RuntimeError("stop")
     assert [parameter.data_ptr() for parameter in network.parameters()] == [data.data_ptr() for data in own]
+
+
+def test_weights_of_a_mapped_file_get_memory_of_their_own(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    layer = torch.nn.Linear(5, 3)
+    save_file({"odd": torch.zeros(1), **layer.state_dict()}, tmp_path / "a.safetensors")
+    state = load_file(tmp_path / "a.safetensors")
+    layer.load_state_dict({name: state[name] for name in ("weight", "bias")}, assign=True)
+    assert any(p.data_ptr() % runtime.ALIGNMENT for p in layer.parameters())
+    assert runtime.own_memory(layer) is layer
+    assert not any(p.data_ptr() % runtime.ALIGNMENT for p in layer.parameters())
+    places = [p.data_ptr() for p in layer.parameters()]
+    assert torch.equal(layer.weight, state["weight"]) and torch.equal(layer.bias, state["bias"])
+    assert places == [p.data_ptr() for p in runtime.own_memory(layer).parameters()]  # they have it already

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from l2p.cli.review import add_address, check_port
+from l2p.students.named import resolve_student, student_help
 
 EXAMPLES = """\
 examples:
@@ -14,7 +16,7 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="folder that `l2p distill` wrote")
+    parser.add_argument("student", metavar="STUDENT", help=student_help())
     add_address(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
@@ -22,14 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_port(args.port)
-    from l2p.students.io import read_config
-
-    read_config(args.student)
+    folder = resolve_student(args.student)
     from l2p import runtime
     from l2p.review.demo import Painter, demo_app
     from l2p.review.serving import serve
 
     runtime.setup()
     runtime.hush_loaders()
-    painter = Painter(args.student, args.device, args.dtype)
+    painter = Painter(folder, args.device, args.dtype, name=Path(args.student).name)
     serve(demo_app(painter, args.host), args.host, args.port, "demo")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.files import holds_pictures
+from l2p.students.named import resolve_student, results_folder, student_help
 
 EXAMPLES = """\
 examples:
@@ -31,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "student",
         metavar="STUDENT",
-        help="folder that `l2p distill` wrote, USER/NAME[@REVISION] on the Hub, or a folder of pictures",
+        help=f"{student_help()}, or a folder of pictures",
     )
     parser.add_argument(
         "--against",
@@ -79,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
     conditions = [Condition.parse(text) for text in args.fail_if]
     paths = _paths(args.paths)
-    folder, place, name = _find(args.student)
-    out = Path(args.out) if args.out else place / f"evaluation-{name}"
+    folder = Path(args.student).resolve() if holds_pictures(args.student) else resolve_student(args.student)
+    out = Path(args.out) if args.out else results_folder(args.student, "evaluation")
     metrics = _measure(args, folder, out, paths)
     if args.json == "-":
         print(json.dumps(metrics, indent=2))
@@ -92,26 +94,12 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
-def _find(student: str) -> tuple[Path, Path, str]:
-    """The folder of a student or of pictures, where its results go, and what they are called after."""
-    if _holds_pictures(Path(student)):
-        folder = Path(student).resolve()
-        return folder, folder.parent, folder.name
-    from l2p.hub.fetch import resolve_student
-    from l2p.teachers import commit_of
-
-    folder = resolve_student(student).resolve()
-    if commit_of(folder):  # in the Hub's cache, which is no place for results
-        return folder, Path.cwd(), Path(student).name
-    return folder, folder.parent, folder.name
-
-
 def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str, ...]) -> dict[str, Any]:
     from l2p.students.io import read_config
 
     against = args.against
-    pictures = bool(against) and _holds_pictures(Path(against))
-    own_pictures = _holds_pictures(folder)
+    pictures = bool(against) and holds_pictures(against)
+    own_pictures = holds_pictures(folder)
     if not own_pictures:
         read_config(folder)
     elif not pictures:
@@ -165,15 +153,6 @@ def _paths(text: str) -> tuple[str, ...]:
     if "l2p" not in chosen:
         raise UserError(f"--paths is {text!r}, but a student is to be measured: expected vae,l2p or l2p")
     return chosen
-
-
-def _holds_pictures(folder: Path) -> bool:
-    """A folder with pictures and without a model."""
-    if not folder.is_dir() or (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
-        return False
-    from l2p.files import picture_files
-
-    return bool(picture_files(folder))
 
 
 def _tell(args: argparse.Namespace, metrics: dict[str, Any], out: Path) -> None:

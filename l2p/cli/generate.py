@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.students.shipped import student_help
+from l2p.students.named import resolve_student, student_help
 
 EXAMPLES = """\
 examples:
@@ -46,6 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="likewise")
     parser.add_argument("--steps", type=int, help="else what the student was trained for")
     parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="W",
+        help="of classifier-free guidance, two passes a step; else the student's own (1, none, for few steps)",
+    )
+    parser.add_argument(
         "--out", metavar="FILE|FOLDER", default="pictures", help="a .png for one picture, or a folder"
     )
     parser.add_argument("--grid", action="store_true", help="all pictures in one, a row a prompt")
@@ -69,8 +75,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args)
     _check_numbers(args)
-    from l2p.hub.fetch import resolve_student
-
     student = resolve_student(args.student)  # a wrong one is found before anything is made or loaded
     folder, file = _check_out(args.out, len(prompts) * args.num_images, args.grid)
     import l2p
@@ -94,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         batch = tasks[start : start + at_once]
         started = time.perf_counter()
         _, texts, seeds = zip(*batch, strict=True)
-        images = pipeline.paint(texts, seeds, height, width, args.steps, budget)
+        images = pipeline.paint(texts, seeds, height, width, args.steps, budget, args.guidance_scale)
         seconds = (time.perf_counter() - started) / len(batch)
         for (row, prompt, number), image in zip(batch, images, strict=True):
             path = folder / (file or ("grid.png" if args.grid else _name(prompt, row, len(prompts), number)))
@@ -150,6 +154,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name.replace('_', '-')} is {value}, expected {low} to {high}")
+    if args.guidance_scale is not None and not 1 <= args.guidance_scale <= 1000:
+        raise UserError(f"--guidance-scale is {args.guidance_scale}, expected 1 (none) to 1000")
 
 
 def _check_out(out: str, count: int, grid: bool) -> tuple[Path, str | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.students.shipped import bundled_students, student_help
+from l2p.students.named import bundled_students, resolve_student, student_help
 
 PRESET_NAMES = (
     "tiny",
@@ -66,7 +66,6 @@ def gather_preset(name: str) -> dict[str, Any]:
 
 def gather(student: str | Path) -> dict[str, Any]:
     """Everything a student's folder and the run around it say. Raises UserError when it is no student."""
-    from l2p.hub.fetch import resolve_student
     from l2p.hub.stage import find_metrics
     from l2p.students.io import read_config
 
@@ -128,6 +127,11 @@ def _depth(core: dict[str, Any]) -> str:
     return f"{core['class']}, {layers} layers of width {width}"
 
 
+def _steps(config: dict[str, Any]) -> str:
+    scale = config.get("guidance_scale", 1.0)
+    return str(config.get("num_steps")) + (f", guided with {scale:g}" if scale > 1 else "")
+
+
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -138,10 +142,12 @@ def _print(facts: dict[str, Any]) -> None:
     rows = {
         "parameters": f"{facts['parameters'] / 1e6:,.2f} M, {facts['bytes'] / 1e6:,.1f} MB in all",
         "picture": f"{config.get('width')} x {config.get('height')} as trained, patches of {config.get('patch_size')} px",
-        "steps": str(config.get("num_steps")),
+        "steps": _steps(config),
         "core": depth,
         "head": ", ".join(f"{key} {value}" for key, value in head.items()),
         "teacher": ", ".join(f"{key} {value}" for key, value in teacher.items() if value is not None),
+        "source": ", ".join(f"{key} {value}" for key, value in (config.get("source") or {}).items())
+        or "made here",
         "recipe": f"{recipe.get('name')} (seed {recipe.get('seed')})" if recipe else "not recorded",
         "last stage": str(config.get("stage") or "none"),
     }

@@ -32,6 +32,7 @@ VERBS = {
     "bench": "time and memory of several paths, side by side",
     "push": "publish a student on the Hub",
     "pull": "fetch a student from the Hub",
+    "import": "published weights (L2P, PiD) into a folder of this toolkit",
     "export": "write a student as a pipeline for diffusers",
     "doctor": "what is installed, what will be slow, and the fix",
     "ablate": "run a recipe once for each row of a table, and compare",

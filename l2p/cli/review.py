@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.students.named import results_folder, student_help
 
 EXAMPLES = """\
 examples:
@@ -24,7 +25,7 @@ WHEN_STOPPED = "; every answer is kept: run the same command again to go on"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("student", metavar="STUDENT", help="folder of a student, or of pictures")
+    parser.add_argument("student", metavar="STUDENT", help=f"{student_help()}, or a folder of pictures")
     parser.add_argument(
         "--against", metavar="OTHER", help="another student, a teacher, or a folder of pictures"
     )
@@ -58,8 +59,7 @@ def check_port(port: int) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_port(args.port)
-    student = Path(args.student).resolve()
-    out = Path(args.out) if args.out else student.parent / f"review-{student.name}"
+    out = Path(args.out) if args.out else results_folder(args.student, "review")
     if args.summary:
         from l2p.review.summary import summarize
 
@@ -70,15 +70,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--against is missing: name another student, a teacher or a folder of pictures")
     if args.num_images < 1:
         raise UserError(f"--num-images is {args.num_images}, expected at least 1")
-    if not student.is_dir():
-        raise UserError(f"no student and no pictures at {args.student}")
     from l2p.review.pairs import prepare
     from l2p.review.server import review_app
     from l2p.review.serving import serve
 
     review = prepare(
         out,
-        student,
+        args.student,
         args.against,
         prompts=args.prompts,
         num_images=args.num_images,

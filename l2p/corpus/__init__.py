@@ -7,6 +7,6 @@ Prompts are in :mod:`~l2p.corpus.prompts`, the files in :mod:`~l2p.corpus.shards
 from l2p.corpus.dataset import CorpusDataset
 from l2p.corpus.prompts import prompts_for
 from l2p.corpus.shards import ShardWriter, read_manifest
-from l2p.corpus.synthesis import synthesize
+from l2p.corpus.synthesis import check_solver, synthesize
 
-__all__ = ["CorpusDataset", "ShardWriter", "prompts_for", "read_manifest", "synthesize"]
+__all__ = ["CorpusDataset", "ShardWriter", "check_solver", "prompts_for", "read_manifest", "synthesize"]

@@ -7,8 +7,9 @@ Sample ``i`` starts from the pixel noise of seed ``seed + i``, seen by the teach
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def synthesize(
     height: int,
     width: int,
     guidance_scale: float = 0.0,
+    teacher_steps: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
@@ -52,8 +54,9 @@ def synthesize(
     first sample, so what was killed comes out as it would have without the kill.
 
     Args:
-        config: ``num_pairs``, ``prompts``, ``num_inference_steps``, ``batch_size`` and ``shard_size`` are read.
+        config: ``num_pairs``, ``prompts``, ``num_inference_steps``, ``solver``, ``batch_size`` and ``shard_size`` are read.
         height, width: of the pictures, in pixels.
+        teacher_steps: what the solver "adams" comes near: the teacher's pictures of so many steps.
         dtype: the autocast dtype of the teacher's transformer and decoder.
         progress: show a bar with pictures a second and the time left.
 
@@ -68,6 +71,7 @@ def synthesize(
         "revision": teacher.revision,
         "weights": weights_fingerprint(teacher.transformer),
         "num_inference_steps": config.num_inference_steps,
+        "solver": config.solver,
         "guidance_scale": float(guidance_scale),
         "height": height,
         "width": width,
@@ -78,6 +82,7 @@ def synthesize(
         "dtype": str(dtype).removeprefix("torch."),
         "shard_size": config.shard_size,
     }
+    solver = _solver(teacher, config, teacher_steps)
     writer = ShardWriter(folder, settings, config.num_pairs)
     missing = writer.missing()
     left = sum(len(indices) for indices in missing)
@@ -88,7 +93,16 @@ def synthesize(
                 batch = range(first, min(first + config.batch_size, indices.stop))
                 prompts = prompts_for(config.prompts, batch, seed)
                 samples += _draw(
-                    teacher, lift, config, batch, prompts, (height, width), guidance_scale, seed, dtype
+                    teacher,
+                    lift,
+                    config,
+                    batch,
+                    prompts,
+                    (height, width),
+                    guidance_scale,
+                    seed,
+                    dtype,
+                    solver,
                 )
                 advance(len(batch))
             writer.write(samples)
@@ -106,6 +120,7 @@ def _draw(
     guidance_scale: float,
     seed: int,
     dtype: torch.dtype,
+    solver: Callable[..., Tensor] | None,
 ) -> list[Sample]:
     seeds = [seed + index for index in indices]
     eps_z = latent_noise(teacher, lift, flow.noise(seeds, 3, *size)).to(teacher.device)
@@ -113,7 +128,7 @@ def _draw(
         prompts
     )  # outside autocast: the encoder's cache outlives this stage
     with runtime.autocast(teacher.device, dtype):
-        z = teacher.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale)
+        z = teacher.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale, solver=solver)
         z = z.to(torch.float16)  # as it is kept, so that the picture is the very one of the kept latent
         pictures = teacher.decode(z.float()).float()
     if not (z.isfinite().all() and pictures.isfinite().all()):
@@ -126,6 +141,25 @@ def _draw(
         Sample(index, s, prompt, np.ascontiguousarray(image), latent)
         for index, s, prompt, image, latent in drawn
     ]
+
+
+def _solver(
+    teacher: Teacher, config: CorpusConfig, teacher_steps: int | None
+) -> Callable[..., Tensor] | None:
+    """None is the teacher's own. The share of Euler's error is left in only where the teacher's steps are Euler's."""
+    if config.solver == "teacher":
+        return None
+    check_solver(config, teacher_steps)
+    return partial(flow.adams_bashforth, euler_steps=teacher_steps if teacher.solver is flow.euler else None)
+
+
+def check_solver(config: CorpusConfig, teacher_steps: int | None) -> None:
+    """Raises UserError where "adams", which saves steps, is to take more of them than the teacher."""
+    if config.solver == "adams" and teacher_steps is not None and teacher_steps < config.num_inference_steps:
+        raise UserError(
+            f"corpus.num_inference_steps={config.num_inference_steps} is more than the teacher's own {teacher_steps} "
+            "steps: corpus.solver=adams saves steps; take fewer, or solver=teacher"
+        )
 
 
 def lift_fingerprint(lift: Lift) -> str:

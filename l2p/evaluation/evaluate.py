@@ -35,6 +35,7 @@ from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
 from l2p.runtime import return_free_memory
+from l2p.students.io import tensors_of
 from l2p.students.pipeline import StudentPipeline
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def evaluate(
         raise UserError(
             "--paths l2p alone has nothing to compare with on prompts of a file: add vae, or leave --prompts out"
         )
+    if with_teacher:
+        pipeline.student.check_lifted("compared with a teacher's picture of the same noise: use --paths l2p")
     start = time.perf_counter()
     output_dir = Path(output_dir)
     check_writable(output_dir)
@@ -105,7 +108,7 @@ def evaluate(
     if with_teacher:
         painters = {"lift": StudentPipeline(lift_student, teacher.text_encoder, dtype), **painters}
     keys = {
-        name: {"weights": fingerprint([*painter.student.state_dict().values()]), "size": size, "dtype": str(dtype)}
+        name: {"weights": fingerprint([*tensors_of(painter.student).values()]), "size": size, "dtype": str(dtype)}
         | {"steps": painter.student.spec.num_steps, "device": device.type}
         for name, painter in painters.items()
     }  # fmt: skip

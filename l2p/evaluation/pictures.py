@@ -193,7 +193,7 @@ def draw_pictures(
     from l2p.evaluation.references import fingerprint
     from l2p.images import save_png
     from l2p.recipe import EvaluationConfig
-    from l2p.students.io import read_config
+    from l2p.students.io import read_config, tensors_of
     from l2p.students.pipeline import load
 
     recipe = read_config(student_path).get("recipe") or {}
@@ -204,7 +204,7 @@ def draw_pictures(
     texts = prompts_for(source, range(config.seed, config.seed + count), first)
     pipeline = load(student_path, device, dtype)
     # another student, or the same one after more training, gets a folder of its own
-    folder = Path(folder) / fingerprint([*pipeline.student.state_dict().values()])
+    folder = Path(folder) / fingerprint([*tensors_of(pipeline.student).values()])
     missing = [k for k in range(count) if not (folder / f"{k:06d}.png").is_file()]
     starts = range(0, len(missing), config.batch_size)
     for start in track(starts, "drawing", console=Console(stderr=True), disable=not progress):

@@ -77,10 +77,10 @@ def write_card(folder: str | Path, name: str) -> None:
 def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
-    teacher, recipe = config.get("teacher") or {}, config.get("recipe") or {}
-    license = str(teacher.get("license") or "unknown").lower()
+    origin, recipe = _origin(config), config.get("recipe") or {}
+    license = str(origin.get("license") or "unknown").lower()
     known = license in LICENSES.split()
-    on_hub = HubName.parse(str(teacher.get("name"))) is not None
+    on_hub = HubName.parse(str(origin.get("name"))) is not None
     prompts = str((recipe.get("corpus") or {}).get("prompts") or "")
     student, world = (
         metrics.get("student") or {},
@@ -103,17 +103,17 @@ def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any
         pipeline_tag="text-to-image",
         license=license if known else "other",
         license_name=None if known else re.sub(r"[^\w.-]+", "-", license),
-        base_model=teacher["name"] if on_hub else None,
+        base_model=origin["name"] if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
         datasets=[prompts] if HubName.parse(prompts) else None,
-        tags=["pixel-space", "one-step", "distillation", "latent2pixel"],
+        tags=["pixel-space", *([] if config.get("source") else ["one-step", "distillation"]), "latent2pixel"],
         model_name=name.split("/")[-1] if results else None,
         eval_results=results or None,
     )
 
 
 def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: str) -> str:
-    teacher, recipe = config.get("teacher") or {}, config.get("recipe") or {}
+    teacher, recipe = _origin(config), config.get("recipe") or {}
     settings = metrics.get("settings") or {}
     title, origin = name.split("/")[-1], str(teacher.get("name") or "not recorded")
     size = (
@@ -145,7 +145,11 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
     if str(license) == "unknown":
         binding += ". **It is not recorded: find it before you use or share this model**"
     revision = f" at revision `{teacher['revision']}`" if teacher.get("revision") else ""
-    parts += ["## Teacher and licence", f"Teacher: `{origin}`{revision}. Licence: {license}. {binding}."]
+    if config.get("source"):
+        parts += ["## Origin and licence", f"Published as `{teacher['file']}` of `{origin}`{revision} ({teacher['paper']}) and "
+                  f"imported: the values are as published. Licence: {license}."]  # fmt: skip
+    else:
+        parts += ["## Teacher and licence", f"Teacher: `{origin}`{revision}. Licence: {license}. {binding}."]
     made = f"`recipe.yaml` ({recipe.get('name', 'unnamed')}, seed {recipe.get('seed', 'unknown')}) made it"
     parts += [
         "## Recipe",
@@ -153,6 +157,11 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
     ]
     parts += ["## Limitations", LIMITS.format(size=size)]
     return "\n\n".join(parts).rstrip() + "\n"
+
+
+def _origin(config: dict[str, Any]) -> dict[str, Any]:
+    """Name, revision and licence of what the weights were: the published ones of an import, else the teacher's."""
+    return config.get("source") or config.get("teacher") or {}
 
 
 def _quantized(quantization: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from l2p import __version__
 from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path, write_json, write_text
-from l2p.hub.fetch import resolve_student
 from l2p.hub.program import to_onnx, to_torch_export
 from l2p.students.io import read_config
+from l2p.students.named import resolve_student
 
 CARD = """\
 ---

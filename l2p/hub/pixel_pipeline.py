@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import is_accelerate_available
 from PIL import Image
 from torch import Tensor
 
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
-from l2p.runtime import autocast
+from l2p.runtime import autocast, own_memory
 from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers.text import TextEncoder
 
@@ -33,7 +34,9 @@ class PixelStudentModel(ModelMixin, PixelStudent, ConfigMixin):
     The lift's map is exact on purpose and stays in fp32 whatever the dtype of the weights.
     """
 
-    _keep_in_fp32_modules = ["basis", "offset"]
+    # Where accelerate is missing diffusers refuses the list, and copies into buffers as they were made: in fp32.
+    _keep_in_fp32_modules = ["basis", "offset"] if is_accelerate_available() else None
+    _supports_param_buffer_assignment = False  # it would judge the dtype of all weights by that of a buffer
 
     @register_to_config
     def __init__(self, student_spec: dict[str, Any]) -> None:
@@ -62,7 +65,7 @@ class PixelPipeline(DiffusionPipeline):
 
     def __init__(self, student: PixelStudentModel, text_encoder: torch.nn.Module, tokenizer: Any) -> None:
         super().__init__()
-        self.register_modules(student=student, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(student=own_memory(student), text_encoder=text_encoder, tokenizer=tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -141,7 +144,9 @@ class PixelPipeline(DiffusionPipeline):
         p = spec.patch_size
         noise = flow.noise_from(_each(generator, len(prompts)), 3, height + -height % p, width + -width % p)
         device, dtype = self._execution_device, self.student.dtype
-        conditioning = TextEncoder(self.tokenizer, self.text_encoder, cache_size=0)(prompts).to(device)
+        texts = TextEncoder(self.tokenizer, self.text_encoder, cache_size=0)
+        conditioning = texts(prompts).to(device)
+        empty = texts.empty().to(device) if spec.guidance_scale > 1 else None
 
         def after_step(step: int, t: float, x: Tensor) -> Tensor:
             bar.update()
@@ -152,7 +157,9 @@ class PixelPipeline(DiffusionPipeline):
             return next((changed[name] for name in shown if name in changed), x)
 
         with self.progress_bar(total=steps) as bar, autocast(device, dtype):
-            pictures = self.student.sample(noise.to(device), conditioning, steps, on_step=after_step).float()
+            pictures = self.student.sample(
+                noise.to(device), conditioning, steps, on_step=after_step, empty=empty
+            ).float()
         self.maybe_free_model_hooks()
         pictures = pictures[:, :, :height, :width]
         if output_type == "pil":

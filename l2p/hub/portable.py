@@ -32,6 +32,15 @@ def refuse_other_readers(spec: StudentSpec, folder: object) -> None:
         )
 
 
+def refuse_guided(spec: StudentSpec, folder: object) -> None:
+    """Raises: UserError for a student that is guided when it draws: a graph takes one prompt."""
+    if spec.guidance_scale > 1:
+        raise UserError(
+            f"{folder} draws with a guidance scale of {spec.guidance_scale:g}, which an exported graph has no second "
+            "prompt for: draw with `l2p generate` or l2p.load instead"
+        )
+
+
 class PortableStudent(nn.Module):
     """``picture = forward(noise [1, 3, H, W], token_ids [1, L])``, fp32; H and W are multiples of the patch.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from l2p.errors import UserError
 from l2p.files import atomic_path, write_text
-from l2p.hub.portable import PortableStudent, refuse_other_readers
+from l2p.hub.portable import PortableStudent, refuse_guided, refuse_other_readers
 from l2p.students.io import load_student, read_config
 from l2p.students.lora import merged
 from l2p.students.pipeline import text_encoder_folder
@@ -115,6 +115,7 @@ def _check_replaceable(out: Path, file: str) -> None:
 def _portable(student: Path) -> tuple[PortableStudent, TextEncoder]:
     loaded = merged(load_student(student))
     refuse_other_readers(loaded.spec, student)
+    refuse_guided(loaded.spec, student)
     texts = TextEncoder.from_pretrained(text_encoder_folder(student))
     return PortableStudent(loaded, texts), texts
 

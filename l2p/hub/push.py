@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from l2p.errors import UserError
 from l2p.files import PathLike
-from l2p.hub.fetch import PATTERNS
 from l2p.hub.stage import stage
 from l2p.remote import HubName, differing, patient
 from l2p.students.lora import ADAPTER, ADAPTER_CONFIG
+from l2p.students.named import PATTERNS, resolve_student
 
 DEFAULT_REVISION = "main"
 
@@ -47,7 +47,7 @@ def push(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Pushed:
-    """Publish a student's folder as ``USER/NAME``, which is made where it is not there.
+    """Publish a student (a folder, or a name that `resolve_student` finds) as ``USER/NAME``, made where it is not there.
 
     Args:
         private: whether a repository that is made anew is private; one that is there stays as it is.
@@ -78,7 +78,7 @@ def push(
     # Beside nothing of the user's: what is staged is thrown away, and a full disk must not leave halves around.
     with tempfile.TemporaryDirectory(prefix="l2p-push-") as scratch:
         folder = stage(
-            student,
+            resolve_student(student, endpoint),
             Path(scratch) / "student",
             dtype=dtype,
             include_text_encoder=include_text_encoder,

@@ -51,14 +51,16 @@ class Wish:
 
 
 class Painter:
-    """A student, and its teacher once it is asked for; one picture at a time."""
+    """A student's folder, and its teacher once it is asked for; one picture at a time. The page calls it `name`."""
 
-    def __init__(self, student: str | Path, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, student: str | Path, device: str = "auto", dtype: str = "auto", name: str | None = None
+    ) -> None:
         from l2p.students.origin import teacher_config
         from l2p.students.pipeline import load
 
         self.teacher = teacher_config(student)
-        self.name = Path(student).resolve().name
+        self.name = name or Path(student).resolve().name
         self.pipeline = load(student, device, dtype)
         self._teacher: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()

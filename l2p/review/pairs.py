@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2p.errors import UserError
-from l2p.files import check_writable, picture_files, read_json, write_json
+from l2p.files import check_writable, holds_pictures, picture_files, read_json, write_json
 
 if TYPE_CHECKING:
     from l2p.recipe import TeacherConfig
@@ -87,14 +87,16 @@ def prepare(
     """Find or draw the pictures of both sides and write ``review.json``; a review that is there goes on as it is.
 
     Args:
-        student, against: a student's folder or a folder of pictures; ``against`` also a teacher. Two folders of pictures
-            are paired by name.
+        student, against: a student (its folder or name) or a folder of pictures; ``against`` also a teacher. Two folders
+            of pictures are paired by name.
         prompts: "landscapes" or a text file, one prompt a line; what the student's corpus was drawn from if None.
 
     Raises:
         UserError: nothing to pair, or the folder holds a review of other pictures.
     """
     folder = Path(folder)
+    if Path(student).exists():
+        student = Path(student).resolve()
     made_from = {
         "student": str(student),
         "against": str(against),
@@ -108,22 +110,14 @@ def prepare(
                 f"{folder} holds a review with other settings ({review.made_from}): repeat those, or choose another --out"
             )
         return review
-    check_writable(folder)
-    found = {
-        side: picture_files(path) if _is_pictures(path) else None
-        for side, path in (("a", student), ("b", against))
-    }
-    if found["a"] and found["b"]:
-        pairs = _pair_files(found["a"], found["b"], num_images, prompts)
+    if holds_pictures(student) and holds_pictures(against):
+        check_writable(folder)
+        pairs = _pair_files(picture_files(student), picture_files(against), num_images, prompts)
     else:
-        pairs = _draw(folder, student, against, found, prompts, num_images, device, dtype)
+        pairs = _draw(folder, student, against, prompts, num_images, device, dtype)
     review = Review(Path(student).name, Path(against).name, pairs, made_from)
     write_json(folder / MANIFEST, asdict(review))
     return review
-
-
-def _is_pictures(path: str | Path) -> bool:
-    return Path(path).is_dir() and not (Path(path) / "config.json").is_file() and bool(picture_files(path))
 
 
 def _pair_files(a: list[Path], b: list[Path], num_images: int, prompts: str | None) -> list[Pair]:
@@ -146,7 +140,6 @@ def _draw(
     folder: Path,
     student: str | Path,
     against: str,
-    found: dict[str, list[Path] | None],
     prompts: str | None,
     num_images: int,
     device: str,
@@ -159,31 +152,35 @@ def _draw(
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png
     from l2p.students.io import read_config
+    from l2p.students.named import names_student, resolve_student
     from l2p.students.origin import teacher_config
     from l2p.students.pipeline import load
 
-    if found["a"]:
+    if holds_pictures(student):
         raise UserError(
             f"{student} is a folder of pictures, so {against} must be one too: pairs are made of equal names"
         )
-    if found["b"]:
+    if holds_pictures(against):
         raise UserError(
             f"{against} is a folder of pictures and {student} a student: draw its pictures under the same names first "
             "(l2p generate), then compare the two folders"
         )
-    recipe = read_config(student).get("recipe") or {}
+    network = resolve_student(student)
+    rival = resolve_student(against) if names_student(against) else None
+    check_writable(folder)
+    recipe = read_config(network).get("recipe") or {}
     runtime.setup()
     runtime.hush_loaders()
     source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
     first = EVALUATION_SEEDS if source == LANDSCAPES else 0
     texts = prompts_for(source, range(num_images), first)
-    pipeline = load(student, device, dtype)
+    pipeline = load(network, device, dtype)
     spec = pipeline.student.spec
     size = (spec.height or 128, spec.width or 128)
-    if (Path(against) / "config.json").is_file():
-        other = load(against, device, dtype).generate
+    if rival is not None:
+        other = load(rival, device, dtype).generate
     else:
-        named = replace(teacher_config(student, against), height=size[0], width=size[1])
+        named = replace(teacher_config(network, against), height=size[0], width=size[1])
         other = teacher_painter(named, pipeline)
     painters = {"a": pipeline.generate, "b": other}
     paths: dict[str, list[Path]] = {"a": [], "b": []}

@@ -37,6 +37,8 @@ LATER = {
     "latest_time": 1.0,
     "noise_in_span": False,
     "interval": False,
+    "guidance_scale": 1.0,
+    "shift": 1.0,
 }  # what folders from before these were written mean
 FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora", "quantization"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
@@ -68,29 +70,18 @@ def save_student(
         raise UserError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if dtype is not None and student.quantization is not None:
         raise UserError(f"a quantised student keeps its number formats: leave out dtype {dtype}")
-    config = {
-        "format_version": FORMAT_VERSION,
-        "needs": NEEDS,
-        "written_by": __version__,
-        "class": CLASS_NAME,
-    }
-    config.update(asdict(student.spec))
     lora = lora_of(student)
-    if lora is not None:
-        config["lora"] = lora
-    if student.quantization is not None:
-        config["quantization"] = student.quantization
-    clash = config.keys() & (extra or {}).keys()
-    if clash:
-        raise ValueError(f"extra may not hold {sorted(clash)}: these keys are the format's own")
-    config = _without_tuples({**config, **(extra or {})})
+    changed = {"lora": lora, "quantization": student.quantization}
+    config = config_of(
+        student.spec, extra, {key: value for key, value in changed.items() if value is not None}
+    )
     folder = Path(folder)
     check_replaceable(folder)
     try:
         with atomic_path(folder) as partial:
             partial.mkdir()
             metadata = {"format": "pt", "config": json.dumps(config)}
-            weights.write_weights(_state(student, dtype), partial, metadata, shard_bytes)
+            weights.write_weights(tensors_of(student, dtype), partial, metadata, shard_bytes)
             if lora is not None:
                 write_lora(student, partial, DTYPES[dtype] if dtype else None)
             write_json(partial / CONFIG, config)
@@ -100,17 +91,36 @@ def save_student(
         raise UserError(f"cannot save the student in {folder}: {error}") from error
 
 
+def config_of(
+    spec: StudentSpec, extra: dict[str, Any] | None = None, changed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What ``config.json`` says of a student: the format, the spec, how its weights were changed, and `extra`, which may
+    hold none of their keys."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "needs": NEEDS,
+        "written_by": __version__,
+        "class": CLASS_NAME,
+    }
+    config.update(asdict(spec), **(changed or {}))
+    clash = config.keys() & (extra or {}).keys()
+    if clash:
+        raise ValueError(f"extra may not hold {sorted(clash)}: these keys are the format's own")
+    return _without_tuples({**config, **(extra or {})})
+
+
 def check_replaceable(folder: Path) -> None:
     """Raises: UserError if `folder` holds something that is no student, which a save would destroy."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"cannot save a student as {folder}: there is a file of that name")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_student(folder):
+    if folder.is_dir() and any(folder.iterdir()) and not is_student(folder):
         raise UserError(
             f"{folder} holds files that are no student, so it is left alone: choose another folder"
         )
 
 
-def _state(student: PixelStudent, dtype: str | None) -> dict[str, Tensor]:
+def tensors_of(student: PixelStudent, dtype: str | None = None) -> dict[str, Tensor]:
+    """Plain tensors by name as ``model.safetensors`` holds them: without adapters, quantised weights in their parts."""
     state = plain_state(student)
     if student.quantization is not None:
         return quantize.flat(state)[0]
@@ -136,7 +146,8 @@ def _with_tuples(value: Any) -> Any:
     return [_with_tuples(item) for item in value] if isinstance(value, list) else value
 
 
-def _is_student(folder: Path) -> bool:
+def is_student(folder: Path) -> bool:
+    """Whether a folder's ``config.json`` is a student's, be it sound or not."""
     try:
         return read_json(folder / CONFIG).get("class") == CLASS_NAME
     except (UserError, AttributeError):
@@ -192,6 +203,9 @@ def read_spec(folder: str | Path) -> StudentSpec:
             raise _broken(folder, f"{name} is {config[name]!r}, expected a positive whole number")
     if type(config["lift_scale"]) not in (int, float) or not 0 < config["lift_scale"] < LARGEST:
         raise _broken(folder, f"lift_scale is {config['lift_scale']!r}, expected a positive number")
+    for name in ("guidance_scale", "shift"):
+        if type(config[name]) not in (int, float) or not 0 < config[name] <= 1000:
+            raise _broken(folder, f"{name} is {config[name]!r}, expected a number above 0, at most 1000")
     latest = config["latest_time"]
     if type(latest) not in (int, float) or not 0 < latest <= 1:
         raise _broken(folder, f"latest_time is {latest!r}, expected a number above 0, at most 1")

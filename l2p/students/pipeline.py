@@ -15,7 +15,7 @@ from l2p import flow
 from l2p.errors import UserError
 from l2p.images import Pictures, to_uint8
 from l2p.remote import HubName, download
-from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype
+from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
 from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
@@ -99,7 +99,7 @@ class StudentPipeline:
     def __init__(
         self, student: PixelStudent, text_encoder: PromptEncoder, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.student = student.eval()
+        self.student = own_memory(student.eval())
         self.text_encoder = text_encoder
         self.dtype = dtype
         if dtype != torch.float32 and student.quantization is None:
@@ -165,6 +165,7 @@ class StudentPipeline:
         width: int,
         num_steps: int | None = None,
         memory_budget: int = BUDGET,
+        guidance_scale: float | None = None,
     ) -> Pictures:
         """Pictures uint8 [B, height, width, 3], one a prompt and seed; very large ones lie in a file (`painting`).
 
@@ -174,19 +175,33 @@ class StudentPipeline:
         p = self.student.spec.patch_size
         noise = flow.Noise.of_seeds(seeds, 3, height + -height % p, width + -width % p)
         conditioning = self.text_encoder(prompts).to(self.device)
-        if (self.student.spec.num_steps if num_steps is None else num_steps) == 1:
+        steps = self.student.spec.num_steps if num_steps is None else num_steps
+        if steps == 1 and self.guidance(guidance_scale) <= 1:
             with autocast(self.device, self.dtype):
                 return paint(self.student, noise, conditioning, height, width, memory_budget)
         if isinstance(self.student.head, PatchHead):
             self.student.head.band_height = fit_band(self.student, noise.shape, memory_budget)
-        pictures = self.sample(conditioning, noise.rows(0, noise.shape[2]), num_steps)
+        pictures = self.sample(conditioning, noise.rows(0, noise.shape[2]), num_steps, guidance_scale)
         return to_uint8(pictures[:, :, :height, :width])
 
-    def sample(self, conditioning: Conditioning, noise: Tensor, num_steps: int | None = None) -> Tensor:
+    def guidance(self, scale: float | None = None) -> float:
+        """The scale that is drawn with: this one, or the student's own; 1 and less is no guidance."""
+        return self.student.spec.guidance_scale if scale is None else scale
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        noise: Tensor,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
         """Pictures [B, 3, H, W] of this very noise: float32, not clamped, on the student's device."""
-        noise = noise.to(self.device)
+        noise, scale = noise.to(self.device), self.guidance(guidance_scale)
+        empty = self.text_encoder.empty().to(self.device) if scale > 1 else None
         with autocast(self.device, self.dtype):
-            return self.student.sample(noise, conditioning.to(self.device), num_steps).float()
+            return self.student.sample(
+                noise, conditioning.to(self.device), num_steps, empty=empty, guidance_scale=scale
+            ).float()
 
     def _draw(
         self,

@@ -48,6 +48,9 @@ class StudentSpec:
             otherwise; without it a student has nothing to invent from.
         interval: the student is also told where its step ends, which mean flow needs: x_0 is then read off the average
             velocity of that step. A step from t to t itself is the flow's own.
+        guidance_scale: of classifier-free guidance at every step, ``x_0(empty) + w (x_0 - x_0(empty))``; 1 is none. A student
+            of few steps has its teacher's guidance in its weights; a many-step one may need it when it draws.
+        shift: of the steps' times towards noise, see :func:`l2p.flow.shift_time`; 1 is even times.
     """
 
     patch_size: int
@@ -62,6 +65,8 @@ class StudentSpec:
     latest_time: float = 1.0
     noise_in_span: bool = False
     interval: bool = False
+    guidance_scale: float = 1.0
+    shift: float = 1.0
 
 
 class Seen(NamedTuple):
@@ -88,8 +93,9 @@ class PixelStudent(nn.Module):
         self.spec = spec
         self.core = build_core(spec.core, spec.patch_size, spec.interval)
         self.head = self.new_head()
-        self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim))
-        self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2))
+        exact = {"dtype": torch.float32}  # whatever the weights are made in
+        self.register_buffer("basis", torch.zeros(3 * spec.patch_size**2, spec.latent_dim, **exact))
+        self.register_buffer("offset", torch.zeros(3 * spec.patch_size**2, **exact))
 
     def new_head(self) -> nn.Module:
         """A freshly initialised head of the spec's kind."""
@@ -107,6 +113,11 @@ class PixelStudent(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.basis.device
+
+    def check_lifted(self, purpose: str) -> None:
+        """Raises: UserError for a student without a lift, as published ones are: its noise is that of no latents."""
+        if not self.basis.any():
+            raise UserError(f"this student was not lifted from a teacher, so it cannot be {purpose}")
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass: a third more time, far less memory, the same gradients."""
@@ -218,24 +229,38 @@ class PixelStudent(nn.Module):
         num_steps: int | None = None,
         progress: Callable[[int], object] | None = None,
         on_step: Callable[[int, float, Tensor], Tensor] | None = None,
+        empty: Conditioning | None = None,
+        guidance_scale: float | None = None,
     ) -> Tensor:
         """Draw pictures [B, 3, H, W] from noise of that shape; not clamped.
 
         Args:
-            num_steps: Euler steps at even times; the spec's if None. One step is ``self(noise, 1)``.
+            num_steps: Euler steps at even times, shifted as the spec says; the spec's if None. One step is
+                ``self(noise, 1)``.
             progress: called with the number of steps done.
             on_step: called with the step, its time and the picture after it; what it returns is gone on with.
+            empty: one row, what guidance steers away from; needed where the scale is above 1.
+            guidance_scale: the spec's if None.
         """
         num_steps = self.spec.num_steps if num_steps is None else num_steps
-        x = noise
+        scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
+        if scale > 1 and empty is None:
+            raise ValueError(f"a guidance scale of {scale} needs the empty prompt")
+        x, shift = noise, self.spec.shift
         for step in range(num_steps):
-            t = 1 - step / num_steps
+            even, even_next = 1 - step / num_steps, 1 - (step + 1) / num_steps
+            t = flow.shift_time(even, shift)
             start, end = (
-                torch.full((len(x),), time, device=x.device) for time in (t, 1 - (step + 1) / num_steps)
+                torch.full((len(x),), time, device=x.device)
+                for time in (t, flow.shift_time(even_next, shift))
             )
             x_0 = self(x, start, conditioning, end)
-            # The Euler step along (x - x_0) / t, written without the division.
+            if scale > 1:
+                x_0_empty = self(x, start, empty.expand(len(x)), end)
+                x_0 = x_0_empty + scale * (x_0 - x_0_empty)
+            # The Euler step along (x - x_0) / t, written without the division by t.
             kept = (num_steps - step - 1) / (num_steps - step)
+            kept *= (1 + (shift - 1) * even) / (1 + (shift - 1) * even_next)
             x = kept * x + (1 - kept) * x_0
             if on_step is not None:
                 x = on_step(step, t, x)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,18 @@ class Entry:
 
 
 def write_weights(
-    state: Mapping[str, Tensor], folder: Path, metadata: dict[str, str], shard_bytes: int = SHARD_BYTES
+    state: Mapping[str, Tensor],
+    folder: Path,
+    metadata: dict[str, str],
+    shard_bytes: int = SHARD_BYTES,
+    read: Callable[[str], Tensor] | None = None,
 ) -> None:
     """Write ``model.safetensors``, or above ``shard_bytes`` shards and ``model.safetensors.index.json``.
 
     Args:
         metadata: texts kept in the file's header; when sharded in the index and in each shard.
+        read: gives a tensor when its file is written; ``state`` may then lie on the meta device, and what is larger than
+            the memory passes through it file by file.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
@@ -53,7 +59,8 @@ def write_weights(
         dict(state), filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
     )
     for name, keys in plan.filename_to_tensors.items():
-        save_file({key: state[key].contiguous() for key in keys}, folder / name, metadata=metadata)
+        tensors = {key: (state[key] if read is None else read(key)).contiguous() for key in keys}
+        save_file(tensors, folder / name, metadata=metadata)
     if plan.is_sharded:
         index = {"metadata": {**plan.metadata, **metadata}, "weight_map": plan.tensor_to_filename}
         write_json(folder / INDEX, index)
@@ -107,7 +114,9 @@ def read_weights(
     return state
 
 
-def check_entries(expected: Mapping[str, Tensor], found: Mapping[str, Entry], folder: Path) -> None:
+def check_entries(
+    expected: Mapping[str, Tensor], found: Mapping[str, Entry], folder: Path, what: str = "their config"
+) -> None:
     """Raises: UserError naming the first few keys that are missing, unexpected, misshapen or no floating numbers."""
     faults = {
         "missing": [key for key in expected if key not in found],
@@ -123,7 +132,7 @@ def check_entries(expected: Mapping[str, Tensor], found: Mapping[str, Entry], fo
             if key in expected and not _is_dtype(entry.dtype, expected[key].dtype)
         ],
     }
-    _raise_faults(faults, folder)
+    _raise_faults(faults, folder, what)
 
 
 def _is_dtype(found: str, expected: torch.dtype) -> bool:
@@ -150,10 +159,10 @@ def few(keys: list[str], shown: int = 3) -> str:
     return ", ".join(keys[:shown]) + rest
 
 
-def _raise_faults(faults: dict[str, list[str]], folder: Path) -> None:
+def _raise_faults(faults: dict[str, list[str]], folder: Path, fit: str = "their config") -> None:
     lines = [f"{what}: {few(keys)}" for what, keys in faults.items() if keys]
     if lines:
-        raise UserError(f"the weights in {folder} do not fit their config; {'; '.join(lines)}")
+        raise UserError(f"the weights in {folder} do not fit {fit}; {'; '.join(lines)}")
 
 
 def _opened(path: Path, device: str = "cpu") -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from l2p.errors import UserError
 from l2p.files import read_json
-from l2p.remote import TEXTS, HubName, download
+from l2p.remote import TEXTS, HubName, commit_of, download
 from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher
 from l2p.teachers.flux import FluxTeacher
@@ -55,6 +55,7 @@ __all__ = [
     "PromptEncoder",
     "TextEncoder",
     "family_of",
+    "license_of",
     "load_teacher",
     "load_text_encoder",
     "resolve",
@@ -113,11 +114,6 @@ def family_of(path: str | Path) -> type[Teacher] | None:
     return None
 
 
-def commit_of(folder: Path) -> str | None:
-    """The commit a folder of the Hub's cache is a snapshot of; None elsewhere."""
-    return folder.name if folder.parent.name == "snapshots" else None
-
-
 def load_teacher(
     path: str | Path,
     revision: str | None = None,
@@ -145,11 +141,12 @@ def load_teacher(
         raise UserError(f"cannot load the teacher in {folder}: {str(error).splitlines()[0]}") from error
     pipeline.to(device)
     return FAMILIES[class_name](
-        pipeline, name=str(path), revision=commit_of(folder) or revision, license=_license(folder)
+        pipeline, name=str(path), revision=commit_of(folder) or revision, license=license_of(folder)
     )
 
 
-def _license(folder: Path) -> str:
+def license_of(folder: Path) -> str:
+    """The licence that the card in a folder names; "unknown" where there is none."""
     card = folder / "README.md"
     if card.is_file():
         for line in card.read_text().splitlines():

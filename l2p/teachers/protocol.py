@@ -284,6 +284,7 @@ class Teacher(ABC):
         guidance_scale: float = 0.0,
         stop_at: float = 0.0,
         progress: Callable[[int], None] | None = None,
+        solver: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         """Steps from latent noise ``eps`` [B, c, H, W] along the teacher's own schedule, with its own solver.
 
@@ -291,13 +292,14 @@ class Teacher(ABC):
             stop_at: end at the first time not above this one (0: run to the clean latent); what is left is
                 ``z_t`` at that time, and the steps below it are never run.
             progress: called with the number of steps done.
+            solver: another one of :mod:`l2p.flow` in place of the teacher's own.
         """
         compression = self.geometry.compression
         times = self.times(num_inference_steps, eps.shape[2] * compression, eps.shape[3] * compression)
         if stop_at > 0:
             times = times[: int((times > stop_at).sum()) + 1]
         with runtime.weights_in_autocast_dtype(self.transformer):
-            return self.solver(
+            return (solver or self.solver)(
                 lambda z_t, t: self.velocity(z_t, t, conditioning, guidance_scale),
                 self.start(eps, times[0]),
                 times,

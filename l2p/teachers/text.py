@@ -13,6 +13,7 @@ from torch import nn
 
 from l2p.errors import UserError
 from l2p.files import read_json
+from l2p.runtime import own_memory
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
@@ -169,7 +170,7 @@ class TextEncoder(PromptEncoder):
     def __init__(self, tokenizer, model: nn.Module, cache_size: int = 16384) -> None:
         super().__init__(cache_size)
         self.tokenizer = tokenizer
-        self.model = model.eval().requires_grad_(False)
+        self.model = own_memory(model.eval().requires_grad_(False))
 
     @property
     def modules(self) -> dict[str, nn.Module]:

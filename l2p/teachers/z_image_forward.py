@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
+from l2p.teachers.z_image_block import block_forward, suits
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -115,6 +116,9 @@ def forward_embedded(
 def _run(transformer: nn.Module, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
     if transformer.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *arguments, use_reentrant=False)
+    x, mask, *rest = arguments
+    if suits(layer, x, mask):
+        return block_forward(layer, x, *rest)
     return layer(*arguments)
 
 

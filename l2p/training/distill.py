@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from l2p import processes, runtime
+from l2p.corpus import check_solver
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import EVALUATION_SEEDS
 from l2p.files import atomic_path, read_json, remove, write_text
@@ -83,6 +84,7 @@ def check(recipe: Recipe) -> None:
                 check_combinations(config, recipe)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
+    check_solver(recipe.corpus, recipe.teacher.num_inference_steps)
     if recipe.seed + recipe.corpus.num_pairs > EVALUATION_SEEDS:
         raise UserError(
             f"seed={recipe.seed} with {recipe.corpus.num_pairs} pairs reaches into the evaluation's seeds, from "

@@ -34,6 +34,7 @@ from l2p.recipe import REQUIRED, HeadConfig, knob
 from l2p.students.grow import grow
 from l2p.students.heads import DETAIL
 from l2p.students.io import load_student, save_student
+from l2p.students.named import resolve_student
 from l2p.students.pipeline import load_texts
 from l2p.students.student import PixelStudent
 from l2p.teachers import Teacher, load_teacher
@@ -103,8 +104,10 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
-    small = load_student(recipe.student, device).float()
-    texts = load_texts(recipe.student, small.spec, device)
+    source = resolve_student(recipe.student)
+    small = load_student(source, device).float()
+    small.check_lifted("grown")
+    texts = load_texts(source, small.spec, device)
     teacher = load_teacher(recipe.teacher, device=device)
     torch.manual_seed(recipe.seed)  # of the detail's first weights
     student = grow(small, recipe.factor, {key: getattr(recipe.head, key) for key in DETAIL}).train()
@@ -112,11 +115,11 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     student.head.band_height = _bands(recipe)
     if recipe.train == "detail":
         student.core.requires_grad_(False), student.head.inner.requires_grad_(False)
-    source = Renders(recipe, sizes, student, teacher, device, dtype)
+    renders = Renders(recipe, sizes, student, teacher, device, dtype)
     distance = EncoderDistance(EncoderFeatures(teacher)) if recipe.terms.perceptual else None
 
     def loss(step: int) -> dict[str, Tensor]:
-        x, given = source.batch(step)
+        x, given = renders.batch(step)
         with runtime.autocast(device, dtype):
             drawn = student(*given[:3], draft=given[3])
             return terms(drawn.float(), x, recipe.terms, recipe.head.fine_patch, distance)

@@ -249,6 +249,7 @@ def draw_the_corpus(run: Run) -> tuple[dict[str, Any], list[str]]:
         height=recipe.teacher.height,
         width=recipe.teacher.width,
         guidance_scale=recipe.teacher.guidance_scale,
+        teacher_steps=recipe.teacher.num_inference_steps,
         seed=recipe.seed,
         dtype=run.dtype,
         progress=run.progress,

@@ -97,15 +97,14 @@ def test_a_student_that_comes_with_the_package_is_listed_loaded_and_drawn(
     import numpy as np
 
     import l2p as library
-    from l2p.students import shipped
+    from l2p.students import named
 
     monkeypatch.chdir(tmp_path)
     bundled = tmp_path / "package"
     shutil.copytree(student_folder, bundled / "landscapes-128")
-    for module in ("l2p.students.shipped.BUNDLED", "l2p.hub.fetch.BUNDLED"):
-        monkeypatch.setattr(module, bundled)
-    assert shipped.bundled_students() == ["landscapes-128"]
-    assert "landscapes-128, which comes with l2p" in " ".join(shipped.student_help().split())
+    monkeypatch.setattr(named, "BUNDLED", bundled)
+    assert named.bundled_students() == ["landscapes-128"]
+    assert "landscapes-128, which comes with l2p" in " ".join(named.student_help().split())
     assert l2p("info")[1] == "landscapes-128\n" and json.loads(l2p("info", "--json")[1]) == ["landscapes-128"]
     assert "48 x 32" in l2p("info", "landscapes-128")[1]
     code, _, err = l2p("generate", "landscapes-128", "a lake at dusk", "--seed", 1, "--out", "a.png")

@@ -29,7 +29,7 @@ def served(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["review", "nowhere", "--against", "x"], "no student and no pictures at nowhere"),
+        (["review", "nowhere", "--against", "x"], "no student at nowhere"),
         (["review", "."], "--against is missing"),
         (["review", ".", "--against", "x", "--num-images", "0"], "--num-images is 0"),
         (["review", ".", "--summary"], "holds no review"),

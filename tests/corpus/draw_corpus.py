@@ -18,7 +18,7 @@ from l2p.lift import Lift
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
 
 CONFIG = SimpleNamespace(
-    num_pairs=11, prompts="landscapes", num_inference_steps=2, batch_size=2, shard_size=4
+    num_pairs=11, prompts="landscapes", num_inference_steps=2, solver="teacher", batch_size=2, shard_size=4
 )
 
 

@@ -133,6 +133,26 @@ def test_impossible_sizes_are_refused(corpora, tmp_path, name, value):
         corpora.draw(tmp_path / "corpus", with_(corpora.CONFIG, **{name: value}))
 
 
+def test_adams_comes_nearer_the_teacher_s_own_steps(corpora, tmp_path):
+    """The arithmetic teacher's velocity is linear in z: its 32 steps are a closed form that 4 of Adams' come near."""
+
+    def latents(name, steps, solver):
+        config = with_(corpora.CONFIG, num_inference_steps=steps, solver=solver)
+        dataset = CorpusDataset(corpora.draw(tmp_path / name, config, teacher_steps=32))
+        return torch.stack([dataset[i]["latent"] for i in range(3)])
+
+    own = latents("own", 32, "teacher")
+    few, adams = latents("few", 4, "teacher"), latents("adams", 4, "adams")
+    assert (adams - own).std() < 0.3 * (few - own).std()
+
+
+def test_adams_with_more_steps_than_the_teacher_is_refused(corpora, tmp_path):
+    config = with_(corpora.CONFIG, num_inference_steps=9, solver="adams")
+    with pytest.raises(UserError, match="num_inference_steps=9 is more than the teacher's own 8 steps"):
+        corpora.draw(tmp_path / "corpus", config, teacher_steps=8)
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_progress_speaks_on_stderr_only(corpora, tmp_path, capsys):
     corpora.draw(tmp_path / "corpus", progress=True)
     out, err = capsys.readouterr()
@@ -152,7 +172,7 @@ def test_the_real_pipeline_s_pictures_decode_from_their_latents(corpora, tiny_pi
         torch.cat([pixels, noise]), torch.cat([latents.flatten(0, 2), noise[:, : latents.shape[-1]]])
     )
     config = SimpleNamespace(
-        num_pairs=3, prompts="landscapes", num_inference_steps=2, batch_size=2, shard_size=2
+        num_pairs=3, prompts="landscapes", num_inference_steps=2, solver="teacher", batch_size=2, shard_size=2
     )
     folder = synthesize(
         teacher, lift, config, tmp_path / "corpus", height=64, width=64, guidance_scale=1.0, progress=False

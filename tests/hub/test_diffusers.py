@@ -132,14 +132,23 @@ class Forbid(MetaPathFinder):
 sys.meta_path.insert(0, Forbid())
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import import_utils
 
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[1], trust_remote_code=True)
-image = pipe("a lake", height=32, width=48, num_inference_steps=1, generator=torch.Generator().manual_seed(7)).images[0]
-image.save(sys.argv[2])
+folder = sys.argv[1]
+for dtype, accelerate in (("float32", True), ("bfloat16", False)):
+    import_utils._accelerate_available = import_utils._accelerate_available and accelerate
+    kinds = {"student": getattr(torch, dtype), "default": torch.float32}
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True, torch_dtype=kinds)
+    assert {p.dtype for p in pipe.student.parameters()} == {kinds["student"]}
+    assert {b.dtype for b in pipe.student.buffers()} == {torch.float32}
+    generator = torch.Generator().manual_seed(7)
+    image = pipe("a lake", height=32, width=48, num_inference_steps=1, generator=generator).images[0]
+    image.save(sys.argv[2] + dtype + ".png")
 """
 
 
 def test_with_diffusers_alone_it_is_the_same_picture(exported, run_folder, tmp_path):
+    """And where accelerate is missing, as for the second picture."""
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
@@ -147,14 +156,15 @@ def test_with_diffusers_alone_it_is_the_same_picture(exported, run_folder, tmp_p
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(exported), str(tmp_path / "a.png")],
+        [sys.executable, "-c", ALONE, str(exported), f"{tmp_path}/"],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), expected(run_folder, 7))
+    for dtype, name in (("fp32", "float32.png"), ("bf16", "bfloat16.png")):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / name)), expected(run_folder, 7, dtype))
 
 
 def test_code_is_not_run_unless_it_is_trusted(exported):

@@ -251,6 +251,10 @@ def test_mistakes_are_found_before_any_work(new_run):
     recipe.seed = 6_999_999
     with pytest.raises(UserError, match="judged on what it was trained on"):
         distill.run(recipe, progress=False)
+    recipe = new_run("solver")
+    recipe.corpus.solver, recipe.corpus.num_inference_steps = "adams", 30
+    with pytest.raises(UserError, match="is more than the teacher's own"):
+        distill.run(recipe, progress=False)
     recipe = new_run("logging")
     recipe.logging.wandb = True
     with pytest.raises(UserError, match="logging.wandb needs the package wandb"):

@@ -56,8 +56,8 @@ class LinearHead(nn.Module):
         self.scale = scale
         self.latest_noise = latest_noise
         self.final = final_layer(core_dim, 3 * patch_size**2, new_final)
-        self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim))
-        self.register_buffer("offset", torch.zeros(3 * patch_size**2))
+        self.register_buffer("basis", torch.zeros(3 * patch_size**2, latent_dim, dtype=torch.float32))
+        self.register_buffer("offset", torch.zeros(3 * patch_size**2, dtype=torch.float32))
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])

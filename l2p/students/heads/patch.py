@@ -10,6 +10,7 @@ Legend: h w core grid, H W fine grid, f side of a fine patch in pixels, C width 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,18 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
-from l2p.patches import patchify, unpatchify
+from l2p.patches import patchify, pixels
 from l2p.runtime import exact
 from l2p.students.heads.linear import clean, final_layer
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last two convolutions
 PIXEL_HIDDEN = 32  # and between them
-LARGEST_BAND = 2**15  # pixel rows
+LARGEST_BAND = (
+    2**15
+)  # fine tokens, or one row of tiles: halos are a small part of it, and higher ones are not faster
+STRIPE = (
+    2**18
+)  # pixels that pass the last convolutions at a time: they have 47 numbers each there, a cache full
 WORKSPACE = 64 * 2**20  # bytes that attention's own bands and the libraries' buffers take, whatever the size
 EDGE = 2  # pixels around its own that the last convolutions read
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
@@ -110,7 +116,7 @@ class PatchHead(nn.Module):
         p = self.patch_size
         self.final = final_layer(core_dim, latent_dim, new_final)
         self.readout = nn.Conv2d(latent_dim, 3 * p**2, 3, padding=1)
-        self.register_buffer("basis", torch.zeros(3 * p**2, latent_dim))
+        self.register_buffer("basis", torch.zeros(3 * p**2, latent_dim, dtype=torch.float32))
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         context = self.context(features, c, self.pool(patchify(x_in, self.patch_size)), t)
@@ -124,7 +130,7 @@ class PatchHead(nn.Module):
 
         height, step = x_in.shape[2], self.band_height
         if not step or step >= height:  # without a range, which would hold an exported program to its height
-            return self.rows(features, c, context, rows, t, 0, height)
+            return self.rows(features, c, context, rows, t, 0, height).contiguous()
         bands = [(start, min(start + step, height)) for start in range(0, height, step)]
         if self.gradient_checkpointing and torch.is_grad_enabled():
             painted = [
@@ -133,7 +139,7 @@ class PatchHead(nn.Module):
             ]
         else:
             painted = [self.rows(features, c, context, rows, t, *band) for band in bands]
-        return torch.cat(painted, dim=2)
+        return torch.cat(painted, dim=2).contiguous()
 
     def pool(self, tokens: Tensor) -> Tensor:
         """What the draft needs of the core's input [B, rows, w, 3 p^2], each token alone: the lift's latents z_t."""
@@ -162,9 +168,8 @@ class PatchHead(nn.Module):
         """
         f, fold = self.fine_patch, self.fold
         height = features.shape[1] * self.patch_size
-        # What the last convolutions read. All of it is a case of its own: torch.export proves nothing about a min.
         is_whole = (start, stop) == (0, height)
-        top, bottom = (0, height) if is_whole else (max(0, start - EDGE), min(height, stop + EDGE))
+        top, bottom = _read(start, stop, height)
         ranges = self._ranges(top // f, -(-bottom // f), height // f)
         low, high = ranges[0]
         first, last = low // fold, -(-high // fold)
@@ -172,9 +177,8 @@ class PatchHead(nn.Module):
             :, low - first * fold : high - first * fold
         ]
         draft = self._draft(features, c, context, t, low * f, high * f).to(self.embed.weight.dtype)
-        seen = torch.cat([x_in(low * f, high * f).to(draft.dtype), draft], dim=1)
+        x = x + self._seen(x_in, draft, low * f, high * f)
         draft = draft[:, :, top - low * f : bottom - low * f]
-        x = x + self.embed(patchify(seen, f))
         angles = self._angles(height // f, x.shape[2], x.device)
         silu_c = F.silu(c)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and is_whole
@@ -186,13 +190,49 @@ class PatchHead(nn.Module):
                 x = checkpoint(block, x, silu_c, rope, *crops, use_reentrant=False)
             else:
                 x = block(x, silu_c, rope, *crops)
-        low = ranges[-1][0] * f
-        fine = F.silu(unpatchify(self.out(_norm(x)), f)[:, :, top - low : bottom - low])
-        del x
-        draft = draft.to(fine.dtype)
-        fine = _continued(torch.cat([draft, fine], dim=1), 3, EDGE, EDGE)
-        fine = _continued(fine, 2, top - (start - EDGE), stop + EDGE - bottom)
-        return draft[:, :, start - top : stop - top] + self.conv_out(F.silu(self.conv_in(fine)))
+        write = partial(self._write, x, ranges[-1][0] * f, draft, top, height)
+        step = max(1, STRIPE // (x.shape[2] * f))
+        if _as_one(stop - start, step):
+            return write(start, stop)
+        stripes = range(start, stop, step)
+        return torch.cat([write(first, min(first + step, stop)) for first in stripes], dim=2)
+
+    def _write(
+        self, x: Tensor, low: int, draft: Tensor, draft_top: int, height: int, start: int, stop: int
+    ) -> Tensor:
+        """Rows [start, stop) from fine tokens x, whose first pixel row is ``low``, and a draft that begins at ``draft_top``."""
+        f = self.fine_patch
+        top, bottom = _read(start, stop, height)
+        if (start, stop) != (0, height):
+            draft = draft[:, :, top - draft_top : bottom - draft_top]
+            first = (top - low) // f
+            x, low = x[:, first : -(-(bottom - low) // f)], low + first * f
+        fine = pixels(F.silu(self.out(_norm(x))), f)[:, top - low : bottom - low]
+        # Channels last, as the layers before write them and as convolutions on a CPU are two to three times faster.
+        near = torch.cat([draft.permute(0, 2, 3, 1).to(fine.dtype), fine], dim=3)
+        del fine
+        near = _continued(_continued(near, 2, EDGE, EDGE), 1, top - (start - EDGE), stop + EDGE - bottom)
+        added = self.conv_out(F.silu(self.conv_in(near.permute(0, 3, 1, 2))))
+        return draft[:, :, start - top : stop - top].to(added.dtype) + added
+
+    def _seen(self, x_in: Callable[[int, int], Tensor], draft: Tensor, low: int, high: int) -> Tensor:
+        """``embed`` of the pixel rows [low, high) of input and draft, some rows of core tokens at a time; each picture
+        passes its own part of the weight, which spares a copy of both."""
+        f, p = self.fine_patch, self.patch_size
+        of_input, of_draft = (
+            weight.flatten(1) for weight in self.embed.weight.unflatten(1, (f * f, -1)).split(3, dim=-1)
+        )
+
+        def embedded(start: int, stop: int) -> Tensor:
+            part = draft if stop - start == high - low else draft[:, :, start - low : stop - low]
+            seen = patchify(x_in(start, stop).to(draft.dtype), f)
+            return F.linear(seen, of_input, self.embed.bias) + F.linear(patchify(part, f), of_draft)
+
+        step = p * max(1, STRIPE // (p * draft.shape[3]))
+        if _as_one(high - low, step):
+            return embedded(low, high)
+        firsts = range(low // p * p, high, step)
+        return torch.cat([embedded(max(low, at), min(at + step, high)) for at in firsts], dim=1)
 
     @property
     def unit(self) -> int:
@@ -202,7 +242,8 @@ class PatchHead(nn.Module):
     def fit_band(self, budget: int, batch: int, width: int, itemsize: int) -> int | None:
         """Pixel rows of the highest band that :meth:`band_bytes` lets into ``budget`` bytes; None if none fits."""
         band = None
-        for units in range(1, 1 + LARGEST_BAND // self.unit):
+        tallest = LARGEST_BAND // (batch * width // self.fine_patch * self.tile)
+        for units in range(1, 1 + max(1, tallest)):
             if self.band_bytes(units * self.unit, batch, width, itemsize) > budget:
                 break
             band = units * self.unit
@@ -218,13 +259,15 @@ class PatchHead(nn.Module):
         ranges = self._ranges(far // f - 1, (far + band) // f + 1, 10**9)
         given, attended = ranges[0][1] - ranges[0][0], ranges[1][1] - ranges[1][0]
         hidden = self.blocks[0].down.in_features if self.num_blocks else 0
-        opened = given * (
-            3 * c + 6 * self.seen_channels * f**2
-        )  # spread, sum; the input's patches, fp32 and narrow
+        around = max(self.patch_size, STRIPE // width + 1) / f  # fine rows whose input is looked at
+        # Spread, sum, embedded, the draft and its tokens; the input, in fp32, in pixels, and narrow.
+        opened = given * (4 * c + 6 * f**2) + around * 30 * f**2
         mixing = given * c + attended * (2 * c + 4 * hidden)
         attending = given * 7 * c
-        pixels = (band + 2 * EDGE) / f * (c + 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 2 * PIXEL_HIDDEN + 3))
-        values = max(opened, mixing, attending, pixels) * (width // f)
+        stripe = min(band, STRIPE // width + 1) + 2 * (EDGE + f)
+        writing = (band + 2 * f) / f * (c + 6 * f**2)  # fine tokens, draft and picture
+        writing += stripe / f * 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 2 * PIXEL_HIDDEN + 3)
+        values = max(opened, mixing, attending, writing) * (width // f)
         return int(batch * itemsize * values) + WORKSPACE
 
     def _ranges(self, low: int, high: int, total: int) -> list[tuple[int, int]]:
@@ -256,7 +299,7 @@ class PatchHead(nn.Module):
         z_0 = self._z_0(features[:, around], c, context[:, around], t)
         z_0 = z_0.to(self.readout.weight.dtype).permute(0, 3, 1, 2)
         tokens = self.readout(z_0).permute(0, 2, 3, 1)[:, first - around.start : last - around.start]
-        return unpatchify(tokens, p)[:, :, top - first * p : bottom - first * p]
+        return pixels(tokens, p)[:, top - first * p : bottom - first * p].permute(0, 3, 1, 2)
 
     def decode(self, z_0: Tensor) -> Tensor:
         """The picture [B, 3, H, W] of packed latents z_0 [B, h, w, d] alone, without a core; how a head is pretrained."""
@@ -281,6 +324,19 @@ class PatchHead(nn.Module):
         speed = ROPE_THETA ** -(torch.arange(pairs, device=device) / pairs)
         rows, columns = (torch.arange(size, device=device)[:, None] * speed for size in (height, width))
         return rows, columns
+
+
+def _as_one(size: int, step: int) -> bool:
+    """Whether ``size`` rows are not gone through in steps: where gradients keep all of them anyway, and in a program."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or step >= size
+
+
+def _read(start: int, stop: int, height: int) -> tuple[int, int]:
+    """Pixel rows that the last convolutions read for [start, stop). All is a case of its own: torch.export proves
+    nothing about a min."""
+    if (start, stop) == (0, height):
+        return 0, height
+    return max(0, start - EDGE), min(height, stop + EDGE)
 
 
 def _continued(x: Tensor, axis: int, before: int, after: int) -> Tensor:

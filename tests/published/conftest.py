@@ -1,0 +1,89 @@
+"""Tiny twins of the published networks: same modules, same names, small sizes, no weight at zero."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from l2p.published import l2p_weights, pid
+from l2p.published.pid_network import PiDNet
+
+TINY_PID = {
+    "hidden_size": 48,
+    "num_heads": 3,
+    "depth": 3,
+    "pixel_width": 8,
+    "pixel_attention_width": 24,
+    "pixel_heads": 2,
+    "pixel_depth": 2,
+    "text_width": 10,
+    "text_length": 6,
+    "num_res_blocks": 2,
+    "patch_size": 8,
+    "scale": 2,  # with it a token is as many latent cells as in the published ones
+}
+TINY_CORE = {
+    "dim": 64,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": 32,
+    "axes_dims": [8, 12, 12],
+    "axes_lens": [128, 64, 64],
+}
+
+
+def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights that keep activations near one, norms near one, nothing at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            std = 0.2 if p.ndim < 2 else p[0].numel() ** -0.5
+            p.copy_(std * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+            if (
+                "norm" in name
+                and p.ndim == 1
+                or name.endswith(("block.0.weight", "block.3.weight", "cap_embedder.0.weight"))
+            ):
+                p.add_(1)
+    return module
+
+
+@pytest.fixture
+def tiny_pid(monkeypatch):
+    """``tiny_pid(name) -> variant``: a published variant's twin, which `l2p import` takes for it from now on."""
+
+    def shrink(name: str) -> pid.PiDVariant:
+        published = pid.PID_VARIANTS[name]
+        sizes = replace(
+            published.sizes, **TINY_PID, latent_width=16 if "v1.5" in name else 8, rope_reference=32
+        )
+        twin = replace(published, sizes=sizes)
+        monkeypatch.setitem(pid.PID_VARIANTS, name, twin)
+        return twin
+
+    return shrink
+
+
+@pytest.fixture
+def tiny_pid_net(tiny_pid):
+    """``tiny_pid_net(name) -> network`` in fp64 with random weights."""
+    return lambda name: randomised(PiDNet(tiny_pid(name).sizes)).double().eval()
+
+
+@pytest.fixture
+def tiny_l2p(monkeypatch):
+    """``tiny_l2p(name) -> variant``, likewise."""
+
+    def shrink(name: str) -> l2p_weights.L2PVariant:
+        published = l2p_weights.L2P_VARIANTS[name]
+        twin = replace(
+            published, core=TINY_CORE, width=published.width // 8, size=64 if "1k" in name else 128
+        )
+        monkeypatch.setitem(l2p_weights.L2P_VARIANTS, name, twin)
+        return twin
+
+    return shrink
