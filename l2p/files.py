@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yields a sibling of `path` to write (a file or a folder); it takes the name `path` only if the block succeeds.
 
-    After an exception the sibling is removed and `path` is as before. After a kill the sibling stays behind under
+    After an exception the sibling is removed and `path` is as before; an `OSError` that a library tells in words alone
+    is raised as one. After a kill the sibling stays behind under
     a hidden name, and the next attempt replaces it. The sibling keeps the suffix, from which savers tell the format.
     """
     path = Path(path)
@@ -38,8 +40,11 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
             remove(old)
         else:
             os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         remove(partial)
+        if (number := re.search(r"\(os error (\d+)\)$", str(error))) and not isinstance(error, OSError):
+            # safetensors is written in Rust and tells of a full disk in words alone
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path
 
 Pictures = NDArray[np.uint8]
@@ -29,6 +30,41 @@ def to_uint8(images: Tensor) -> Pictures:
 def from_uint8(pictures: Pictures) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [-1, 1]; `to_uint8` gives back the very same bytes."""
     return torch.tensor(pictures).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+
+
+def read_picture(path: PathLike) -> Pictures:
+    """The picture in a file, uint8 [H, W, 3]: the first of several, turned as its EXIF says, on white where it is
+    transparent, 16 bits a channel rounded to 8.
+
+    Raises UserError if it is none.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I") or image.mode == "F":
+                return _from_deep_grey(np.asarray(image), path)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is no picture or is cut short: {reason}") from error
+
+
+def _from_deep_grey(levels: NDArray, path: PathLike) -> Pictures:
+    """Grey levels of 16 bits, or floating ones in [0, 1], as three equal channels."""
+    levels = levels.astype(np.float64)
+    if not np.isfinite(levels).all():
+        raise UserError(f"{path} holds NaN or infinite grey levels")
+    top = 65535 if levels.max(initial=0) > 1 else 1
+    grey = np.rint(levels.clip(0, top) * (255 / top)).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def save_png(picture: Pictures, path: PathLike) -> None:

@@ -24,7 +24,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Lift:
         r2_pca: the same for the best d-dimensional subspace of pixels, whatever the latents: the ceiling.
         readout: an affine map of latents to pixels as a convolution, weight [D, d, 3, 3] and bias [D], from which a
             head may start (:func:`fit_readout`). ``s A`` and b where none was fitted.
+        fitted: what whoever fitted it notes of how; JSON values.
     """
 
     basis: Tensor
@@ -58,6 +59,7 @@ class Lift:
     r2_lstsq: float
     r2_pca: float
     readout: tuple[Tensor, Tensor] | None = None
+    fitted: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.readout is None:
@@ -112,6 +114,7 @@ class Lift:
         from safetensors.torch import save_file
 
         numbers = {name: getattr(self, name) for name in ("scale", "r2", "r2_lstsq", "r2_pca")}
+        numbers |= {} if self.fitted is None else {"fitted": self.fitted}
         with atomic_path(path) as partial:
             tensors = {"basis": self.basis, "offset": self.offset}
             tensors |= {"readout.weight": self.readout[0], "readout.bias": self.readout[1]}

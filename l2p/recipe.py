@@ -33,13 +33,53 @@ class TeacherConfig:
 
 
 @dataclass
+class LLMConfig:
+    """A language model behind an OpenAI-compatible endpoint that writes each prompt of the source anew."""
+
+    base_url: str = REQUIRED
+    model: str = REQUIRED
+    key_env: str = "OPENAI_API_KEY"
+    instruction: str | None = None
+    temperature: float = knob(1.0, low=0, high=2)
+    prompts_per_request: int = knob(10, low=1)
+    parallel: int = knob(4, low=1)
+    timeout: float = knob(120.0, low=1)
+
+
+@dataclass
+class PromptFilters:
+    min_words: int = knob(3, low=1)
+    max_words: int = knob(150, low=1)
+    language: str | None = None
+    near_duplicates: float = knob(0.8, low=0.1, high=1.0)
+    blocked_terms: list[str] = field(default_factory=list)
+    blocked_file: str | None = None
+
+
+@dataclass
+class QualityConfig:
+    """A scorer of the user's own; pictures below `min_score` are left out."""
+
+    scorer: str = REQUIRED
+    min_score: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class CorpusConfig:
     num_pairs: int = knob(2500, low=2)
     prompts: str = "landscapes"
+    num_prompts: int | None = knob(None, low=1)
+    llm: LLMConfig | None = None
+    filters: PromptFilters | None = None
+    quality: QualityConfig | None = None
     num_inference_steps: int = knob(10, low=1)
     solver: Literal["teacher", "adams"] = "teacher"
     batch_size: int = knob(25, low=1)
     shard_size: int = knob(500, low=1)
+    image_format: Literal["png", "webp"] = "png"
+    latents: bool = True
+    trajectory_points: int = knob(0, low=0)
     path: str | None = None
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from l2p.errors import UserError
 from l2p.files import PathLike
@@ -40,9 +40,10 @@ class HubName:
 
     repo: str
     revision: str | None = None
+    kind: Literal["model", "dataset"] = "model"
 
     @classmethod
-    def parse(cls, text: str) -> HubName | None:
+    def parse(cls, text: str, kind: Literal["model", "dataset"] = "model") -> HubName | None:
         """The name in `text`, or None where it is none."""
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
@@ -54,7 +55,7 @@ class HubName:
             validate_repo_id(match["repo"])
         except HFValidationError:
             return None
-        return cls(match["repo"], match["revision"])
+        return cls(match["repo"], match["revision"], kind)
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
@@ -79,13 +80,18 @@ def download(name: HubName, patterns: Sequence[str], endpoint: str | None = None
     def fetch() -> Path:
         before = set(_cached(name, endpoint))
         path = snapshot_download(
-            name.repo, revision=name.revision, allow_patterns=list(patterns), endpoint=endpoint
+            name.repo,
+            repo_type=name.kind,
+            revision=name.revision,
+            allow_patterns=list(patterns),
+            endpoint=endpoint,
         )
         fresh = [file for file in Path(path).rglob("*") if file.is_file() and file not in before]
         if fresh:
             api = HfApi(endpoint=endpoint)
             names = [file.relative_to(path).as_posix() for file in fresh]
-            wrong = differing(api, name.repo, Path(path).name, dict(zip(names, fresh, strict=True)))
+            local = dict(zip(names, fresh, strict=True))
+            wrong = differing(api, name.repo, Path(path).name, local, name.kind)
             for file in (Path(path) / wrong_name for wrong_name in wrong):
                 file.resolve().unlink()
                 file.unlink(missing_ok=True)
@@ -107,16 +113,16 @@ def _cached(name: HubName, endpoint: str | None) -> list[Path]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.repo, repo_type="model")
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.repo, repo_type=name.kind)
     return [file for file in (folder / "snapshots").rglob("*") if file.is_file()]
 
 
-def differing(api: Any, repo: str, revision: str, files: dict[str, Path]) -> list[str]:
+def differing(api: Any, repo: str, revision: str, files: dict[str, Path], kind: str = "model") -> list[str]:
     """Names of those `files` (name on the Hub -> local path) that the Hub lacks or holds with another hash."""
     found = {}
     names = list(files)
     for start in range(0, len(names), 100):
-        for info in api.get_paths_info(repo, names[start : start + 100], revision=revision):
+        for info in api.get_paths_info(repo, names[start : start + 100], revision=revision, repo_type=kind):
             found[info.path] = info.lfs.sha256 if getattr(info, "lfs", None) else info.blob_id
     return [name for name, path in files.items() if found.get(name) != _hash(path, found.get(name))]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import random
 import re
 import shutil
@@ -70,6 +71,16 @@ def pick_device(name: str = "auto", local_rank: int | None = None) -> torch.devi
             f"device is {name}, but torch sees {torch.cuda.device_count()} CUDA devices: use device auto or cpu"
         )
     return torch.device(name)
+
+
+def device_name(device: torch.device | str) -> str:
+    """What its maker calls the GPU or the CPU, such as "AMD EPYC"; the architecture where that is not told."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, names), platform.machine())
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:

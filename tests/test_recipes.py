@@ -28,6 +28,10 @@ def schema_of(name: str) -> type:
         from l2p.training.grow import GrowRecipe
 
         return GrowRecipe
+    if name.startswith("pid"):
+        from l2p.training.pid import PidRecipe
+
+        return PidRecipe
     if name.startswith("judge"):
         from l2p.evaluation.judge_training import JudgeRecipe
 
@@ -75,6 +79,8 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
         "judge": "train-",
         "landscapes-512": "grow",
         "ablation": "ablate",
+        "corpus": "synthesize",
+        "pid": "train-pid",
     }
     verb = verbs.get(path.stem, verbs.get(path.stem.split("-")[0], "distill"))
     assert f"l2p {verb}" in header

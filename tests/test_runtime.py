@@ -127,3 +127,8 @@ def test_weights_of_a_mapped_file_get_memory_of_their_own(tmp_path):
     places = [p.data_ptr() for p in layer.parameters()]
     assert torch.equal(layer.weight, state["weight"]) and torch.equal(layer.bias, state["bias"])
     assert places == [p.data_ptr() for p in runtime.own_memory(layer).parameters()]  # they have it already
+
+
+def test_a_cpu_is_named():
+    name = runtime.device_name("cpu")
+    assert name and ":" not in name and "\n" not in name

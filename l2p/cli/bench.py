@@ -141,27 +141,15 @@ def _machine(device: Any, threads: int | None) -> dict[str, Any]:
     import torch
 
     from l2p import __version__
-    from l2p.runtime import usable_cores
+    from l2p.runtime import device_name, usable_cores
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
     return {
-        "device": name,
+        "device": device_name(device),
         "threads": threads or usable_cores(),
         "torch": torch.__version__,
         "l2p": __version__,
         "system": platform.platform(),
     }
-
-
-def _cpu() -> str:
-    import platform
-    from pathlib import Path
-
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _print(facts: dict[str, Any]) -> None:

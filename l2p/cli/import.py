@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER|USER/NAME",
         help="for a student: a folder with text_encoder/ and tokenizer/ to copy, or a name to note; else its teacher's name",
     )
+    parser.add_argument("--endpoint", metavar="URL", help="another Hub; else HF_ENDPOINT or huggingface.co")
     parser.add_argument("--list", action="store_true", help="what can be imported, with licences")
     parser.add_argument("--keys", metavar="NAME", help="every name and shape of a variant's file")
 
@@ -55,7 +56,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             "give a file or USER/NAME:FILE, and --out FOLDER; l2p import --list says what can be imported"
         )
-    name, license = importing.import_weights(args.source, args.out, args.variant, args.text_encoder)
+    name, license = importing.import_weights(
+        args.source, args.out, args.variant, args.text_encoder, args.endpoint
+    )
     print(f"{args.out}  {name}  licence: {license}")
     if isinstance(importing.variants()[name], PiD):
         print(f"{NOTICE}; pictures decoded with them may be bound too")

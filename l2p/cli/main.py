@@ -21,6 +21,7 @@ from l2p.errors import UserError
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
+    "synthesize": "draw the corpus alone: prompts, filters, pictures, by one process or many",
     "plan": "count what a recipe's training needs on so many GPUs, and what to change",
     "grow": "a student to a larger patch and resolution",
     "generate": "draw pictures from prompts",
@@ -38,6 +39,9 @@ VERBS = {
     "ablate": "run a recipe once for each row of a table, and compare",
     "train-teacher": "train the bundled latent teacher",
     "train-head": "teach a patch head to decode, for students to start with",
+    "decode": "latents, pictures or prompts to larger pictures",
+    "evaluate-decoder": "measure a pixel diffusion decoder beside the VAE",
+    "train-pid": "train a pixel diffusion decoder: latents to larger pictures",
     "train-judge": "train the judge that the evaluation asks",
 }
 

@@ -1,7 +1,8 @@
 """What the teacher drew, kept on disk: pairs of pixel noise (by its seed) and picture, with prompt and latent.
 
-Prompts are in :mod:`~l2p.corpus.prompts`, the files in :mod:`~l2p.corpus.shards`, the reader in
-:mod:`~l2p.corpus.dataset`, and the drawing itself in :mod:`~l2p.corpus.synthesis`.
+Prompts are in :mod:`~l2p.corpus.prompts`, and gathered and filtered in :mod:`~l2p.corpus.prompt_list`; the files are in
+:mod:`~l2p.corpus.shards`, the reader in :mod:`~l2p.corpus.dataset`, and the drawing itself in
+:mod:`~l2p.corpus.synthesis`. Photographs from elsewhere, for growing, are in :mod:`~l2p.corpus.photos`.
 """
 
 from l2p.corpus.dataset import CorpusDataset

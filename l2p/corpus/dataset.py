@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from l2p.corpus.shards import PARTS, read_manifest, scan
+from l2p.corpus.samples import FACTS, IMAGES, LATENT, OLD_LATENT, TRAJECTORY, decode_image, decode_tensors
+from l2p.corpus.shards import drawn, indices_of, read_manifest, scan, sha256_of
 from l2p.errors import UserError
 
 _MAX_OPEN = 64  # file handles a worker keeps, well below the 256 that some systems allow
@@ -24,38 +23,49 @@ class CorpusDataset(Dataset):
     """Map-style dataset: sample ``i`` is the ``i``-th pair the teacher drew, in whatever order it is asked for.
 
     The headers of every shard are read once, when the dataset is made; after that a sample is three reads at known
-    offsets. Handles are opened by the process that reads, so workers never share one.
+    offsets. Handles are opened by the process that reads, so workers never share one. Pictures that a scorer dropped
+    are not counted: the ``i``-th pair is then the ``i``-th that was kept.
 
     Args:
         folder: of a corpus, complete or still growing.
-        num_samples: use the first so many pairs; None takes all.
+        num_samples: use the first so many that were drawn; None takes all.
+        trajectory: read the points on the way as well.
 
     Raises:
-        UserError: no corpus there, fewer pairs than asked for, or a shard that is missing, truncated or corrupt.
+        UserError: no corpus there, fewer pairs than asked for, no trajectory, or a shard that is missing, truncated or
+            corrupt.
     """
 
-    def __init__(self, folder: str | Path, num_samples: int | None = None) -> None:
+    def __init__(self, folder: str | Path, num_samples: int | None = None, trajectory: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
+        self.parts: list[str] = self.manifest["parts"]
+        if trajectory and TRAJECTORY not in self.parts:
+            raise UserError(f"{self.folder} has no trajectories: draw it with corpus.trajectory_points")
+        self.read_parts = [part for part in self.parts if trajectory or part != TRAJECTORY]
         self._paths: list[Path] = []
-        self._starts: list[int] = []  # index of the first sample of each shard
-        self._offsets: list[np.ndarray] = []  # int64 [count, 3 parts, (offset, bytes)]
+        self._starts: list[int] = []  # place of the first sample of each shard
+        self._offsets: list[np.ndarray] = []  # int64 [count, parts, (offset, bytes)]
+        self.indices: list[int] = []  # what the samples are called
         total = 0
         for shard in self.manifest["shards"]:
             path = self.folder / shard["name"]
             if shard["first"] != total:
                 raise UserError(
-                    f"{self.folder} lacks the samples from {total}: run `l2p distill` again to draw them"
+                    f"{self.folder} lacks the samples from {total}: run the same command again to draw them"
                 )
             self._paths.append(path)
-            self._starts.append(total)
-            self._offsets.append(_index(path, shard))
-            total += shard["count"]
+            self._starts.append(len(self.indices))
+            self._offsets.append(_index(path, shard, self.parts))
+            self.indices += indices_of(shard)
+            total += drawn(shard)
         if total < (num_samples or 1):
             raise UserError(
                 f"{self.folder} holds {total} pairs, {num_samples or 1} were asked for: draw more of them"
             )
-        self._length = num_samples or total
+        self._length = bisect_left(self.indices, num_samples or total)
+        if not self._length:
+            raise UserError(f"{self.folder} holds no pair: its scorer dropped all of them")
         self._handles: OrderedDict[int, int] = OrderedDict()
         self._owner = os.getpid()
 
@@ -65,6 +75,8 @@ class CorpusDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         """Pair ``index``: ``image`` uint8 numpy [H, W, 3], ``latent`` float32 tensor [c, h, w], ``seed``, ``prompt``.
 
+        Without ``latent`` where the corpus keeps none; with ``points`` [K, c, h, w] and ``times`` [K] where asked for.
+
         Raises:
             UserError: the sample's bytes are corrupt; the line names the file.
         """
@@ -73,26 +85,33 @@ class CorpusDataset(Dataset):
         index %= len(self)
         shard = bisect_right(self._starts, index) - 1
         path = self._paths[shard]
+        found: dict = {}
         try:
-            picture, latent, facts = (
-                self._read(shard, int(offset), int(size))
-                for offset, size in self._offsets[shard][index - self._starts[shard]]
-            )
-            image = np.array(Image.open(io.BytesIO(picture), formats=["PNG"]).convert("RGB"))
-            values = np.load(io.BytesIO(latent), allow_pickle=False)
-            facts = json.loads(facts)
-            if facts["index"] != index or not np.isfinite(values).all():
-                raise ValueError("the sample is not what its name says")
-            return {
-                "image": image,
-                "latent": torch.from_numpy(values.astype(np.float32)),
-                "seed": facts["seed"],
-                "prompt": facts["prompt"],
-            }
+            for part, (offset, size) in zip(
+                self.parts, self._offsets[shard][index - self._starts[shard]], strict=True
+            ):
+                if part not in self.read_parts:
+                    continue
+                data = self._read(shard, int(offset), int(size))
+                if part in IMAGES:
+                    found["image"] = decode_image(data)
+                elif part == FACTS:
+                    facts = json.loads(data)
+                    found |= {"seed": facts["seed"], "prompt": facts["prompt"]}
+                    if facts["index"] != self.indices[index]:
+                        raise ValueError("the sample is not what its name says")
+                else:
+                    found |= {name: torch.from_numpy(v) for name, v in decode_tensors(data, part).items()}
+            return found
         except (OSError, SyntaxError, ValueError, KeyError, TypeError, EOFError) as error:
             raise UserError(
-                f"sample {index} in {path} is corrupt ({error}): delete this file and run again, it alone is redrawn"
+                f"sample {self.indices[index]} in {path} is corrupt ({error}): delete this file and run again, it alone "
+                "is redrawn"
             ) from error
+
+    @property
+    def has_latents(self) -> bool:
+        return LATENT in self.parts or OLD_LATENT in self.parts
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         if self._owner != os.getpid():  # after a fork: the parent's handles stay the parent's
@@ -122,8 +141,23 @@ class CorpusDataset(Dataset):
         return self.__dict__ | {"_handles": OrderedDict(), "_owner": -1}
 
 
-def _index(path: Path, shard: dict) -> np.ndarray:
-    """Offsets and sizes, int64 [count, 3, 2], of a shard's members."""
+def verify(folder: str | Path) -> dict[str, int]:
+    """Read a whole corpus against its manifest; returns its numbers of pictures, shards and bytes.
+
+    Raises:
+        UserError: a sample is missing, doubled or named wrongly, or a shard's bytes are not those that were written.
+    """
+    dataset = CorpusDataset(folder)
+    shards = dataset.manifest["shards"]
+    for shard in shards:
+        path = Path(folder) / shard["name"]
+        if sha256_of(path) != shard["sha256"]:
+            raise UserError(f"{path} has another hash than its manifest says: delete this file and run again")
+    return {"pictures": len(dataset), "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
+
+
+def _index(path: Path, shard: dict, parts: list[str]) -> np.ndarray:
+    """Offsets and sizes, int64 [count, parts, 2], of a shard's members."""
     if not path.is_file() or path.stat().st_size != shard["bytes"]:
         found = f"{path.stat().st_size} bytes" if path.is_file() else "no file"
         raise UserError(
@@ -132,6 +166,6 @@ def _index(path: Path, shard: dict) -> np.ndarray:
         )
     members = list(scan(path))
     names = [name for name, _, _ in members]
-    if names != [f"{shard['first'] + i:08d}{part}" for i in range(shard["count"]) for part in PARTS]:
+    if names != [f"{index:08d}{part}" for index in indices_of(shard) for part in parts]:
         raise UserError(f"{path} does not hold the samples its manifest says: delete this file and run again")
-    return np.array([pair[1:] for pair in members], np.int64).reshape(shard["count"], len(PARTS), 2)
+    return np.array([pair[1:] for pair in members], np.int64).reshape(shard["count"], len(parts), 2)

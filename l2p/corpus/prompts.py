@@ -1,57 +1,52 @@
-"""Where a corpus's prompts come from: the captions of ``landscapes``, or the lines of a text file."""
+"""The prompt of each sample of a corpus: captions of `landscapes`, sentences of a taxonomy, or the lines of a file."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
-from l2p.errors import UserError
+from l2p.corpus.sources import read_texts
+from l2p.corpus.taxonomy import TAXONOMY, is_taxonomy, load_taxonomy
 
 LANDSCAPES = "landscapes"
+
+
+def is_endless(source: str | Path) -> bool:
+    """Whether the prompts of `source` are made, of a seed each, and not read from a file."""
+    return str(source) == LANDSCAPES or is_taxonomy(source)
 
 
 def prompts_for(source: str | Path, indices: Iterable[int], seed: int = 0) -> list[str]:
     """The prompts of these samples.
 
     Args:
-        source: "landscapes" (the caption of the scene of seed ``seed + index``), or a UTF-8 text file with one prompt
-            a line; empty lines are skipped, and the file starts over when it is shorter than the corpus.
+        source: "landscapes" (the caption of the scene of seed ``seed + index``); "taxonomy" or a YAML file of that form
+            (:mod:`~l2p.corpus.taxonomy`, the sentence of seed ``seed + index``); or texts as
+            :func:`~l2p.corpus.sources.read_texts` takes them, which start over when they are fewer than the samples.
         indices: sample numbers, at least 0.
 
     Raises:
-        UserError: the file is missing, is no text or holds no prompt.
+        UserError: the source is missing, is none of these or holds no prompt.
     """
     if str(source) == LANDSCAPES:
         from l2p.landscapes import Scene, caption
 
         return [caption(Scene.from_seed(seed + index)) for index in indices]
-    lines = _lines(Path(source))
+    if is_taxonomy(source):
+        taxonomy = load_taxonomy(source)
+        return [taxonomy.prompt(seed + index) for index in indices]
+    lines = read_texts(str(source))
     return [lines[index % len(lines)] for index in indices]
 
 
 def fingerprint(source: str | Path, seed: int = 0) -> str:
-    """Sha256 of the prompts: of the file's lines, or of the first captions, which change with the captions' code."""
-    lines = prompts_for(LANDSCAPES, range(32), seed) if str(source) == LANDSCAPES else _lines(Path(source))
+    """Sha256 of the prompts: of all that are read, or of the first ones made, which change with what makes them."""
+    lines = prompts_for(source, range(32), seed) if is_endless(source) else read_texts(str(source))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-@lru_cache(maxsize=4)
-def _read(path: Path, modified_ns: int) -> tuple[str, ...]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    return tuple(line for line in lines if line)
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        lines = _read(path, path.stat().st_mtime_ns)
-    except FileNotFoundError:
-        raise UserError(
-            f"no prompts at {str(path)!r}: expected {LANDSCAPES!r} or a text file, one prompt a line"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path}: expected a UTF-8 text file ({error})") from None
-    if not lines:
-        raise UserError(f"{path} holds no prompt: write one a line")
-    return lines
+def short_name(source: str | Path) -> str:
+    """What a manifest calls a source: a file by its name, for folders move."""
+    text = str(source)
+    return text if text in (LANDSCAPES, TAXONOMY) or text.startswith("hub:") else Path(text).name

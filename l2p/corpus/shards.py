@@ -1,10 +1,13 @@
 """Tar shards in webdataset's layout, written so that a kill at any moment loses and doubles nothing.
 
-- Sample ``i`` lies in shard ``i // shard_size`` as ``00000000.png``, ``.latent.npy`` (float16) and ``.json``, and tar
-  headers carry no clock and no user: the same samples give the same bytes.
+- Sample ``i`` lies in shard ``i // shard_size`` as ``00000000.png``, ``.latent.safetensors`` and ``.json``
+  (:mod:`~l2p.corpus.samples`), and tar headers carry no clock and no user: the same samples give the same bytes.
 - A shard is written beside its final name, synced, and renamed; the manifest follows. A kill between the two leaves a
   whole shard that the manifest does not know: the next run checks it and adopts it.
 - The manifest holds every setting that shapes a sample. A folder made with others is refused, never mixed.
+- Several processes, of which ``share`` numbers this one, take every so many-th shard each. They never write the same
+  file: the first keeps ``manifest.json``, the others ``manifest-RANK.json`` beside it, all are read as one, and the
+  last to finish joins them.
 """
 
 from __future__ import annotations
@@ -13,55 +16,81 @@ import errno
 import hashlib
 import io
 import json
+import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from l2p.corpus.samples import OLD_PARTS, PARTS, Sample
 from l2p.errors import UserError
 from l2p.files import atomic_path, check_writable, read_json, write_json
 
-FORMAT = 1
+FORMATS = (1, 2)  # 1 had no "parts": they were OLD_PARTS
 MANIFEST = "manifest.json"
-PARTS = (".png", ".latent.npy", ".json")
 _BLOCK = tarfile.BLOCKSIZE
 _SHARDS = "shard-" + "[0-9]" * 6 + ".tar"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One pair: ``image`` uint8 [H, W, 3], ``latent`` [c, h, w] (kept as float16), and where they came from."""
-
-    index: int
-    seed: int
-    prompt: str
-    image: np.ndarray
-    latent: np.ndarray
 
 
 def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def read_manifest(folder: str | Path) -> dict:
-    """The manifest of a corpus: ``format``, ``settings``, and ``shards`` of name, first, count, bytes and sha256.
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a corpus, joined from those of all its processes.
+
+    Returns:
+        ``format``, ``settings``, ``parts`` (suffixes of a sample's members) and ``shards`` of name, first, count, bytes
+        and sha256; where a scorer dropped pictures, a shard also has ``dropped`` (index and score of each).
 
     Raises:
         UserError: no manifest, or one that this version does not read.
     """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise UserError(f"{folder} is no corpus: {MANIFEST} is missing; make it with `l2p distill`")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
+    folder = Path(folder)
+    paths = [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]
+    found = [manifest for path in paths if (manifest := _read(path)) is not None]
+    if not found:
+        raise UserError(f"{folder} is no corpus: {MANIFEST} is missing; make it with `l2p synthesize`")
+    for other in found[1:]:
+        check_same(folder, found[0], other)
+    shards: dict[str, dict[str, Any]] = {}
+    for shard in (shard for manifest in found for shard in manifest["shards"]):
+        known = shards.get(shard["name"], shard)
+        if known != shard:  # drawn again by another process: true is what the file says
+            path = folder / shard["name"]
+            known = shard if path.is_file() and path.stat().st_size == shard["bytes"] else known
+        shards[shard["name"]] = known
+    return found[0] | {"shards": [shards[name] for name in sorted(shards)]}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = read_json(path)
+    except UserError:
+        if path.is_file():
+            raise
+        return None  # there is none, or another process has just joined it
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version not in FORMATS:
         raise UserError(
-            f"{path} has corpus format {found!r}, this version reads {FORMAT}: delete the folder to redraw it"
+            f"{path} has corpus format {version!r}, this version reads {FORMATS[0]} and {FORMATS[1]}: "
+            "delete the folder to redraw it"
         )
-    return manifest
+    settings = manifest["settings"]
+    if version == 1:
+        settings = {"solver": "teacher"} | settings  # the first ones knew no other
+    return manifest | {"settings": settings, "parts": manifest.get("parts", list(OLD_PARTS))}
+
+
+def check_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises UserError, naming the first difference, where two manifests tell of different samples."""
+    old, new = made["settings"] | {"parts": made["parts"]}, wanted["settings"] | {"parts": wanted["parts"]}
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"the corpus in {folder} was made with {key}={_short(old.get(key))}, this run has "
+                f"{key}={_short(new.get(key))}: delete the folder or choose another corpus.path"
+            )
 
 
 def scan(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -97,46 +126,63 @@ class ShardWriter:
     Args:
         settings: everything that shapes a sample, JSON values only; must hold ``shard_size``.
         num_samples: samples of the whole corpus; a corpus may grow, its last short shard is then drawn again.
+        parts: suffixes of a sample's members; a corpus of format 1 goes on in its own.
+        share: number of this process and how many there are.
 
     Raises:
         UserError: the folder holds a corpus made with other settings, or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, settings: dict, num_samples: int) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: dict[str, Any],
+        num_samples: int,
+        parts: Sequence[str] = PARTS,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings))
         self.shard_size = self.settings["shard_size"]
-        self.num_samples = num_samples
+        self.num_samples, self.parts = num_samples, list(parts)
+        self.rank, self.world_size = share
         for name, value in (("num_pairs", num_samples), ("shard_size", self.shard_size)):
             if value < 1:
                 raise UserError(f"corpus.{name} must be at least 1, got {value}")
         check_writable(self.folder)
-        self._shards: dict[str, dict] = self._known()
+        self._shards: dict[str, dict[str, Any]] = self._known()
         for leftover in self.folder.glob(".shard-*.partial.tar"):  # of a kill while a shard was written
-            leftover.unlink()
+            if self._is_mine(leftover.name[1:].removesuffix(".partial.tar")):
+                leftover.unlink()
         self._recover()
         self._write_manifest()
 
-    def _known(self) -> dict[str, dict]:
-        if not (self.folder / MANIFEST).exists():
-            if any(self.folder.glob(_SHARDS)):
+    def _is_mine(self, name: str) -> bool:
+        """Whether this process writes the shard of that name."""
+        digits = name.removeprefix("shard-").removesuffix(".tar")
+        return digits.isdecimal() and int(digits) % self.world_size == self.rank
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        drawn_before = any(
+            self.folder.glob(_SHARDS)
+        )  # asked first: a process writes its manifest before its shards
+        if not any(self.folder.glob("manifest*.json")):
+            if drawn_before:
                 raise UserError(
                     f"{self.folder} holds shards but no {MANIFEST}: delete it or choose another corpus.path"
                 )
             return {}
         manifest = read_manifest(self.folder)
-        for key in sorted(self.settings.keys() | manifest["settings"].keys()):
-            old, new = manifest["settings"].get(key), self.settings.get(key)
-            if old != new:
-                raise UserError(
-                    f"the corpus in {self.folder} was made with {key}={_short(old)}, this run has {key}={_short(new)}: "
-                    "delete the folder or choose another corpus.path"
-                )
+        if manifest["parts"] == list(OLD_PARTS) and self.parts == list(PARTS):
+            self.parts = list(OLD_PARTS)
+        check_same(self.folder, manifest, {"settings": self.settings, "parts": self.parts})
         return {shard["name"]: shard for shard in manifest["shards"]}
 
     def _recover(self) -> None:
         """Keep whole shards, adopt those the manifest missed, drop the rest."""
         for path in sorted(self.folder.glob(_SHARDS)):
+            if not self._is_mine(path.name):
+                continue
             known = self._shards.get(path.name)
             if known is None or known["bytes"] != path.stat().st_size:
                 self._shards.pop(path.name, None)
@@ -147,40 +193,52 @@ class ShardWriter:
                     self._shards[path.name] = entry
         self._shards = {name: shard for name, shard in self._shards.items() if (self.folder / name).is_file()}
 
-    def _inspect(self, path: Path) -> dict | None:
-        """The manifest entry of a shard found on disk, or None when it is not whole."""
+    def _inspect(self, path: Path) -> dict[str, Any] | None:
+        """The manifest entry of a shard found on disk, or None when it is not whole, or may be so (a scorer was there)."""
         try:
             names = [name for name, _, _ in scan(path)]
         except UserError:
             return None
-        first, count = int(path.stem.removeprefix("shard-")) * self.shard_size, len(names) // len(PARTS)
-        if not count or names != [f"{first + i:08d}{part}" for i in range(count) for part in PARTS]:
+        first, count = int(path.stem.removeprefix("shard-")) * self.shard_size, len(names) // len(self.parts)
+        if not count or names != [f"{first + i:08d}{part}" for i in range(count) for part in self.parts]:
             return None
-        return _entry(path, path.name, first, count)
+        return _entry(path, path.name, range(first, first + count), [])
 
     def missing(self) -> list[range]:
-        """The samples still to be drawn, one range a shard."""
-        ranges = []
-        for first in range(0, self.num_samples, self.shard_size):
-            wanted = range(first, min(first + self.shard_size, self.num_samples))
-            shard = self._shards.get(shard_name(first // self.shard_size))
-            if shard is None or shard["count"] < len(wanted):
-                ranges.append(wanted)
-        return ranges
+        """The samples that this process still has to draw, one range a shard."""
+        return [
+            wanted
+            for wanted in self._ranges()
+            if (wanted.start // self.shard_size) % self.world_size == self.rank and not self._has(wanted)
+        ]
 
-    def write(self, samples: list[Sample]) -> None:
-        """Write the samples of one range of :meth:`missing` as a shard.
+    def _ranges(self) -> list[range]:
+        starts = range(0, self.num_samples, self.shard_size)
+        return [range(first, min(first + self.shard_size, self.num_samples)) for first in starts]
+
+    def _has(self, wanted: range) -> bool:
+        shard = self._shards.get(shard_name(wanted.start // self.shard_size))
+        return shard is not None and drawn(shard) >= len(wanted)
+
+    def write(
+        self, indices: range, samples: Sequence[Sample], dropped: Sequence[tuple[int, float]] = ()
+    ) -> None:
+        """Write one range of :meth:`missing` as a shard.
+
+        Args:
+            samples: of that range, in order, without those that were dropped.
+            dropped: index and score of each picture that its scorer refused.
 
         Raises:
             UserError: the disk is full; what was written before is kept.
         """
-        path = self.folder / shard_name(samples[0].index // self.shard_size)
+        path = self.folder / shard_name(indices.start // self.shard_size)
         try:
             with atomic_path(path) as partial:
                 with tarfile.open(partial, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                     for sample in samples:
-                        _add(tar, sample)
-                entry = _entry(partial, path.name, samples[0].index, len(samples))
+                        _add(tar, sample, self.parts)
+                entry = _entry(partial, path.name, indices, dropped)
             self._shards[path.name] = entry
             self._write_manifest()
         except OSError as error:
@@ -190,34 +248,71 @@ class ShardWriter:
                 ) from error
             raise
 
+    def finish(self) -> bool:
+        """Join the manifests once all processes are done; whether they are.
+
+        Who sees all shards writes; two who see them at once write the same.
+        """
+        self._shards = {shard["name"]: shard for shard in read_manifest(self.folder)["shards"]} | self._shards
+        if not all(self._has(wanted) for wanted in self._ranges()):
+            return False
+        own = self.folder / f".manifest-{self.rank}.json"  # a name that no other process writes or removes
+        write_json(own, self._manifest(self._shards))
+        os.replace(own, self.folder / MANIFEST)
+        for other in self.folder.glob("manifest-*.json"):
+            other.unlink(missing_ok=True)
+        return True
+
     def _write_manifest(self) -> None:
-        shards = [self._shards[name] for name in sorted(self._shards)]
-        write_json(self.folder / MANIFEST, {"format": FORMAT, "settings": self.settings, "shards": shards})
+        if self.rank == 0:
+            return write_json(self.folder / MANIFEST, self._manifest(self._shards))
+        mine = {name: shard for name, shard in self._shards.items() if self._is_mine(name)}
+        write_json(self.folder / f"manifest-{self.rank}.json", self._manifest(mine))
+
+    def _manifest(self, shards: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        old = self.parts == list(OLD_PARTS)
+        head = {"format": 1, "settings": self.settings} if old else {"format": 2, "settings": self.settings}
+        parts = {} if old else {"parts": self.parts}
+        return head | parts | {"shards": [shards[name] for name in sorted(shards)]}
 
 
-def _add(tar: tarfile.TarFile, sample: Sample) -> None:
-    picture, latent = io.BytesIO(), io.BytesIO()
-    Image.fromarray(sample.image).save(
-        picture, "PNG", compress_level=4
-    )  # half the time of 6 for 2% more bytes
-    np.save(latent, sample.latent.astype(np.float16), allow_pickle=False)
-    facts = json.dumps(
-        {"index": sample.index, "seed": sample.seed, "prompt": sample.prompt}, ensure_ascii=False
-    )
-    for part, data in zip(PARTS, (picture.getvalue(), latent.getvalue(), facts.encode()), strict=True):
+def drawn(shard: dict[str, Any]) -> int:
+    """Samples that were drawn for a shard: those in it and those that a scorer dropped."""
+    return shard["count"] + len(shard.get("dropped", ()))
+
+
+def indices_of(shard: dict[str, Any]) -> list[int]:
+    """The numbers of a shard's samples."""
+    dropped = {index for index, _ in shard.get("dropped", ())}
+    return [i for i in range(shard["first"], shard["first"] + drawn(shard)) if i not in dropped]
+
+
+def _add(tar: tarfile.TarFile, sample: Sample, parts: Sequence[str]) -> None:
+    for part in parts:
+        data = sample.encode(part)
         info = tarfile.TarInfo(f"{sample.index:08d}{part}")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
 
 
-def _entry(path: Path, name: str, first: int, count: int) -> dict:
+def _entry(path: Path, name: str, indices: range, dropped: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """What the manifest says of the shard in this file."""
+    entry = {
+        "name": name,
+        "first": indices.start,
+        "count": len(indices) - len(dropped),
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+    }
+    return entry | ({"dropped": [[i, score] for i, score in dropped]} if dropped else {})
+
+
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    size = path.stat().st_size
-    return {"name": name, "first": first, "count": count, "bytes": size, "sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _short(value: object) -> str:

@@ -6,9 +6,12 @@ Sample ``i`` starts from the pixel noise of seed ``seed + i``, seen by the teach
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +21,22 @@ import torch
 from torch import Tensor
 
 from l2p import flow, images, runtime
-from l2p.corpus.prompts import LANDSCAPES, fingerprint, prompts_for
-from l2p.corpus.shards import Sample, ShardWriter
+from l2p.corpus.prompt_list import LIST, make_list, needs_list, read_report
+from l2p.corpus.prompts import fingerprint, prompts_for, short_name
+from l2p.corpus.quality import Scorer
+from l2p.corpus.samples import FACTS, LATENT, TRAJECTORY, Sample
+from l2p.corpus.shards import ShardWriter
 from l2p.errors import UserError
+from l2p.locks import locked
 from l2p.patches import patchify
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
     from l2p.recipe import CorpusConfig
     from l2p.teachers import Teacher
+
+LIFT = "lift.safetensors"
+WAIT = 0.5  # seconds between two looks for what another process makes
 
 
 def latent_noise(teacher: Teacher, lift: Lift, eps: Tensor) -> Tensor:
@@ -47,66 +57,115 @@ def synthesize(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> Path:
     """Draw the pairs of a corpus that are not on disk yet; returns the folder.
 
     Whole shards are kept, so a killed run continues where it was; every shard is drawn in batches that start at its
-    first sample, so what was killed comes out as it would have without the kill.
+    first sample, so what was killed comes out as it would have without the kill. The prompts' list, where the recipe
+    asks for one (:mod:`~l2p.corpus.prompt_list`), and the lift lie in the folder too.
 
     Args:
-        config: ``num_pairs``, ``prompts``, ``num_inference_steps``, ``solver``, ``batch_size`` and ``shard_size`` are read.
+        config: all of it but ``path`` is read.
         height, width: of the pictures, in pixels.
         teacher_steps: what the solver "adams" comes near: the teacher's pictures of so many steps.
         dtype: the autocast dtype of the teacher's transformer and decoder.
         progress: show a bar with pictures a second and the time left.
+        share: number of this process and how many there are; each draws every so many-th shard. The first one makes
+            the list of prompts, the others wait for it.
 
     Raises:
-        UserError: the folder holds a corpus made with other settings, the prompts cannot be read, the disk is full,
-            or the teacher drew numbers that are not finite.
+        UserError: the folder holds a corpus made with other settings or is in use, the prompts cannot be read, the disk
+            is full, or the teacher drew numbers that are not finite.
     """
     if config.batch_size < 1:
         raise UserError(f"corpus.batch_size must be at least 1, got {config.batch_size}")
-    settings = {
-        "teacher": teacher.name,
-        "revision": teacher.revision,
-        "weights": weights_fingerprint(teacher.transformer),
-        "num_inference_steps": config.num_inference_steps,
-        "solver": config.solver,
-        "guidance_scale": float(guidance_scale),
-        "height": height,
-        "width": width,
-        "lift": lift_fingerprint(lift),
-        "seed": seed,
-        "prompts": LANDSCAPES if config.prompts == LANDSCAPES else Path(config.prompts).name,
-        "prompts_sha256": fingerprint(config.prompts, seed),
-        "dtype": str(dtype).removeprefix("torch."),
-        "shard_size": config.shard_size,
-    }
+    if config.trajectory_points >= config.num_inference_steps:
+        raise UserError(
+            f"corpus.trajectory_points is {config.trajectory_points}, expected fewer than the "
+            f"{config.num_inference_steps} steps of corpus.num_inference_steps"
+        )
     solver = _solver(teacher, config, teacher_steps)
-    writer = ShardWriter(folder, settings, config.num_pairs)
-    missing = writer.missing()
-    left = sum(len(indices) for indices in missing)
-    with _bar(config.num_pairs, config.num_pairs - left, progress and left > 0) as advance:
-        for indices in missing:
-            samples: list[Sample] = []
-            for first in range(indices.start, indices.stop, config.batch_size):
-                batch = range(first, min(first + config.batch_size, indices.stop))
-                prompts = prompts_for(config.prompts, batch, seed)
-                samples += _draw(
-                    teacher,
-                    lift,
-                    config,
-                    batch,
-                    prompts,
-                    (height, width),
-                    guidance_scale,
-                    seed,
-                    dtype,
-                    solver,
-                )
-                advance(len(batch))
-            writer.write(samples)
-    return Path(folder)
+    folder = Path(folder)
+    with locked(folder, "corpus.path", f".lock-{share[0]}"):
+        prompts = the_prompts(config, folder, seed, share)
+        scorer = Scorer(config.quality) if config.quality else None
+        settings = {
+            "teacher": teacher.name,
+            "revision": teacher.revision,
+            "weights": weights_fingerprint(teacher.transformer),
+            "num_inference_steps": config.num_inference_steps,
+            "solver": config.solver,
+            "guidance_scale": float(guidance_scale),
+            "height": height,
+            "width": width,
+            "lift": lift_fingerprint(lift),
+            "seed": seed,
+            "prompts": short_name(config.prompts),
+            "prompts_sha256": fingerprint(prompts, seed),
+            "dtype": str(dtype).removeprefix("torch."),
+            "shard_size": config.shard_size,
+        }
+        if config.trajectory_points:
+            settings["trajectory_points"] = config.trajectory_points
+        if config.quality:
+            settings["quality"] = asdict(config.quality)
+        writer = ShardWriter(folder, settings, config.num_pairs, parts_of(config), share)
+        keep_lift(lift, folder, share)
+        missing = writer.missing()
+        left = sum(len(indices) for indices in missing)
+        total = left if share[1] > 1 else config.num_pairs
+        with _bar(total, total - left, progress and left > 0) as advance:
+            for indices in missing:
+                samples: list[Sample] = []
+                dropped: list[tuple[int, float]] = []
+                for first in range(indices.start, indices.stop, config.batch_size):
+                    batch = range(first, min(first + config.batch_size, indices.stop))
+                    texts = prompts_for(prompts, batch, seed)
+                    drawn = _draw(
+                        teacher,
+                        lift,
+                        config,
+                        batch,
+                        texts,
+                        (height, width),
+                        guidance_scale,
+                        seed,
+                        dtype,
+                        solver,
+                    )
+                    kept, refused = scorer.sort(drawn) if scorer else (drawn, [])
+                    samples += kept
+                    dropped += refused
+                    advance(len(batch))
+                writer.write(indices, samples, dropped)
+        writer.finish()
+    return folder
+
+
+def the_prompts(config: CorpusConfig, folder: Path, seed: int, share: tuple[int, int] = (0, 1)) -> str:
+    """The source of the samples' prompts: the recipe's own, or the list that it asks for."""
+    if not needs_list(config):
+        return config.prompts
+    if share[0] == 0:
+        make_list(config, folder, seed)
+    while read_report(config, folder, seed) is None:  # the first process makes it
+        time.sleep(WAIT)
+    return str(folder / LIST)
+
+
+def keep_lift(lift: Lift, folder: Path, share: tuple[int, int] = (0, 1)) -> None:
+    """Put a lift that tells how it was fitted beside the pairs that it coupled: who shares the corpus takes it from there."""
+    if share[0] == 0 and lift.fitted is not None and not (folder / LIFT).exists():
+        lift.save(folder / LIFT)
+
+
+def parts_of(config: CorpusConfig) -> list[str]:
+    """Suffixes of a sample's members."""
+    parts = [f".{config.image_format}"]
+    parts += [LATENT] if config.latents else []
+    parts += [TRAJECTORY] if config.trajectory_points else []
+    return [*parts, FACTS]
 
 
 @torch.no_grad()
@@ -127,8 +186,10 @@ def _draw(
     conditioning = teacher.encode_prompts(
         prompts
     )  # outside autocast: the encoder's cache outlives this stage
+    recorder = _Recorder(teacher)
     with runtime.autocast(teacher.device, dtype):
-        z = teacher.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale, solver=solver)
+        sampler = recorder.teacher if config.trajectory_points else teacher
+        z = sampler.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale, solver=solver)
         z = z.to(torch.float16)  # as it is kept, so that the picture is the very one of the kept latent
         pictures = teacher.decode(z.float()).float()
     if not (z.isfinite().all() and pictures.isfinite().all()):
@@ -136,11 +197,47 @@ def _draw(
             f"the teacher drew numbers that are not finite for the seeds {seeds[0]} to {seeds[-1]} in {dtype}: "
             "try dtype=fp32, or dtype=bf16 instead of fp16"
         )
-    drawn = zip(indices, seeds, prompts, images.to_uint8(pictures), z.cpu().numpy(), strict=True)
+    points, times = recorder.pick(config.trajectory_points)
+    images_, latents = images.to_uint8(pictures), z.cpu().numpy()
     return [
-        Sample(index, s, prompt, np.ascontiguousarray(image), latent)
-        for index, s, prompt, image, latent in drawn
+        Sample(
+            index,
+            seeds[row],
+            prompts[row],
+            np.ascontiguousarray(images_[row]),
+            latents[row] if config.latents else None,
+            points[row] if points is not None else None,
+            times,
+        )
+        for row, index in enumerate(indices)
     ]
+
+
+class _Recorder:
+    """Notes the latents at which a teacher's sampler asks for a velocity, through a copy of that teacher."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = copy.copy(teacher)
+        self.states: dict[float, Tensor] = {}  # by time; a solver that asks twice at a time counts once
+
+        def velocity(z_t: Tensor, t: Tensor, *args, **kwargs) -> Tensor:
+            self.states.setdefault(float(t[0]), z_t)
+            return teacher.velocity(z_t, t, *args, **kwargs)
+
+        self.teacher.velocity = velocity
+
+    def pick(self, count: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Points [B, count, c, h, w] float16 evenly along the way, without its noise, which the seed gives; and their times."""
+        if not count:
+            return None, None
+        times = sorted(self.states, reverse=True)[1:]
+        if count > len(times):
+            raise UserError(
+                f"corpus.trajectory_points is {count}, but this teacher's sampler passes {len(times)} points"
+            )
+        chosen = [times[round(place)] for place in np.linspace(0, len(times) - 1, count)]
+        points = torch.stack([self.states[t].to(torch.float16) for t in chosen], 1)
+        return points.cpu().numpy(), np.array(chosen, np.float32)
 
 
 def _solver(

@@ -34,7 +34,7 @@ from l2p.evaluation.shown import Shown
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
-from l2p.runtime import return_free_memory
+from l2p.runtime import device_name, return_free_memory
 from l2p.students.io import tensors_of
 from l2p.students.pipeline import StudentPipeline
 
@@ -275,9 +275,8 @@ def not_measured(clip: str | None) -> list[str]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Device and versions, as they stand in a report."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "device": f"{device.type} ({name})",
+        "device": f"{device.type} ({device_name(device)})",
         "threads": torch.get_num_threads(),
         "l2p": __version__,
         "torch": torch.__version__,

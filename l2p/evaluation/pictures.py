@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from l2p.corpus.prompts import LANDSCAPES, prompts_for
+from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.clip import Clip
@@ -22,23 +22,12 @@ from l2p.evaluation.evaluate import machine, not_measured
 from l2p.evaluation.gather import Gathered
 from l2p.evaluation.shown import Shown
 from l2p.files import PICTURES, check_writable, picture_files, write_json
-from l2p.images import Pictures, from_uint8
+from l2p.images import Pictures, from_uint8, read_picture
 from l2p.runtime import return_free_memory
 
 BATCH = 16
 PERIODS = (16, 8, 4)
 LEAST = 32  # pixels a side
-
-
-def read_picture(path: Path) -> Pictures:
-    """uint8 [H, W, 3]. Raises UserError if it is none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is no picture or is cut short: {str(error).splitlines()[0]}") from error
 
 
 def evaluate_pictures(
@@ -200,7 +189,7 @@ def draw_pictures(
     config = EvaluationConfig(**recipe.get("evaluation", {}))
     count = num_images or config.num_images
     source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
-    first = EVALUATION_SEEDS if str(source) == LANDSCAPES else 0
+    first = EVALUATION_SEEDS if is_endless(source) else 0
     texts = prompts_for(source, range(config.seed, config.seed + count), first)
     pipeline = load(student_path, device, dtype)
     # another student, or the same one after more training, gets a folder of its own

@@ -51,7 +51,7 @@ def write_card(folder: str | Path, name: str) -> None:
     """Write ``README.md`` into a staged student's folder, from its config, metrics, weights and pictures.
 
     Args:
-        name: what the three lines of code load, ``USER/NAME`` once it is published.
+        name: what the three lines of code load, ``USER/NAME[@BRANCH]`` once it is published.
 
     Raises:
         UserError: metadata that the Hub's own library refuses.
@@ -107,7 +107,7 @@ def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any
         base_model_relation="finetune" if on_hub else None,
         datasets=[prompts] if HubName.parse(prompts) else None,
         tags=["pixel-space", *([] if config.get("source") else ["one-step", "distillation"]), "latent2pixel"],
-        model_name=name.split("/")[-1] if results else None,
+        model_name=_title(name) if results else None,
         eval_results=results or None,
     )
 
@@ -115,7 +115,7 @@ def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any
 def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: str) -> str:
     teacher, recipe = _origin(config), config.get("recipe") or {}
     settings = metrics.get("settings") or {}
-    title, origin = name.split("/")[-1], str(teacher.get("name") or "not recorded")
+    title, origin = _title(name), str(teacher.get("name") or "not recorded")
     size = (
         f"{config['width']} x {config['height']} px" if config.get("width") else "a size that is not recorded"
     )
@@ -162,6 +162,10 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
 def _origin(config: dict[str, Any]) -> dict[str, Any]:
     """Name, revision and licence of what the weights were: the published ones of an import, else the teacher's."""
     return config.get("source") or config.get("teacher") or {}
+
+
+def _title(name: str) -> str:
+    return name.split("@")[0].split("/")[-1]
 
 
 def _quantized(quantization: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -75,6 +75,7 @@ def push(
     api = HfApi(endpoint=endpoint, token=token or False, library_name="latent2pixel")
     if not dry_run:
         _check_token(api, target)
+    branch = revision or DEFAULT_REVISION
     # Beside nothing of the user's: what is staged is thrown away, and a full disk must not leave halves around.
     with tempfile.TemporaryDirectory(prefix="l2p-push-") as scratch:
         folder = stage(
@@ -82,13 +83,13 @@ def push(
             Path(scratch) / "student",
             dtype=dtype,
             include_text_encoder=include_text_encoder,
-            name=name,
+            name=name if branch == DEFAULT_REVISION else f"{name}@{branch}",
             quantize=quantize,
         )
         files = {
             path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
         }
-        upload = _Upload(api, target, revision or DEFAULT_REVISION, files, create_pr)
+        upload = _Upload(api, target, branch, files, create_pr)
         return upload.plan() if dry_run else upload.run(private)
 
 

@@ -52,7 +52,7 @@ def stage(
         student: folder that `l2p distill` wrote, or one that was pulled.
         dtype: "bf16", "fp16" or "fp32" of the weights; as they are if None.
         include_text_encoder: copy it even where a teacher on the Hub could be named instead.
-        name: ``USER/NAME`` for the card; its folder's name if None.
+        name: ``USER/NAME[@BRANCH]`` for the card; its folder's name if None.
         merge: add LoRA adapters to the layers they belong to.
         quantize: "int8" or "fp8" of the core's linear layers; what it costs is measured for the card.
 

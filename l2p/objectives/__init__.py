@@ -17,8 +17,10 @@ from torch import nn
 from l2p.errors import UserError
 from l2p.objectives.adversarial import AdversarialObjective
 from l2p.objectives.base import Batch, CriticObjective, Objective, StepContext
+from l2p.objectives.color import ColorObjective
 from l2p.objectives.distribution import DistributionObjective
 from l2p.objectives.drift import DriftObjective
+from l2p.objectives.energy import EnergyObjective
 from l2p.objectives.flow import FlowObjective
 from l2p.objectives.latents import LatentsObjective
 from l2p.objectives.mean_flow import MeanFlowObjective
@@ -37,6 +39,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "adversarial": AdversarialObjective,
     "distribution": DistributionObjective,
     "mean_flow": MeanFlowObjective,
+    "color": ColorObjective,
+    "energy": EnergyObjective,
 }
 
 _KIND_NAMES = {int: "an integer", bool: "true or false", str: "a text"}

@@ -27,16 +27,18 @@ class Source:
 
     Attributes:
         path: the file here.
+        file: its name in the repository, or its own.
         name: the repository on the Hub; None for a file that was here already.
         revision: the commit of the repository.
     """
 
     path: Path
+    file: str
     name: str | None = None
     revision: str | None = None
 
 
-def fetch(source: str, files: Mapping[str, Mapping[str, str]]) -> Source:
+def fetch(source: str, files: Mapping[str, Mapping[str, str]], endpoint: str | None = None) -> Source:
     """A local file, or one of the Hub named ``USER/NAME[@REVISION]:FILE``.
 
     Args:
@@ -56,15 +58,15 @@ def fetch(source: str, files: Mapping[str, Mapping[str, str]]) -> Source:
                 f"no file {source!r}: expected a file, or USER/NAME:FILE of the Hub such as "
                 "zhen-nan/L2P:model-1k-merge.safetensors (l2p import --list)"
             )
-        return Source(path)
+        return Source(path, path.name)
     file = files.get(name.repo, {}).get(file, file)
     if not file.endswith(SUFFIXES):
         known = ", ".join(files.get(name.repo, {})) or "a file that ends in " + ", ".join(SUFFIXES)
         raise UserError(f"{name.repo} has no weights {file!r}: expected {known}")
-    folder = download(name, [file, CARD])
+    folder = download(name, [file, CARD], endpoint)
     if not (folder / file).is_file():
         raise UserError(f"{name} holds no file {file}: look it up on the Hub")
-    return Source(folder / file, name.repo, folder.name)
+    return Source(folder / file, file, name.repo, folder.name)
 
 
 class Checkpoint:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from l2p import __version__
 from l2p.errors import UserError
-from l2p.files import PathLike, atomic_path, write_json, write_text
+from l2p.files import PathLike, atomic_path, read_json, write_json, write_text
 from l2p.published.checkpoint import CARD, Checkpoint, Source, fetch
 from l2p.published.l2p_weights import L2P_VARIANTS, L2PVariant, import_l2p, provenance
 from l2p.published.pid import (
@@ -19,7 +19,6 @@ from l2p.published.pid import (
     PREFIX,
     REPO,
     PiDVariant,
-    is_pid_folder,
     pid_config,
     pid_names,
 )
@@ -52,7 +51,11 @@ def variants() -> dict[str, L2PVariant | PiDVariant]:
 
 
 def import_weights(
-    source: str, out: PathLike, variant: str | None = None, text_encoder: str | None = None
+    source: str,
+    out: PathLike,
+    variant: str | None = None,
+    text_encoder: str | None = None,
+    endpoint: str | None = None,
 ) -> tuple[str, str]:
     """Turn a published file into a folder: a student (L2P) or a decoder (PiD).
 
@@ -60,6 +63,7 @@ def import_weights(
         source: a file, or ``USER/NAME[@REVISION]:FILE`` of the Hub, where FILE may be a variant's name.
         variant: see :func:`variants`; found by the file's own name if None.
         text_encoder: for students, see :func:`l2p.published.l2p_weights.import_l2p`.
+        endpoint: another Hub.
 
     Returns:
         the variant's name, and the licence that was recorded.
@@ -75,7 +79,7 @@ def import_weights(
     files = {
         repo: {name: known[name].file for name in known if repo_of[name] == repo} for repo in repo_of.values()
     }
-    found = fetch(source, files)
+    found = fetch(source, files, endpoint)
     name = variant or identify(found.path)
     chosen = known[name]
     if isinstance(chosen, PiDVariant):
@@ -94,15 +98,15 @@ def identify(path: Path) -> str:
     Raises:
         UserError: it tells none, or a kind that cannot be imported.
     """
-    text = path.resolve().as_posix()
-    if "undistilled" in text:
+    place = path.absolute()  # not where a link leads: in the Hub's cache that is a hash
+    if "undistilled" in place.as_posix():
         raise UserError(
             f"{path} is an undistilled PiD, which takes 25 guided steps: import the one of 4 steps "
             f"(l2p import --list)"
         )
     for name, variant in variants().items():
         if isinstance(variant, PiDVariant):
-            matches = variant.folder in path.resolve().parts or path.stem == variant.folder
+            matches = variant.folder in place.parts or path.stem == variant.folder
         else:
             matches = path.name == Path(variant.file).name
         if matches:
@@ -122,7 +126,7 @@ def import_pid(name: str, variant: PiDVariant, source: Source, out: Path) -> Non
     checkpoint = Checkpoint(source.path, PREFIX)
     wanted = pid_names(variant)
     weights.check_entries(wanted, checkpoint.entries, source.path, f"the variant {name}")
-    origin = provenance(source, REPO, variant.file, LICENSE, PAPER)
+    origin = provenance(source, REPO, LICENSE, PAPER)
     config = pid_config(name, variant, origin, __version__)
     kinds = {key: weights.FLOATS[entry.dtype] for key, entry in checkpoint.entries.items()}
     state = {key: tensor.to(kinds[key]) for key, tensor in wanted.items()}
@@ -144,10 +148,20 @@ def import_pid(name: str, variant: PiDVariant, source: Source, out: Path) -> Non
 
 
 def _check_out(out: Path) -> None:
-    from l2p.students.io import check_replaceable
+    if out.is_file():
+        raise UserError(f"cannot write a folder {out}: there is a file of that name")
+    if out.is_dir() and any(out.iterdir()) and not _is_imported(out):
+        raise UserError(
+            f"{out} holds files that `l2p import` did not write, so it is left alone: choose another folder"
+        )
 
-    if not is_pid_folder(out):
-        check_replaceable(out)
+
+def _is_imported(folder: Path) -> bool:
+    try:
+        config = read_json(folder / CONFIG)
+    except UserError:
+        return False
+    return isinstance(config, dict) and "source" in config
 
 
 def _license(source: Source) -> str | None:

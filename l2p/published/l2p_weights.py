@@ -23,7 +23,7 @@ from l2p.files import atomic_path, read_json, write_json
 from l2p.published.checkpoint import Checkpoint, Source
 from l2p.remote import HubName
 from l2p.students import weights
-from l2p.students.io import CONFIG, check_replaceable, config_of
+from l2p.students.io import CONFIG, config_of
 from l2p.students.presets import PRESETS
 from l2p.students.student import PixelStudent, StudentSpec
 
@@ -159,21 +159,17 @@ def import_l2p(
     _check(name, wanted, checkpoint.entries, source.path)
     spec = variant.spec(license)
     texts, reference = _texts(text_encoder or variant.teacher, spec)
-    extra: dict[str, Any] = {
-        "source": provenance(source, variant.repo, variant.file, license or variant.license, PAPER)
-    }
+    extra: dict[str, Any] = {"source": provenance(source, variant.repo, license or variant.license, PAPER)}
     if reference is not None:
         extra["text_encoder"] = reference
     config = config_of(spec, extra)
     published_as = {own: published for published, (own, _) in wanted.items()}
     lift = {"basis": (3 * spec.patch_size**2, spec.latent_dim), "offset": (3 * spec.patch_size**2,)}
-    kinds = weights.FLOATS
     state = {
-        name: tensor.to(kinds[checkpoint.entries[published].dtype])
-        for published, (name, tensor) in wanted.items()
+        own: tensor.to(weights.FLOATS[checkpoint.entries[published].dtype])
+        for published, (own, tensor) in wanted.items()
     }
-    state |= {name: torch.empty(shape, device="meta") for name, shape in lift.items()}
-    check_replaceable(out)
+    state |= {key: torch.empty(shape, device="meta") for key, shape in lift.items()}
     with atomic_path(out) as partial:
         partial.mkdir()
         weights.write_weights(
@@ -187,11 +183,11 @@ def import_l2p(
             shutil.copytree(texts / part, partial / part)
 
 
-def provenance(source: Source, repo: str, file: str, license: str, paper: str) -> dict[str, Any]:
-    """What a folder tells of where its weights come from; where only a local file is known, what it claims to be."""
+def provenance(source: Source, repo: str, license: str, paper: str) -> dict[str, Any]:
+    """What a folder tells of where its weights come from; of a local file, what it claims to be."""
     return {
         "name": source.name or repo,
-        "file": file if source.name else source.path.name,
+        "file": source.file,
         "revision": source.revision,
         "fetched_from_hub": source.name is not None,
         "license": license,

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from l2p import flow
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.published.pid_network import PiDNet, PiDSizes
 from l2p.students import weights
+from l2p.teachers.protocol import LatentGeometry
 
 KIND, FORMAT_VERSION, CONFIG = "pid-published", 1, "config.json"
 REPO, FILE = "nvidia/PiD", "model_ema_bf16.pth"
@@ -54,7 +56,7 @@ class PiDVariant:
 
 LATENTS = {
     "flux": {"latent_channels": 16, "latent_compression": 8},  # Z-Image's as well
-    "flux2": {"latent_channels": 128, "latent_compression": 16},  # packed 2 x 2 and normalised
+    "flux2": {"latent_channels": 128, "latent_compression": 16},  # packed 2 x 2, channels outermost
     "sd3": {"latent_channels": 16, "latent_compression": 8},
     "sdxl": {"latent_channels": 4, "latent_compression": 8},
     "qwenimage": {"latent_channels": 16, "latent_compression": 8},
@@ -96,6 +98,15 @@ def pid_names(variant: PiDVariant) -> dict[str, Tensor]:
         return PiDNet(variant.sizes).state_dict()
 
 
+@dataclass(frozen=True)
+class PublishedSpec:
+    """What `l2p decode` asks of a decoder before it decodes: sides, noise, and latents as this toolkit's teachers give them."""
+
+    scale: int
+    max_sigma: float
+    geometry: LatentGeometry
+
+
 @dataclass
 class PublishedPiD:
     """A published decoder, ready to decode.
@@ -116,6 +127,13 @@ class PublishedPiD:
         return self.net.y_pos_embedding.device
 
     @property
+    def spec(self) -> PublishedSpec:
+        sizes = self.net.sizes
+        fold = sizes.latent_compression // 8
+        geometry = LatentGeometry(sizes.latent_channels // fold**2, 8, 1 if sizes.latent_channels == 4 else 2)
+        return PublishedSpec(sizes.scale, TRAINED_SIGMA, geometry)
+
+    @property
     def factor(self) -> int:
         """Pixels a side of the picture for a cell of the latent."""
         return self.net.sizes.latent_compression * self.net.sizes.scale
@@ -129,10 +147,10 @@ class PublishedPiD:
         seed: int = 0,
         num_inference_steps: int = 4,
     ) -> Tensor:
-        """Pictures float32 [B, 3, factor h, factor w] in [-1, 1] of latents.
+        """Pictures float32 [B, 3, H, W] in [-1, 1] of latents; sides are ``factor`` times those of the latents it reads.
 
         Args:
-            latents: [B, c, h, w], the teacher's normalised ones; FLUX.2's packed to 128 channels.
+            latents: [B, c, h, w], the teacher's normalised ones; FLUX.2's with 32 channels, or packed to 128.
             sigma: noise in them in [0, 1], one number or one a picture; trained up to TRAINED_SIGMA.
             prompt_embeds: [B or 1, L, text_width] of :class:`l2p.published.pid_text.CaptionReader`. None gives the
                 network no caption at all, which it never met in training: an empty caption's features are closer.
@@ -142,7 +160,13 @@ class PublishedPiD:
         Raises:
             UserError: for anything out of these ranges.
         """
-        sizes, batch = self.net.sizes, len(latents)
+        sizes, batch, loose = self.net.sizes, len(latents), self.spec.geometry
+        if latents.ndim == 4 and latents.shape[1] == loose.channels != sizes.latent_channels:
+            if latents.shape[2] % 2 or latents.shape[3] % 2:
+                raise UserError(
+                    f"latents {list(latents.shape)} cannot be packed 2 x 2: their sides must be even"
+                )
+            latents = F.pixel_unshuffle(latents, 2)
         if latents.ndim != 4 or latents.shape[1] != sizes.latent_channels or 0 in latents.shape:
             raise UserError(
                 f"{self.variant} reads latents [B, {sizes.latent_channels}, h, w], got {list(latents.shape)}"

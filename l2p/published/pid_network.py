@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2p.published.pid_latent import LatentProjection, SigmaGate
+from l2p.published.pid_positions import patch_angles, pixel_positions, rotate, text_angles
 
 EPS = 1e-6
-THETA = 10_000.0  # of all rotations
-SPAN = 16.0  # positions of a side's patches run from 0 to it, however many there are
 TIME_DIM, TIME_PERIOD, TIME_SCALE = 256, 10.0, 1000.0
 TOKENS_AT_ONCE = 4096  # patches whose pixels are modulated at a time: their parameters are 6 P C numbers each
 
@@ -34,7 +33,7 @@ class PiDSizes:
         pixel_width, pixel_attention_width, pixel_heads, pixel_depth: of the pixel blocks.
         patch_size: p, in pixels of the picture that is written.
         text_width, text_length: of a caption's features, and the tokens that are read at most.
-        rope_reference: pixels a side at which rotations have the base THETA; it grows with the picture (NTK).
+        rope_reference: pixels a side at which rotations are unstretched, see :func:`l2p.published.pid_positions.patch_angles`.
         latent_channels, latent_compression: of the latent, and pixels of *its own* picture a side of a cell.
         unpacking: side of the square of channels that is spread over space first; 1 for none.
         latent_width, num_res_blocks, padding: of the convolutions that read the latent.
@@ -311,41 +310,3 @@ def rotated_heads(
         rotate(k_norm(k), angles).transpose(1, 2),
         v.transpose(1, 2),
     )
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Neighbouring numbers of x [B, n, heads, head_dim] turned as pairs by angles [n, head_dim / 2]."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = (f.to(kind)[:, None] for f in (angles.cos(), angles.sin()))
-    a, b = x.to(kind).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
-
-
-def patch_angles(head_dim: int, height: int, width: int, reference: int, device: torch.device) -> Tensor:
-    """fp64 [h w, head_dim / 2]: pairs turn by column and row in turn. The base grows with a side beyond the reference by
-    ``(side / reference)^(d / (d - 2))``, d = head_dim / 2, so that far patches turn as at the reference."""
-    rates = torch.arange(head_dim // 4, dtype=torch.float64, device=device) * 4 / head_dim
-    power = (head_dim // 2) / (head_dim // 2 - 2) if head_dim > 4 else 0.0
-    sides = []
-    for side in (height, width):
-        at = torch.linspace(0, SPAN, side, dtype=torch.float64, device=device)
-        sides.append(at[:, None] * (THETA * (side / reference) ** power) ** -rates)
-    rows, columns = sides
-    both = torch.stack([columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)], dim=-1)
-    return both.flatten(2).flatten(0, 1)
-
-
-def text_angles(head_dim: int, length: int, device: torch.device) -> Tensor:
-    """fp64 [L, head_dim / 2]."""
-    rates = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim
-    return torch.arange(length, dtype=torch.float64, device=device)[:, None] * THETA**-rates
-
-
-def pixel_positions(dim: int, height: int, width: int, device: torch.device) -> Tensor:
-    """fp64 [H, W, dim]: sines and cosines of the column, then of the row, a quarter of the numbers each."""
-    rates = THETA ** -(torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim // 4))
-    rows, columns = (
-        torch.arange(n, dtype=torch.float64, device=device)[:, None] * rates for n in (height, width)
-    )
-    rows, columns = (torch.cat([angles.sin(), angles.cos()], dim=-1) for angles in (rows, columns))
-    return torch.cat([columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)], dim=-1)

@@ -148,7 +148,7 @@ def _draw(
     import numpy as np
 
     from l2p import runtime
-    from l2p.corpus.prompts import LANDSCAPES, prompts_for
+    from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png
     from l2p.students.io import read_config
@@ -172,7 +172,7 @@ def _draw(
     runtime.setup()
     runtime.hush_loaders()
     source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
-    first = EVALUATION_SEEDS if source == LANDSCAPES else 0
+    first = EVALUATION_SEEDS if is_endless(source) else 0
     texts = prompts_for(source, range(num_images), first)
     pipeline = load(network, device, dtype)
     spec = pipeline.student.spec

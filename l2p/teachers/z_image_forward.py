@@ -12,6 +12,7 @@ Legend: B batch, h w token grid, D values of a token, C caption width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -74,8 +75,13 @@ def forward_embedded(
     conditioning: Conditioning,
     time_extra: Tensor | None = None,
     hidden: list[Tensor] | None = None,
+    inject: Callable[[int, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`batched_forward` of tokens x [B, h, w, dim] that passed the first layer."""
+    """:func:`batched_forward` of tokens x [B, h, w, dim] that passed the first layer.
+
+    Args:
+        inject: ``(number of a main layer, image tokens [B, h w, dim] before it)`` to what goes into it in their place.
+    """
     batch, height, width, _ = x.shape
     count = height * width
     lengths = conditioning.lengths.tolist()
@@ -106,7 +112,9 @@ def forward_embedded(
     if mixed:
         keys = F.pad(keys, (x.shape[1], 0), value=True)
     x = torch.cat([x, caption], dim=1)
-    for layer in transformer.layers:
+    for number, layer in enumerate(transformer.layers):
+        if inject is not None:
+            x = torch.cat([inject(number, x[:, :count]), x[:, count:]], dim=1)
         x = _run(transformer, layer, x, keys, rope, c)
         if hidden is not None:
             hidden.append(x[:, :count].unflatten(1, (height, width)))

@@ -18,6 +18,7 @@ from torch import nn
 
 from l2p import processes
 from l2p.errors import UserError
+from l2p.objectives.base import WHOLE
 from l2p.training.callbacks import (
     AtomicCheckpointIO,
     CsvLog,
@@ -26,7 +27,6 @@ from l2p.training.callbacks import (
     NaNGuard,
     Preview,
 )
-from l2p.training.data import DistillDataModule, shares_of
 from l2p.training.ema import EMACallback
 from l2p.training.module import DistillModule
 from l2p.training.progress import TrainingBar
@@ -58,16 +58,17 @@ def fit(
         UserError: a loss or gradient that is not finite, or a checkpoint of other settings.
         KeyboardInterrupt: Ctrl-C; the step under way was finished and kept.
     """
-    folder, seed, sharded = run.folder, run.recipe.seed, run.is_sharded
+    folder, seed, sharded = run.folder, run.recipe.seed, run.strategy == "fsdp"
     path, other = folder.checkpoint(stage, sharded), folder.checkpoint(stage, not sharded)
     if resume_from is not None:
         check_checkpoint(run, stage, resume_from)
-    shares = shares_of(config.batch_size, config.accumulate)
+    data = run.data(stage, config)
+    shares = getattr(data, "shares", (WHOLE,))
+    if len(shares) != config.accumulate:
+        raise UserError(
+            f"{stage}.accumulate is {config.accumulate}, but this stage takes a step's batch whole: set it to 1"
+        )
     module = DistillModule(student, run.teacher, run.lift, objectives, config, stage, seed, shares)
-    held_out = run.num_held_out
-    data = DistillDataModule(
-        run.dataset, run.teacher, config.batch_size, seed, stage, config.steps, held_out, shares
-    )
     ema, log, interrupt = EMACallback(config.ema_decay), CsvLog(folder.log(stage)), Interrupt()
 
     def preview(step: int) -> float:
@@ -85,7 +86,7 @@ def fit(
     ]
     with _quiet(), _deterministic(), _signals_restored():
         trainer = pl.Trainer(
-            **trainer_settings(run.recipe.parallel.strategy, run.device),
+            **trainer_settings(run.strategy, run.device),
             accumulate_grad_batches=config.accumulate,
             precision=PRECISION[run.dtype],
             max_steps=config.steps,
@@ -100,7 +101,9 @@ def fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            plugins=[environment()] if sharded else [environment(), AtomicCheckpointIO()],
+            plugins=[environment(run.strategy)]
+            if sharded
+            else [environment(run.strategy), AtomicCheckpointIO()],
         )
         try:
             trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)

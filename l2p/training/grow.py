@@ -27,6 +27,7 @@ from l2p.errors import UserError
 from l2p.files import write_json
 from l2p.images import from_uint8, labelled_grid, save_png, to_uint8
 from l2p.landscapes import Scene, caption, render_batch
+from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.patches import patchify, unpatchify
@@ -44,7 +45,6 @@ from l2p.training.loop import OptimConfig, fit
 
 FIRST_SCENE = 9_000_000  # landscapes from here on are for growing alone
 EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1, 1]
-CELL = 16  # pixels a side of the cells whose energy is compared
 
 
 @dataclass
@@ -237,23 +237,6 @@ def terms(
     if distance is not None:
         found["perceptual"] = weights.perceptual * distance(x, target).mean()
     return found
-
-
-def energy_distance(x: Tensor, target: Tensor) -> Tensor:
-    """Mean difference of the RMS of fine detail in cells of 16 x 16 pixels, at two scales.
-
-    It asks for as much texture as there is, not for the same: a blurred picture pays, one with other leaves does not.
-    """
-    total = torch.zeros((), device=x.device)
-    for _ in range(2):
-        total = total + (_energies(x) - _energies(target)).abs().mean()
-        x, target = F.avg_pool2d(x, 2), F.avg_pool2d(target, 2)
-    return total
-
-
-def _energies(x: Tensor) -> Tensor:
-    fine = x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return (F.avg_pool2d(fine.square(), CELL, ceil_mode=True) + 1e-6).sqrt()
 
 
 @torch.no_grad()

@@ -10,16 +10,15 @@ equal settings are skipped, changed ones are refused by name, for a half-new run
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.files import check_writable, read_json, write_json
+from l2p.files import read_json, write_json
+from l2p.locks import locked
 from l2p.training.sharded import step_of
 
 STAGES = ("lift", "corpus", "transfer", "one_step", "match", "student", "evaluation")
@@ -35,7 +34,8 @@ READS: dict[str, tuple[str, ...]] = {
 }
 # Knobs that change how often or where something is written, not what comes out.
 NO_EFFECT = (
-    "checkpoint_every", "preview_every", "path", "cache", "latency_runs", "peak_memory", "min_r2", "accumulate"
+    "checkpoint_every", "preview_every", "path", "cache", "latency_runs", "peak_memory", "min_r2", "image_format",
+    "latents", "trajectory_points", "accumulate",
 )  # fmt: skip
 OURS = ("lift", "corpus", "checkpoints", "logs", "previews", "stages", "student", "evaluation")
 OUR_FILES = ("recipe.yaml", "lift.safetensors", "metrics.json", "report.html")
@@ -157,49 +157,5 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process. Raises UserError while another living process has it."""
-        check_writable(self.path)
-        lock = self.path / ".lock"
-        while True:
-            try:
-                descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
-                if holder := _living_holder(lock):
-                    raise UserError(
-                        f"{self.path} is in use by process {holder}: wait for it, or choose another output_dir"
-                    ) from None
-                lock.unlink(missing_ok=True)  # left by a process that was killed
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "birth": _birth(os.getpid())}, file)
-        try:
+        with locked(self.path, "output_dir"):
             yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _living_holder(lock: Path) -> str | None:
-    """Process that holds a lock, in words; None for a stale lock."""
-    try:
-        holder = json.loads(lock.read_text())
-        pid, host = int(holder["pid"]), holder["host"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # killed between creating and writing it
-    if host != socket.gethostname():
-        return f"{pid} on {host} (if that one is dead, delete {lock})"
-    if pid == os.getpid() or _birth(pid) != holder.get("birth"):
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass  # alive, and someone else's
-    return str(pid)
-
-
-def _birth(pid: int) -> str:
-    """Start time of a process where the system tells it: process numbers come again, in containers above all."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""

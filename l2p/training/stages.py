@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from l2p import flow, processes
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
 from l2p.corpus.prompts import LANDSCAPES
-from l2p.corpus.synthesis import latent_noise
+from l2p.corpus.synthesis import LIFT, latent_noise, weights_fingerprint
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.landscapes import render_batch
@@ -34,7 +34,7 @@ from l2p.students.io import load_student, save_student
 from l2p.students.lora import merged
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
-from l2p.training.data import held_out_batch, in_memory, step_generator
+from l2p.training.data import DistillDataModule, held_out_batch, in_memory, shares_of, step_generator
 from l2p.training.fit import fit
 from l2p.training.held_out import HeldOut
 from l2p.training.progress import bar
@@ -71,9 +71,9 @@ class Run:
         return Lift.load(self.folder.path / "lift.safetensors").to(self.device)
 
     @property
-    def is_sharded(self) -> bool:
-        """Whether several processes hold a share of the student each."""
-        return processes.size() > 1 and self.recipe.parallel.strategy == "fsdp"
+    def strategy(self) -> str:
+        """How the training is divided: "one" process, "ddp", or "fsdp", where each process holds a share of the student."""
+        return self.recipe.parallel.strategy if processes.size() > 1 else "one"
 
     def latest(self, stage: str) -> Path | None:
         """The checkpoint of a stage that there is, if any; the same in all processes."""
@@ -81,11 +81,16 @@ class Run:
 
     @property
     def corpus_folder(self) -> Path:
-        return Path(self.recipe.corpus.path) if self.recipe.corpus.path else self.folder.path / "corpus"
+        return corpus_folder(self.recipe)
 
     @cached_property
     def dataset(self) -> CorpusDataset | list[dict[str, Any]]:
-        return in_memory(CorpusDataset(self.corpus_folder, self.recipe.corpus.num_pairs))
+        dataset = CorpusDataset(self.corpus_folder, self.recipe.corpus.num_pairs)
+        if not dataset.has_latents:
+            raise UserError(
+                f"{self.corpus_folder} keeps no latents: draw it with corpus.latents=true to distil from it"
+            )
+        return in_memory(dataset)
 
     @property
     def num_held_out(self) -> int:
@@ -96,6 +101,19 @@ class Run:
     def held_out(self) -> HeldOut:
         batch, prompts = held_out_batch(self.dataset, self.teacher, self.num_held_out, self.device)
         return HeldOut(batch, prompts, self.dtype)
+
+    def data(self, stage: str, config: StageConfig) -> DistillDataModule:
+        """Batches of a training stage."""
+        return DistillDataModule(
+            self.dataset,
+            self.teacher,
+            config.batch_size,
+            self.recipe.seed,
+            stage,
+            config.steps,
+            self.num_held_out,
+            shares_of(config.batch_size, config.accumulate),
+        )
 
     def new_student(self, head: str | None = None) -> nn.Module:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
@@ -108,7 +126,7 @@ class Run:
             guidance = self.recipe.teacher.guidance_scale
             student = from_teacher(self.teacher, self.lift, config, size, guidance)
             # Whole, a student that needs sharding may be too large for the device.
-            return student.to("cpu" if self.is_sharded else self.device).float()
+            return student.to("cpu" if self.strategy == "fsdp" else self.device).float()
 
     def trained_student(self, stage: str | None, checkpoint: Path | None) -> nn.Module:
         """The averaged student that a training stage left in a checkpoint; the untrained one for None."""
@@ -120,6 +138,11 @@ class Run:
                 f"{self.folder.checkpoint(stage)} is gone, which later stages start from: rerun with --resume never"
             )
         return student
+
+
+def corpus_folder(recipe: Recipe) -> Path:
+    """Where a recipe's corpus lies."""
+    return Path(recipe.corpus.path) if recipe.corpus.path else Path(recipe.output_dir) / "corpus"
 
 
 def load_averaged(student: nn.Module, path: Path) -> None:
@@ -148,17 +171,12 @@ def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     core_class(
         type(run.teacher.transformer).__name__
     )  # a teacher without a core is told before anything is drawn
-    pixels, around = _lift_tokens(run)
-    latents = around.unflatten(1, (-1, 9))[:, :, 4]  # the middle of each neighbourhood
-    lift = fit_lift(pixels, latents, scale=run.recipe.lift.scale)
+    lift = shared_lift(run) or new_lift(run)
     warnings = weakness(lift.r2, run.recipe.lift.min_r2)
-    readout, r2_readout = fit_readout(pixels, around)
-    lift = replace(lift, readout=readout)
     lift.save(run.folder.path / "lift.safetensors")
     run.lift = lift.to(run.device)
     figures = {name: getattr(lift, name) for name in ("r2", "r2_lstsq", "r2_pca", "scale")}
-    figures["r2_readout"] = r2_readout
-    figures["num_tokens"] = len(pixels)
+    figures |= {name: lift.fitted[name] for name in ("r2_readout", "num_tokens")}
 
     student = run.new_student(head="linear")
     save_student(student, run.folder.path / "lift", text_encoder=run.teacher.text_encoder)
@@ -166,6 +184,47 @@ def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     steps = run.recipe.teacher.num_inference_steps
     one, many = drawn.show(student, [1, steps], run.folder.grid("lift"), label="lift")
     return {**figures, "psnr_one_step": one, "psnr_many_steps": many}, warnings
+
+
+def shared_lift(run: Run) -> Lift | None:
+    """The lift that coupled the pairs of a corpus that is there already, or None where there is none.
+
+    Raises:
+        UserError: it was fitted in another way than the recipe says, or on another teacher.
+    """
+    path = run.corpus_folder / LIFT
+    if not path.is_file():
+        return None
+    lift = Lift.load(path)
+    if lift.fitted is None:  # by a version that noted nothing
+        return None
+    for name, wanted in _lift_settings(run).items():
+        if lift.fitted.get(name) != wanted:
+            raise UserError(
+                f"the pairs in {path.parent} were coupled by a lift of another {name} ({str(lift.fitted.get(name))[:12]}, "
+                f"this run has {str(wanted)[:12]}): choose another corpus.path"
+            )
+    return lift
+
+
+def _lift_settings(run: Run) -> dict[str, Any]:
+    """What a lift depends on."""
+    lift, teacher = run.recipe.lift, run.recipe.teacher
+    weights = weights_fingerprint(run.teacher.transformer)
+    sizes = {"height": teacher.height, "width": teacher.width}
+    return {"teacher": weights, **sizes, "num_images": lift.num_images, "scale": lift.scale}
+
+
+def new_lift(run: Run) -> Lift:
+    """A lift fitted on the teacher's pictures, on the CPU. Raises UserError below `lift.min_r2`."""
+    pixels, around = _lift_tokens(run)
+    latents = around.unflatten(1, (-1, 9))[:, :, 4]  # the middle of each neighbourhood
+    config = run.recipe.lift
+    lift = fit_lift(pixels, latents, scale=config.scale)
+    weakness(lift.r2, config.min_r2)
+    readout, r2_readout = fit_readout(pixels, around)
+    fitted = _lift_settings(run) | {"r2_readout": r2_readout, "num_tokens": len(pixels)}
+    return replace(lift, readout=readout, fitted=fitted)
 
 
 def weakness(r2: float, min_r2: float) -> list[str]:
@@ -240,6 +299,12 @@ def _teacher_pictures(run: Run, count: int) -> tuple[Batch, list[str]]:
 
 def draw_the_corpus(run: Run) -> tuple[dict[str, Any], list[str]]:
     """Let the teacher draw what is still missing of the corpus."""
+    draw_a_share(run, (0, 1))
+    return {"num_pairs": len(run.dataset), "num_held_out": run.num_held_out}, []
+
+
+def draw_a_share(run: Run, share: tuple[int, int]) -> None:
+    """Draw what is missing of one process' share, (its number, how many there are), of the corpus."""
     recipe = run.recipe
     synthesize(
         run.teacher,
@@ -253,8 +318,8 @@ def draw_the_corpus(run: Run) -> tuple[dict[str, Any], list[str]]:
         seed=recipe.seed,
         dtype=run.dtype,
         progress=run.progress,
+        share=share,
     )
-    return {"num_pairs": len(run.dataset), "num_held_out": run.num_held_out}, []
 
 
 def train(
@@ -271,7 +336,7 @@ def train(
         torch.manual_seed(run.recipe.seed)  # a critic starts alike in every run, resumed or not
         objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
     student = run.trained_student(previous, run.latest(previous) if previous else None)
-    if run.is_sharded:
+    if run.strategy == "fsdp":
         shard_student(student, run.device)
     keeping = run.recipe.parallel.teacher
     if processes.size() > 1 and keeping != "whole":

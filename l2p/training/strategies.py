@@ -72,10 +72,10 @@ class Sharded(ModelParallelStrategy):
 
 
 def trainer_settings(strategy: str, device: torch.device) -> dict[str, Any]:
-    """Arguments of Lightning's `Trainer` that say on what it runs; `strategy` matters to several processes."""
+    """Arguments of Lightning's `Trainer` that say on what it runs; `strategy` is "one" process, "ddp" or "fsdp"."""
     accelerator = "gpu" if device.type == "cuda" else device.type
     here = processes.place()
-    if here.size == 1:
+    if strategy == "one":
         devices = [device.index or 0] if device.type == "cuda" else 1
         return {"accelerator": accelerator, "devices": devices}
     chosen: Strategy = Sharded(here.size)
@@ -90,9 +90,9 @@ def trainer_settings(strategy: str, device: torch.device) -> dict[str, Any]:
     }
 
 
-def environment() -> ClusterEnvironment:
+def environment(strategy: str) -> ClusterEnvironment:
     """Who started the processes; on a single one a cluster's handling of signals stays out."""
-    return TorchElasticEnvironment() if processes.place().size > 1 else LightningEnvironment()
+    return LightningEnvironment() if strategy == "one" else TorchElasticEnvironment()
 
 
 def mesh_of(device: torch.device) -> DeviceMesh:

@@ -2,6 +2,8 @@
 
 Usage: draw_corpus.py FOLDER MOMENT:COUNT..., a corpus `FOLDER/MOMENT:COUNT` each, killed the COUNT-th time the moment
 comes. Exits with 0 if every one of them died so.
+Or: draw_corpus.py FOLDER --share RANK/MOMENT:COUNT..., a corpus `FOLDER/RANK` each by three processes at once, of which
+one dies so, and then by two.
 """
 
 from __future__ import annotations
@@ -9,17 +11,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from l2p.lift import Lift
+from l2p.recipe import CorpusConfig
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Teacher
 
-CONFIG = SimpleNamespace(
-    num_pairs=11, prompts="landscapes", num_inference_steps=2, solver="teacher", batch_size=2, shard_size=4
-)
+CONFIG = CorpusConfig(num_pairs=11, num_inference_steps=2, batch_size=2, shard_size=4)
 
 
 class ArithmeticTeacher(Teacher):
@@ -106,15 +107,41 @@ def die_at(moment: str, count: int) -> None:
         raise ValueError(moment)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)  # a fork may not inherit a pool of threads
-    for case in sys.argv[2:]:
+def die_alone(folder: Path, cases: list[str]) -> None:
+    for case in cases:
         child = os.fork()  # importing torch once is quicker than once a case
         if child == 0:
             moment, _, count = case.partition(":")
             die_at(moment, int(count))
-            draw(Path(sys.argv[1]) / case)
+            draw(folder / case)
             os._exit(1)
         status = os.waitpid(child, 0)[1]
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
             sys.exit(f"{case} did not die as it should: {status}")
+
+
+def draw_together(folder: Path, count: int, dying: int | None = None, when: str = "") -> None:
+    children = {}
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            if rank == dying:
+                die_at(when.partition(":")[0], int(when.partition(":")[2]))
+            draw(folder, replace(CONFIG, num_prompts=7), share=(rank, count))
+            os._exit(0)
+        children[child] = rank
+    for child, rank in children.items():
+        status = os.waitpid(child, 0)[1]
+        if (rank == dying) != os.WIFSIGNALED(status) or (rank != dying and status):
+            sys.exit(f"process {rank} ended with {status}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # a fork may not inherit a pool of threads
+    where, *words = sys.argv[1:]
+    if words[0] == "--share":
+        for rank, when in (case.split("/") for case in words[1:]):
+            draw_together(Path(where) / rank, 3, int(rank), when)
+            draw_together(Path(where) / rank, 2)
+    else:
+        die_alone(Path(where), words)

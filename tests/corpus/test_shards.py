@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load
 
 from l2p.corpus import CorpusDataset, read_manifest
-from l2p.corpus.shards import Sample, ShardWriter
+from l2p.corpus.samples import OLD_PARTS, Sample
+from l2p.corpus.shards import ShardWriter
 from l2p.errors import UserError
 
 
@@ -33,7 +35,7 @@ def sample(index: int, prompt: str = "a lake") -> Sample:
 def test_what_is_written_is_read_back(tmp_path):
     writer = ShardWriter(tmp_path, {"shard_size": 3}, 4)
     for indices in writer.missing():
-        writer.write([sample(i, 'naïve "quotes" \n 山') for i in indices])
+        writer.write(indices, [sample(i, 'naïve "quotes" \n 山') for i in indices])
     assert writer.missing() == []
     dataset = CorpusDataset(tmp_path)
     for i in range(4):
@@ -45,9 +47,10 @@ def test_what_is_written_is_read_back(tmp_path):
 
 def test_shards_are_plain_tars_in_webdataset_s_layout(straight):
     with tarfile.open(straight / "shard-000001.tar") as tar:
-        assert tar.getnames()[:4] == ["00000004.png", "00000004.latent.npy", "00000004.json", "00000005.png"]
+        names = ["00000004.png", "00000004.latent.safetensors", "00000004.json", "00000005.png"]
+        assert tar.getnames()[:4] == names
         facts = json.load(tar.extractfile("00000004.json"))
-        latent = np.load(io.BytesIO(tar.extractfile("00000004.latent.npy").read()), allow_pickle=False)
+        latent = load(tar.extractfile("00000004.latent.safetensors").read())["latent"]
         picture = Image.open(tar.extractfile("00000004.png"))
     assert facts["index"] == 4 and facts["seed"] == 9
     assert latent.dtype == np.float16 and latent.shape == (4, 8, 12)
@@ -96,14 +99,14 @@ def test_files_of_others_in_the_folder_stay(corpora, folder):
 
 def test_a_full_disk_keeps_whole_shards(tmp_path, monkeypatch):
     writer = ShardWriter(tmp_path, {"shard_size": 2}, 4)
-    writer.write([sample(0), sample(1)])
+    writer.write(range(2), [sample(0), sample(1)])
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("l2p.corpus.shards._add", full)
     with pytest.raises(UserError, match="no space left for .*shard-000001.tar"):
-        writer.write([sample(2), sample(3)])
+        writer.write(range(2, 4), [sample(2), sample(3)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "shard-000000.tar"]
     assert len(CorpusDataset(tmp_path)) == 2
 
@@ -124,13 +127,43 @@ def test_a_corrupt_shard_is_named(part, folder):
     if part == "header":
         data[members["00000001.json"].offset + 5] ^= 0xFF
     else:
-        member = members["00000001.png" if part == "picture" else "00000001.latent.npy"]
+        member = members["00000001.png" if part == "picture" else "00000001.latent.safetensors"]
         data[member.offset_data + 2 : member.offset_data + 60] = bytes(58)
     path.write_bytes(data)
     with pytest.raises(
         UserError, match="shard-000000.tar is (truncated or )?corrupt|in .*shard-000000.tar is corrupt"
     ):
         CorpusDataset(folder)[1]
+
+
+def old_corpus(folder, data: bytes | None = None):
+    """A corpus of format 1, as versions before this one wrote it, of one pair; `data` in place of its latent."""
+    drawn = sample(0)
+    folder.mkdir()
+    with tarfile.open(folder / "shard-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for part in OLD_PARTS:
+            content = data if data is not None and part == ".latent.npy" else drawn.encode(part)
+            info = tarfile.TarInfo(f"00000000{part}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    size = (folder / "shard-000000.tar").stat().st_size
+    shard = {"name": "shard-000000.tar", "first": 0, "count": 1, "bytes": size, "sha256": "0" * 64}
+    manifest = {"format": 1, "settings": {"shard_size": 1}, "shards": [shard]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_corpus_of_format_1_is_read_and_goes_on_as_it_began(tmp_path):
+    folder = old_corpus(tmp_path / "corpus")
+    assert torch.equal(CorpusDataset(folder)[0]["latent"], torch.from_numpy(sample(0).latent).half().float())
+    settings = {"shard_size": 1, "solver": "teacher"}  # a key that the first versions did not write
+    writer = ShardWriter(folder, settings, 2)
+    assert writer.missing() == [range(1, 2)]
+    writer.write(range(1, 2), [sample(1)])
+    assert json.loads((folder / "manifest.json").read_text())["format"] == 1
+    assert [CorpusDataset(folder)[i]["seed"] for i in range(2)] == [100, 101]
+    with pytest.raises(UserError, match="was made with parts="):
+        ShardWriter(folder, settings, 2, parts=[".webp", ".json"])
 
 
 def test_a_pickled_latent_is_refused(tmp_path):
@@ -142,15 +175,8 @@ def test_a_pickled_latent_is_refused(tmp_path):
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([Evil()], dtype=object), allow_pickle=True)
-    writer = ShardWriter(tmp_path / "corpus", {"shard_size": 1}, 1)
-    original = np.save
-    np.save = lambda file, array, allow_pickle: file.write(buffer.getvalue())
-    try:
-        writer.write([sample(0)])
-    finally:
-        np.save = original
     with pytest.raises(UserError, match="corrupt"):
-        CorpusDataset(tmp_path / "corpus")[0]
+        CorpusDataset(old_corpus(tmp_path / "corpus", buffer.getvalue()))[0]
     assert not (tmp_path / "harmed").exists()
 
 

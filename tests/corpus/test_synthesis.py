@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from l2p.corpus.synthesis import latent_noise, weights_fingerprint
 from l2p.errors import UserError
 from l2p.lift import fit_lift
 from l2p.patches import patchify
+from l2p.recipe import CorpusConfig
 
 KILLS = (
     "drawing:1",
@@ -32,10 +34,6 @@ KILLS = (
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def with_(config, **changes):
-    return SimpleNamespace(**(vars(config) | changes))
 
 
 def test_killed_and_resumed_equals_uninterrupted(corpora, straight, tmp_path):
@@ -78,7 +76,7 @@ def test_the_coupled_noise_is_white():
 
 
 def test_a_corpus_grows_and_its_first_pairs_stay(corpora, straight, tmp_path):
-    folder = corpora.draw(tmp_path / "corpus", with_(corpora.CONFIG, num_pairs=6))
+    folder = corpora.draw(tmp_path / "corpus", replace(corpora.CONFIG, num_pairs=6))
     assert len(CorpusDataset(folder)) == 6
     corpora.draw(folder)
     assert files(folder) == files(straight)
@@ -87,7 +85,7 @@ def test_a_corpus_grows_and_its_first_pairs_stay(corpora, straight, tmp_path):
 def test_asked_for_fewer_pairs_the_corpus_keeps_what_it_has(corpora, tmp_path):
     folder = corpora.draw(tmp_path / "corpus")
     before = files(folder)
-    corpora.draw(folder, with_(corpora.CONFIG, num_pairs=3))
+    corpora.draw(folder, replace(corpora.CONFIG, num_pairs=3))
     assert files(folder) == before
     assert len(CorpusDataset(folder, 3)) == 3
 
@@ -106,7 +104,7 @@ def test_asked_for_fewer_pairs_the_corpus_keeps_what_it_has(corpora, tmp_path):
 def test_other_settings_are_refused_by_name(corpora, straight, changes, settings, named):
     before = files(straight)
     with pytest.raises(UserError, match=named) as error:
-        corpora.draw(straight, with_(corpora.CONFIG, **changes), **settings)
+        corpora.draw(straight, replace(corpora.CONFIG, **changes), **settings)
     assert "delete" in str(error.value) and "\n" not in str(error.value)
     assert files(straight) == before
 
@@ -130,14 +128,14 @@ def test_numbers_that_are_not_finite_stop_the_drawing(corpora, tmp_path, monkeyp
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("num_pairs", 0), ("shard_size", -1)])
 def test_impossible_sizes_are_refused(corpora, tmp_path, name, value):
     with pytest.raises(UserError, match=f"corpus.{name} must be at least 1, got {value}"):
-        corpora.draw(tmp_path / "corpus", with_(corpora.CONFIG, **{name: value}))
+        corpora.draw(tmp_path / "corpus", replace(corpora.CONFIG, **{name: value}))
 
 
 def test_adams_comes_nearer_the_teacher_s_own_steps(corpora, tmp_path):
     """The arithmetic teacher's velocity is linear in z: its 32 steps are a closed form that 4 of Adams' come near."""
 
     def latents(name, steps, solver):
-        config = with_(corpora.CONFIG, num_inference_steps=steps, solver=solver)
+        config = replace(corpora.CONFIG, num_inference_steps=steps, solver=solver)
         dataset = CorpusDataset(corpora.draw(tmp_path / name, config, teacher_steps=32))
         return torch.stack([dataset[i]["latent"] for i in range(3)])
 
@@ -147,7 +145,7 @@ def test_adams_comes_nearer_the_teacher_s_own_steps(corpora, tmp_path):
 
 
 def test_adams_with_more_steps_than_the_teacher_is_refused(corpora, tmp_path):
-    config = with_(corpora.CONFIG, num_inference_steps=9, solver="adams")
+    config = replace(corpora.CONFIG, num_inference_steps=9, solver="adams")
     with pytest.raises(UserError, match="num_inference_steps=9 is more than the teacher's own 8 steps"):
         corpora.draw(tmp_path / "corpus", config, teacher_steps=8)
     assert not (tmp_path / "corpus").exists()
@@ -171,9 +169,7 @@ def test_the_real_pipeline_s_pictures_decode_from_their_latents(corpora, tiny_pi
     lift = fit_lift(
         torch.cat([pixels, noise]), torch.cat([latents.flatten(0, 2), noise[:, : latents.shape[-1]]])
     )
-    config = SimpleNamespace(
-        num_pairs=3, prompts="landscapes", num_inference_steps=2, solver="teacher", batch_size=2, shard_size=2
-    )
+    config = CorpusConfig(num_pairs=3, num_inference_steps=2, batch_size=2, shard_size=2)
     folder = synthesize(
         teacher, lift, config, tmp_path / "corpus", height=64, width=64, guidance_scale=1.0, progress=False
     )

@@ -1,5 +1,7 @@
 """A Hub in a thread: the endpoints that `huggingface_hub` 2.x calls for models, kept in memory, with faults on demand.
 
+Data sets answer under the same names as models.
+
 The package `hf-local-hub` (3.0.0 on the index) would have been taken, but its wheel holds a client alone: the server is
 a Go program that it looks for on the disk and does not bring, and it has no way to fail on purpose.
 """
@@ -125,7 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.spoil = bool(fault) and fault.action == "spoil"
         self.cut = bool(fault) and fault.action == "cut"
         for pattern, method in ROUTES:
-            match = re.fullmatch(pattern, path)
+            match = re.fullmatch(
+                pattern, path.replace("/api/datasets/", "/api/models/").removeprefix("/datasets")
+            )
             if match:
                 return method(self, **match.groupdict())
         self._send(404, {"error": f"no such endpoint {path}"})

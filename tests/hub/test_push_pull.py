@@ -82,6 +82,8 @@ def test_private_branches_and_pull_requests(l2p, hub, student_folder):
     repo = hub.repos[NAME]
     assert repo.private and "model.safetensors" not in repo.files("main")[1]
     assert "model.safetensors" in repo.files("v2")[1]
+    card = repo.files("v2")[1]["README.md"].decode()
+    assert 'l2p.load("ann/tiny@v2")' in card and "# tiny\n" in card  # main holds no student
     assert np.array_equal(picture(f"{NAME}@v2"), picture(student_folder))
     code, out, err = l2p("push", student_folder, NAME, "--create-pr", "--json")
     assert code == 0, err

@@ -173,7 +173,7 @@ def test_wrong_variants(file, tiny_pid, tmp_path, l2p):
         ),
         (["{folder}", "--out", "x"], "is a folder, expected one of its files"),
         (["{file}"], "give a file or USER/NAME:FILE, and --out FOLDER"),
-        (["{file}", "--out", "{folder}"], "holds files that are no student, so it is left alone"),
+        (["{file}", "--out", "{folder}"], "holds files that `l2p import` did not write"),
         (["{file}", "--out", "x", "--text-encoder", "y"], "keeps no text encoder: leave out --text-encoder"),
         (["--keys", "pid"], "no variant 'pid', expected one of l2p-1k"),
     ],

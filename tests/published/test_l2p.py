@@ -222,7 +222,7 @@ def test_what_is_larger_than_a_shard_passes_through_file_by_file(tiny_l2p, tmp_p
     monkeypatch.setattr(
         l2p_weights.weights, "write_weights", lambda *a, **k: write(*a, **k, shard_bytes=200_000)
     )
-    l2p_weights.import_l2p("l2p-1k", variant, Source(path), tmp_path / "out", None, None)
+    l2p_weights.import_l2p("l2p-1k", variant, Source(path, path.name), tmp_path / "out", None, None)
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     state = load_student(tmp_path / "out").state_dict()
     assert all(torch.equal(state[own].double(), published[name]) for name, (own, _) in names(variant).items())

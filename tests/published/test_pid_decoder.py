@@ -64,6 +64,18 @@ def test_variance_preserving_latents_come_in_the_flow_of_this_house(tiny_pid_net
     torch.testing.assert_close(seen["latents"], (1 - s**2) ** 0.5 * z_0 + s * eps)
 
 
+def test_flux2_latents_come_loose_or_packed(tiny_pid_net):
+    """Packed, a cell's 2 x 2 neighbours are the four channels after one another, as diffusers patchifies them."""
+    decoder = PublishedPiD(tiny_pid_net("pid-flux2-2kto4k-v1.5").float(), "pid-flux2-2kto4k-v1.5")
+    loose = torch.randn(1, 32, 2, 4, generator=torch.Generator().manual_seed(1))
+    packed = loose.view(1, 32, 1, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 128, 1, 2)
+    pictures = [decoder.decode(z, 0.1, num_inference_steps=1) for z in (loose, packed)]
+    assert torch.equal(*pictures) and pictures[0].shape == (1, 3, 32, 64)
+    assert (decoder.spec.geometry.channels, decoder.spec.geometry.compression) == (32, 8)
+    with pytest.raises(UserError, match="their sides must be even"):
+        decoder.decode(loose[:, :, :1])
+
+
 def test_seed_and_caption_decide(decoder, latents):
     first = decoder.decode(latents, 0.0, seed=1, num_inference_steps=2)
     assert torch.equal(first, decoder.decode(latents, 0.0, seed=1, num_inference_steps=2))

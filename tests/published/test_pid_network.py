@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from l2p.published import pid
-from l2p.published.pid_network import PiDNet, PiDSizes, patch_angles, pixel_positions, text_angles
+from l2p.published.pid_network import PiDNet, PiDSizes
+from l2p.published.pid_positions import patch_angles, pixel_positions, text_angles
 
 from . import pid_reference as reference
+from .conftest import randomised
 
 SHAPES = {variant.sizes: name for name, variant in pid.PID_VARIANTS.items()}  # one variant a network
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -148,3 +150,25 @@ def test_no_caption_is_no_tokens(tiny_pid_net):
         ours = net(**given).numpy()
     one = [given[k][1].numpy() for k in ("x_t", "t", "prompt_embeds", "latents", "sigma")]
     np.testing.assert_allclose(ours[1], reference.network(arrays(net), *one, asdict(net.sizes)), **CLOSE)
+
+
+class Doubled(dict):
+    """Weights that become fp64 when they are looked at: the whole network would take 11 GB otherwise."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return super().__getitem__(name).detach().double().numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES.values())
+def test_the_published_sizes_themselves(name):
+    """1.4 B random weights in fp32, 7 GB of memory: the whole network at its published sizes against the fp64 reading."""
+    net = randomised(PiDNet(pid.PID_VARIANTS[name].sizes)).eval()
+    given = {key: value[:1].float() for key, value in inputs(net.sizes).items()}
+    with torch.no_grad():
+        ours = net(**given)[0].double().numpy()
+    one = [given[k][0].double().numpy() for k in ("x_t", "t", "prompt_embeds", "latents", "sigma")]
+    theirs = reference.network(Doubled(net.state_dict()), *one, asdict(net.sizes))
+    error = np.sqrt(((ours - theirs) ** 2).mean() / (theirs**2).mean())
+    print(f"{name}: {sum(p.numel() for p in net.parameters()):,} values, relative RMS {error:.1e}")
+    assert error < 1e-4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,14 +116,23 @@ class ZImageCore(Core):
         return embed(self.transformer, tokens.to(self.embedder.weight))
 
     def run(
-        self, x: Tensor, t: Tensor, conditioning: Conditioning, span: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        span: Tensor | None = None,
+        inject: Callable[[int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`Core.run`; diffusers counts the time of this family the other way."""
+        """See :meth:`Core.run`; diffusers counts the time of this family the other way.
+
+        Args:
+            inject: see :func:`l2p.teachers.z_image_forward.forward_embedded`.
+        """
         weight = self.embedder.weight
         t_model = (1 - t).to(weight.device, torch.float32)
         extra = None if span is None else self.span_embedder(span * self.transformer.t_scale)
         conditioning = conditioning.to(weight.device, weight.dtype)
-        return forward_embedded(self.transformer, x, t_model, conditioning, extra)
+        return forward_embedded(self.transformer, x, t_model, conditioning, extra, inject=inject)
 
     def walk(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning

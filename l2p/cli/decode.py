@@ -1,0 +1,304 @@
+"""Decode latents, pictures or prompts to pictures of one, two, four or eight times the side.
+
+INPUT is a safetensors file of latents, a picture (encoded first), or a folder of either; with --teacher and --prompt-input
+it is a prompt, which the teacher draws, to the end or to a noise level. Files of a batch that cannot be decoded are told
+and passed over; pictures that are there already are not decoded again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2p.errors import UserError
+
+if TYPE_CHECKING:
+    from l2p.decoders.decode import PidDecoder, VaeDecoder
+    from l2p.teachers.protocol import Teacher
+
+EXAMPLES = """\
+examples:
+  l2p decode photo.jpg --out large.png
+  l2p decode latents/ photos/ --decoder pid --scale 4 --steps 1 --out decoded
+  l2p decode latents.safetensors --decoder vae --scale 4 --out baseline.png
+  l2p decode "a red house by a lake at dusk" --teacher landscapes --stop-at-sigma 0.3 --out house.png
+
+exit code 1: some files of a batch could not be decoded
+"""
+WHEN_STOPPED = "; run the same command again, it goes on from here"
+BUNDLED = "landscapes-4x"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="latents (.safetensors), pictures, folders of them, or prompts",
+    )
+    parser.add_argument(
+        "--decoder", choices=("pid", "vae"), default="pid", help="pid, or the teacher's VAE (pid)"
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FOLDER",
+        default=BUNDLED,
+        help=f"of the pid decoder, as `l2p train-pid` writes it ({BUNDLED})",
+    )
+    parser.add_argument(
+        "--scale", type=int, choices=(1, 2, 4, 8), help="times the side; else the decoder's own"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="of the pid decoder, such as 1 or 4; else as trained"
+    )
+    parser.add_argument(
+        "--teacher",
+        metavar="FOLDER|NAME",
+        help="whose latents they are; else the decoder's own. Given, inputs that are no files are prompts",
+    )
+    parser.add_argument(
+        "--prompt", help="caption of the files, where they do not say; the decoder needs none"
+    )
+    parser.add_argument(
+        "--stop-at-sigma",
+        type=float,
+        metavar="S",
+        help="end the teacher's sampling of a prompt at this noise level",
+    )
+    parser.add_argument(
+        "--sigma", type=float, metavar="S", help="noise level of the files' latents; else what they say"
+    )
+    parser.add_argument(
+        "--teacher-steps", type=int, default=20, metavar="N", help="of a prompt's sampling (20)"
+    )
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of a prompt's sampling (1)")
+    parser.add_argument(
+        "--height", type=int, help="of a prompt's small picture; else as the teacher was trained"
+    )
+    parser.add_argument("--width", type=int, help="likewise")
+    parser.add_argument("--seed", type=int, default=0, help="of all noise (0)")
+    parser.add_argument(
+        "--out", metavar="FILE|FOLDER", default="decoded", help="a .png for one input, or a folder"
+    )
+    parser.add_argument("--again", action="store_true", help="decode anew what is there already")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.add_argument(
+        "--memory-budget", metavar="SIZE", help="beyond the weights, such as 1.5GB (2GB); beyond: tiles"
+    )
+    parser.add_argument("--threads", type=int, help="else all usable cores")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_numbers(args)
+    tasks = _tasks(args)
+    folder, file = _check_out(args.out, len(tasks))
+    from l2p import runtime
+
+    runtime.setup(args.threads)
+    runtime.hush_loaders()
+    tools = Tools(args)
+    rows, failures = [], 0
+    for number, (name, prompt) in enumerate(tasks):
+        path = folder / (file or name)
+        row: dict[str, Any] = {"input": prompt or args.files[number], "path": str(path)}
+        if path.is_file() and not args.again:
+            row["status"] = "there already"
+        else:
+            try:
+                row |= {"status": "decoded", **tools.decode(row["input"], prompt, path)}
+            except UserError as error:
+                if len(tasks) == 1:
+                    raise
+                row |= {"status": "failed", "reason": str(error)}
+                failures += 1
+        rows.append(row)
+        if not args.json:
+            print(f"[{number + 1}/{len(tasks)}] {_line(row)}", flush=True)
+    if args.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif failures:
+        print(f"{failures} of {len(tasks)} could not be decoded")
+    return int(bool(failures))
+
+
+class Tools:
+    """Decoder and teacher, each loaded when it is first needed."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from l2p import runtime
+
+        self.args = args
+        self.device = runtime.pick_device(args.device)
+        self.dtype = runtime.pick_dtype(args.dtype, self.device)
+        self._teacher: Teacher | None = None
+        self.student = None
+        if args.decoder == "pid":
+            from l2p.decoders.io import load_decoder
+
+            self.student = load_decoder(args.weights, self.device)
+            spec = self.student.spec
+            if args.scale not in (None, spec.scale):
+                raise UserError(
+                    f"--scale is {args.scale}, the decoder in {args.weights} enlarges {spec.scale} times"
+                )
+            level = args.stop_at_sigma or args.sigma or 0.0
+            if level > spec.max_sigma:
+                raise UserError(
+                    f"a noise level of {level:g} is beyond the {spec.max_sigma:g} that the decoder was trained to"
+                )
+        self._decoder: VaeDecoder | PidDecoder | None = None
+
+    @property
+    def teacher(self) -> Teacher:
+        if self._teacher is None:
+            from l2p import runtime
+            from l2p.teachers import load_teacher
+
+            name = self.args.teacher or (
+                self.student.spec.teacher.get("name") if self.student else "landscapes"
+            )
+            kind = runtime.frozen_dtype(self.device, self.dtype)
+            self._teacher = load_teacher(name, device=self.device, dtype=kind)
+        return self._teacher
+
+    @property
+    def decoder(self) -> VaeDecoder | PidDecoder:
+        if self._decoder is None:
+            from l2p.decoders.decode import PidDecoder, VaeDecoder
+            from l2p.runtime import parse_bytes
+            from l2p.students.painting import BUDGET
+
+            if self.student is None:
+                self._decoder = VaeDecoder(self.teacher, self.args.scale or 1, self.dtype)
+            else:
+                budget = parse_bytes(self.args.memory_budget) if self.args.memory_budget else BUDGET
+                self._decoder = PidDecoder(
+                    self.student,
+                    self.args.steps,
+                    self.dtype,
+                    lambda texts: self.teacher.encode_prompts(texts),
+                    budget,
+                )
+        return self._decoder
+
+    def decode(self, name: str, prompt: str | None, path: Path) -> dict[str, Any]:
+        """One input to a PNG; what was done."""
+        from l2p.images import save_png
+
+        source, facts = self.draw(prompt) if prompt is not None else (self.read(Path(name)), {})
+        started = time.perf_counter()
+        picture = self.decoder(source, self.args.seed)
+        seconds = time.perf_counter() - started
+        save_png(picture, path)
+        height, width = picture.shape[:2]
+        return {
+            "height": height,
+            "width": width,
+            "sigma": round(source.sigma, 4),
+            **facts,
+            "decoder_seconds": round(seconds, 3),
+        }
+
+    def read(self, path: Path):
+        from l2p.decoders.sources import read_source
+
+        latents = path.suffix.lower() == ".safetensors"
+        geometry = self.student.spec.geometry if self.student is not None else self.teacher.geometry
+        source = read_source(path, geometry, None if latents else self.teacher, self.args.sigma)
+        source.prompt = source.prompt if self.args.prompt is None else self.args.prompt
+        return source
+
+    def draw(self, prompt: str):
+        """The teacher's latents of a prompt, and what stopping early saved."""
+        from l2p.decoders.early_stop import sample
+        from l2p.runtime import autocast
+
+        args, teacher = self.args, self.teacher
+        side = teacher.vae.config.get("sample_size") or 1024
+        with autocast(self.device, self.dtype):
+            return sample(
+                teacher,
+                prompt,
+                args.seed,
+                args.height or side,
+                args.width or side,
+                args.teacher_steps,
+                args.guidance_scale,
+                args.stop_at_sigma or 0.0,
+            )
+
+
+def _tasks(args: argparse.Namespace) -> list[tuple[str, str | None]]:
+    """Name of the picture and prompt (None for files) of each input; ``args.files`` gets the files."""
+    from l2p.decoders.sources import find_files
+
+    if args.teacher and not any(Path(name).exists() for name in args.inputs):
+        import re
+
+        slugs = [re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:48] or "picture" for text in args.inputs]
+        return [
+            (f"{number:03d}-{slug}.png", text)
+            for number, (slug, text) in enumerate(zip(slugs, args.inputs, strict=True))
+        ]
+    if args.stop_at_sigma is not None:
+        raise UserError(
+            "--stop-at-sigma ends the sampling of a prompt: give a prompt and --teacher, or --sigma for files"
+        )
+    args.files = [str(path) for path in find_files(args.inputs)]
+    names: dict[str, int] = {}
+    tasks = []
+    for file in map(Path, args.files):
+        names[file.stem] = names.get(file.stem, 0) + 1  # two of one name must not overwrite each other
+        again = f"-{names[file.stem]}" if names[file.stem] > 1 else ""
+        tasks.append((f"{file.stem}{again}.png", None))
+    return tasks
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name, low, high in (
+        ("steps", 1, 1000),
+        ("teacher_steps", 1, 1000),
+        ("seed", 0, 2**63 - 1),
+        ("threads", 1, 4096),
+    ):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected {low} to {high}")
+    for name in ("sigma", "stop_at_sigma"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {value}, expected a noise level from 0 (clean) to 1"
+            )
+
+
+def _check_out(out: str, count: int) -> tuple[Path, str | None]:
+    from l2p.files import check_writable
+
+    path = Path(out)
+    if path.suffix and not path.is_dir():
+        if path.suffix.lower() != ".png":
+            raise UserError(f"--out is {out}, expected a file that ends in .png, or a folder")
+        if count > 1:
+            raise UserError(f"--out is one file for {count} inputs: give a folder")
+        check_writable(path.parent)
+        return path.parent, path.name
+    check_writable(path)
+    return path, None
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["status"] == "failed":
+        return f"{row['input']}  failed: {row['reason']}"
+    if row["status"] != "decoded":
+        return f"{row['path']}  {row['status']}"
+    told = f"{row['path']}  {row['width']} x {row['height']}  {row['decoder_seconds']:.2f} s"
+    if row["sigma"]:
+        told += f"  from noise level {row['sigma']:g}"
+    if row.get("steps_skipped"):
+        told += f"  {row['steps_skipped']} of {row['teacher_steps']} teacher steps skipped, {row['seconds_saved']:.2f} s saved"
+    return told

@@ -1,0 +1,103 @@
+"""One sample of a corpus, and the bytes of its members.
+
+    .png | .webp                the picture, lossless
+    .latent.safetensors         latent [c, h, w] float16: the very one that the picture was decoded from
+    .trajectory.safetensors     points [K, c, h, w] float16 on the way there, times [K] float32
+    .json                       index, seed, prompt; score, where a scorer gave one
+
+Plain webdataset reads them; `.latent.npy` is how corpora of format 1 keep the latent.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+IMAGES = (".png", ".webp")
+LATENT, OLD_LATENT, TRAJECTORY, FACTS = (
+    ".latent.safetensors",
+    ".latent.npy",
+    ".trajectory.safetensors",
+    ".json",
+)
+OLD_PARTS = (".png", OLD_LATENT, FACTS)
+PARTS = (".png", LATENT, FACTS)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the teacher drew from one seed.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        latent: [c, h, w], kept as float16; None where a corpus keeps none.
+        points, times: [K, c, h, w] and [K]: the latents on the way, and when.
+        score: what a scorer gave the picture.
+    """
+
+    index: int
+    seed: int
+    prompt: str
+    image: np.ndarray
+    latent: np.ndarray | None = None
+    points: np.ndarray | None = None
+    times: np.ndarray | None = None
+    score: float | None = None
+
+    def encode(self, part: str) -> bytes:
+        """The bytes of the member with this suffix."""
+        if part in IMAGES:
+            return _encode_image(self.image, part)
+        if part == FACTS:
+            facts = {"index": self.index, "seed": self.seed, "prompt": self.prompt}
+            facts |= {} if self.score is None else {"score": self.score}
+            return json.dumps(facts, ensure_ascii=False).encode()
+        if part == OLD_LATENT:
+            buffer = io.BytesIO()
+            np.save(buffer, self.latent.astype(np.float16), allow_pickle=False)
+            return buffer.getvalue()
+        from safetensors.numpy import save
+
+        if part == LATENT:
+            return save({"latent": np.ascontiguousarray(self.latent, np.float16)})
+        points, times = np.ascontiguousarray(self.points, np.float16), np.asarray(self.times, np.float32)
+        return save({"points": points, "times": times})
+
+
+def _encode_image(image: np.ndarray, part: str) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    if part == ".png":
+        Image.fromarray(image).save(buffer, "PNG", compress_level=4)  # half the time of 6 for 2% more bytes
+    else:
+        # On 128 px landscapes: 22% fewer bytes than PNG for 2.4 times its time; method 4 wins 3% more for 8 times.
+        Image.fromarray(image).save(buffer, "WEBP", lossless=True, method=2, quality=50)
+    return buffer.getvalue()
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3] of a lossless picture's bytes."""
+    from PIL import Image
+
+    return np.array(Image.open(io.BytesIO(data), formats=["PNG", "WEBP"]).convert("RGB"))
+
+
+def decode_tensors(data: bytes, part: str) -> dict[str, np.ndarray]:
+    """The arrays of a member, float32. Raises ValueError where one is not finite or the bytes are damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        found: dict[str, Any] = (
+            {"latent": np.load(io.BytesIO(data), allow_pickle=False)} if part == OLD_LATENT else load(data)
+        )
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    if not all(np.isfinite(values).all() for values in found.values()):
+        raise ValueError("a number is not finite")
+    return {name: values.astype(np.float32) for name, values in found.items()}

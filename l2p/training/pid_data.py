@@ -1,0 +1,226 @@
+"""Batches for a pixel diffusion decoder: crops of large pictures and the latents of their small versions.
+
+Item i of a stage is a pure function of (seed, stage, i): its picture, crop, noise, noise level and what is dropped.
+
+Legend: s scale, f pixels of a latent cell, p patch side; N pictures [N, H, W, 3], their latents [V, N, c, H / (f s), W / (f s)]
+in V versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from l2p import flow
+from l2p.decoders.pid import LatentConditioning, PidSpec
+from l2p.errors import UserError
+from l2p.files import PICTURES, atomic_path, picture_files
+from l2p.images import Pictures, from_uint8, read_picture
+from l2p.landscapes import render_batch
+from l2p.objectives.base import Batch
+from l2p.recipe import knob
+from l2p.runtime import autocast
+from l2p.teachers import Teacher
+from l2p.training.data import DistillDataModule, derive_seed
+
+ENCODED_AT_ONCE = 32
+
+
+@dataclass
+class NoiseConfig:
+    """What of captions and latents is kept from the decoder."""
+
+    share: float = knob(0.75, low=0, high=1)
+    max_sigma: float = knob(0.8, low=0, high=1)
+    caption_dropout: float = knob(0.1, low=0, high=1)
+    latent_dropout: float = knob(0.1, low=0, high=1)
+
+
+def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[Pictures, list[str]]:
+    """The pictures of a folder, each filled into height x width pixels, as a memory-mapped array [N, H, W, 3] at ``path``;
+    and their captions, from a text file of a picture's name beside it, empty where there is none.
+
+    Raises:
+        UserError: no pictures, or one smaller than that: an enlarged picture has no detail to learn from.
+    """
+    files = picture_files(folder)
+    if not files:
+        raise UserError(
+            f"pictures.folder {folder} holds no pictures, expected files that end in {', '.join(PICTURES)}"
+        )
+    texts = [file.with_suffix(".txt") for file in files]
+    captions = [text.read_text(encoding="utf-8").strip() if text.is_file() else "" for text in texts]
+    shape = (len(files), height, width, 3)
+    if not path.is_file():
+        from PIL import Image, ImageOps
+
+        with atomic_path(path) as partial:
+            kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            for place, file in zip(kept, files, strict=True):
+                image = Image.fromarray(read_picture(file))
+                if image.width < width or image.height < height:
+                    raise UserError(
+                        f"{file} is {image.height} x {image.width}, smaller than {height} x {width}"
+                    )
+                place[:] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+            kept.flush()
+    pictures = np.load(path, mmap_mode="r")
+    if pictures.shape != shape:
+        raise UserError(
+            f"{path} is of other pictures than those in {folder}: delete it, and the latents beside it"
+        )
+    return pictures, captions
+
+
+@torch.no_grad()
+def encode_versions(
+    teacher: Teacher,
+    pictures: Pictures,
+    scale: int,
+    first_seed: int | None,
+    dtype: torch.dtype,
+    path: Path | None,
+) -> Tensor:
+    """Normalised latents fp16 [V, N, c, h, w]: of the pictures averaged down, and of their scenes' own small renders.
+
+    The two differ a little (37.7 dB): the first are the pictures', to the pixel; the second are what the teacher knows.
+
+    Args:
+        first_seed: of the scenes; None where the pictures are no renders, and V is 1.
+        path: where they are kept; None keeps nothing.
+    """
+    if path is not None and path.is_file():
+        return torch.from_numpy(np.load(path))
+    from rich.progress import track
+
+    height, width = (side // scale for side in pictures.shape[1:3])
+    versions: list[list[Tensor]] = [[]] if first_seed is None else [[], []]
+    for start in track(range(0, len(pictures), ENCODED_AT_ONCE), description="latents"):
+        large = from_uint8(pictures[start : start + ENCODED_AT_ONCE])
+        small = [F.avg_pool2d(large, scale)]
+        if first_seed is not None:
+            seeds = range(first_seed + start, first_seed + start + len(large))
+            small.append(from_uint8(render_batch(seeds, height, width)))
+        for version, x in zip(versions, small, strict=True):
+            with autocast(teacher.device, dtype):
+                version.append(teacher.encode(x.to(teacher.device)).half().cpu())
+    latents = torch.stack([torch.cat(version) for version in versions])
+    if path is not None:
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            np.save(file, latents.numpy())
+    return latents
+
+
+class PidDataset(Dataset):
+    """Items of one stage: dicts of image uint8 [crop, crop, 3], latent, sigma, seed and prompt.
+
+    Args:
+        told: ``(number of a picture, random number) -> caption``.
+        crop: pixels a side, a multiple of the patch side; the whole picture where it is no smaller.
+        length: of the stage, in items.
+        small_renders: share of items whose latents are of the scene's own small render.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        latents: Tensor,
+        told: Callable[[int, int], str],
+        spec: PidSpec,
+        noise: NoiseConfig,
+        crop: int,
+        seed: int,
+        stage: str,
+        length: int,
+        small_renders: float,
+    ) -> None:
+        self.pictures, self.latents, self.told = pictures, latents, told
+        self.spec, self.noise, self.crop = spec, noise, crop
+        self.seed, self.stage, self.length, self.small_renders = seed, stage, length, small_renders
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng(derive_seed(self.seed, f"{self.stage}/item", index))
+        number = int(rng.integers(len(self.pictures)))
+        token, cell = self.spec.geometry.token_pixels * self.spec.scale, self.spec.cell
+        places = [slice(0, side) for side in self.pictures.shape[1:3]]
+        for axis, side in enumerate(self.pictures.shape[1:3]):
+            start = token * int(rng.integers((side - min(self.crop, side)) // token + 1))
+            places[axis] = slice(start, start + min(self.crop, side))
+        version = int(rng.random() < self.small_renders) if len(self.latents) > 1 else 0
+        cells = [slice(place.start // cell, place.stop // cell) for place in places]
+        z_0 = self.latents[(version, number, slice(None), *cells)].float()
+        sigma = rng.random() * self.noise.max_sigma if rng.random() < self.noise.share else 0.0
+        if rng.random() < self.noise.latent_dropout:
+            sigma = 1.0
+        dropped = rng.random() < self.noise.caption_dropout
+        told = self.told(number, int(rng.integers(2**31)))
+        return {
+            "image": self.pictures[(number, *places)],
+            "latent": z_0,
+            "sigma": sigma,
+            "seed": int(rng.integers(2**62)),
+            "prompt": "" if dropped else told,
+        }
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Items to images, latents z_0, pixel noise, noisy latents, their levels, and prompts."""
+    images = from_uint8(np.stack([item["image"] for item in items]))
+    latents = torch.stack([item["latent"] for item in items])
+    seeds, sigma = [item["seed"] for item in items], torch.tensor([item["sigma"] for item in items]).float()
+    return {
+        "images": images,
+        "latents": latents,
+        "noise": flow.noise(seeds, 3, *images.shape[2:]),
+        "noisy": flow.add_noise(latents, flow.noise([seed + 1 for seed in seeds], *latents.shape[1:]), sigma),
+        "sigma": sigma,
+        "prompts": [item["prompt"] for item in items],
+    }
+
+
+def to_batch(items: dict[str, Any], teacher: Teacher, device: torch.device | str) -> Batch:
+    """A collated batch on a device, with its prompts encoded."""
+    moved = {name: value.to(device) for name, value in items.items() if isinstance(value, Tensor)}
+    captions = teacher.encode_prompts(items["prompts"]).to(device)
+    conditioning = LatentConditioning.of(captions, moved["noisy"], moved["sigma"])
+    return Batch(moved["images"], moved["latents"], moved["noise"], conditioning)
+
+
+class PidDataModule(DistillDataModule):
+    """Batches of one stage, made in this process: next to a step their cost is nothing."""
+
+    def setup(self, stage: str) -> None:
+        pass
+
+    def train_dataloader(self) -> DataLoader:
+        start = self.trainer.global_step if self.trainer is not None else 0
+        order = range(start * self.batch_size, self.total_steps * self.batch_size)
+        batches = [list(order[i : i + self.batch_size]) for i in range(0, len(order), self.batch_size)]
+        return DataLoader(self.dataset, batch_sampler=Batches(batches, self.total_steps), collate_fn=collate)
+
+    def to_batch(self, batch: dict[str, Any]) -> Batch:
+        return to_batch(batch, self.teacher, batch["images"].device)
+
+
+class Batches:
+    """The batches that are left of a stage; its length is the whole stage's, as Lightning counts them."""
+
+    def __init__(self, batches: list[list[int]], total_steps: int) -> None:
+        self.batches, self.total_steps = batches, total_steps
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+    def __iter__(self):
+        return iter(self.batches)
