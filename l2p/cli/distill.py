@@ -16,6 +16,7 @@ examples:
   l2p distill recipes/quickstart.yaml --dry-run
   l2p distill recipes/quickstart.yaml name=longer one_step.steps=2000 one_step.objectives.pairs.latent=1
   l2p distill recipes/quickstart.yaml --resume never
+  torchrun --nproc-per-node 8 --no-python l2p distill recipes/z-image-turbo-1k.yaml parallel.strategy=fsdp
 """
 WHEN_STOPPED = "; what is done is kept: run the same command again to go on from here"
 
@@ -38,11 +39,13 @@ def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     if args.dry_run:
         return _print_plan(recipe)
-    from l2p import runtime
+    from l2p import processes, runtime
     from l2p.training import distill
 
     runtime.hush_loaders()
-    _print_result(distill.run(recipe, resume=args.resume))
+    result = distill.run(recipe, resume=args.resume)
+    if processes.place().rank == 0:
+        _print_result(result)
 
 
 def _print_plan(recipe: Recipe) -> None:

@@ -171,7 +171,7 @@ def test_the_command(recipe, tmp_path, l2p, monkeypatch):
     code, out, _ = l2p("plan", path, "--gpus", 3, "--json")
     assert code == 0 and json.loads(out)[0]["bytes"]["weights"] == 800
     code, out, _ = l2p("plan", path, "--gpus", 3, "--vram", "2.3KB")
-    assert code == 1 and "one_step: does not fit; with student.gradient_checkpointing=true" in out
+    assert code == 1 and "one_step: does not fit; with parallel.strategy=fsdp it takes" in out
     code, out, _ = l2p("plan", path, "--gpus", 3, "--vram", "300")
     assert code == 1 and "does not fit, whatever is sharded" in out
     code, _, told = l2p("plan", path, "--gpus", 2)
