@@ -1,5 +1,20 @@
-"""The one kind of error a user sees."""
+"""The one kind of error a user sees, and how memory that ran out is known."""
+
+from __future__ import annotations
 
 
 class UserError(ValueError):
     """One clear line: what was wrong, what was expected, what to do."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, of the machine or of an accelerator, in this error or in one that it was raised from."""
+    while error is not None:
+        text = str(error)
+        told = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError) and any(line in text for line in told):
+            return True
+        error = error.__cause__
+    return False

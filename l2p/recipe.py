@@ -127,6 +127,7 @@ class StudentConfig:
     noise_in_span: bool = False
     interval: bool = False
     random_core: bool = False
+    core: Literal["tiny", "base", "large"] | None = None
     train_blocks: Any = (
         "all"  # "all", "none" or TrainBlocks: OmegaConf has no such union, so __post_init__ checks it
     )
@@ -149,6 +150,11 @@ class StudentConfig:
         elif self.train_blocks not in ("all", "none") and not isinstance(self.train_blocks, TrainBlocks):
             raise UserError(
                 f"student.train_blocks is {self.train_blocks!r}, expected all, none or {{first: 5, last: 5}}"
+            )
+        if self.core is not None and (self.lora is not None or self.train_blocks != "all"):
+            raise UserError(
+                f"student.core is {self.core}, which starts with random weights: all of it must train, so set "
+                "student.train_blocks=all and student.lora=null"
             )
         if self.lora is not None and self.train_blocks not in ("all", "none"):
             raise UserError("student.lora freezes the whole core: leave student.train_blocks at all or none")
@@ -188,6 +194,7 @@ class EvaluationConfig:
     num_images: int = knob(256, low=2)
     batch_size: int = knob(32, low=1)
     seed: int = knob(10_000, low=0)
+    prompts: str | None = None
     preview_images: int = knob(8, low=1)
     cache: str | None = None
     latency_runs: int = knob(5, low=1)
@@ -236,16 +243,16 @@ class Recipe:
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T] = Recipe) -> T:
     """The recipe in a YAML file, as an instance of the dataclass `schema`, `${...}` resolved.
 
+    A file that says `extends: other.yaml`, a path from its own folder, changes that recipe.
     overrides: "key.subkey=value", applied in turn, the value read as YAML.
     A mapping in an override is merged into what is there. Raises UserError naming file, line and key of a mistake.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    text = _read(Path(path))
     config = OmegaConf.structured(schema)
-    sources = [(str(path), _parse(path, text)), *((f"override {o!r}", _parse_override(o)) for o in overrides)]
-    for number, (source, parsed) in enumerate(sources):
+    sources = _layers(Path(path)) + [(f"override {o!r}", "", _parse_override(o)) for o in overrides]
+    for source, text, parsed in sources:
         try:
             problem = _misplaced(OmegaConf.to_container(parsed, resolve=False), schema)
             if problem is None:
@@ -254,7 +261,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T]
             key, message = problem
         except OmegaConfBaseException as error:
             key, message = error.full_key, _explain(error)
-        line = _line_of(text, key) if number == 0 and key else None
+        line = _line_of(text, key) if text and key else None
         raise UserError(f"{source}{f':{line}' if line else ''}: {message}")
     try:
         recipe = OmegaConf.to_object(config)
@@ -267,6 +274,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T]
             wanted = f"at least {low}" if high is None else f"{low} to {high}"
             raise UserError(f"{path}: {key} is {value}, expected {wanted}")
     return recipe
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, str, Any]]:
+    """Name, text and content of the recipe that this one extends, of the one that that extends, ..., and of this one."""
+    if path.resolve() in above:
+        raise UserError(f"{path} extends itself by way of {above[-1]}")
+    text = _read(path)
+    parsed = _parse(path, text)
+    base = parsed.pop("extends", None)
+    if base is None:
+        return [(str(path), text, parsed)]
+    if not isinstance(base, str):
+        raise UserError(
+            f"{path}: extends is {base!r}, expected the path of a recipe such as z-image-turbo-1k.yaml"
+        )
+    return [*_layers(path.parent / base, (*above, path.resolve())), (str(path), text, parsed)]
 
 
 def _read(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -61,13 +62,17 @@ class HubName:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
 
-def download(name: HubName, patterns: Sequence[str], endpoint: str | None = None) -> Path:
+def download(
+    name: HubName, patterns: Sequence[str], endpoint: str | None = None, ignore: Sequence[str] = ()
+) -> Path:
     """Fetch the files of a repository into the Hub's cache, from where they come the next time.
 
-    Files that are new are compared with the hashes that the Hub gives; one that differs is removed again.
+    Nothing is fetched where the disk is too small for all of it. Files that are new are compared with the hashes that
+    the Hub gives; one that differs is removed again.
 
     Args:
         patterns: such as ``*.safetensors``; no other file is fetched.
+        ignore: patterns of files that are not fetched all the same.
 
     Returns:
         the folder of the snapshot.
@@ -77,15 +82,18 @@ def download(name: HubName, patterns: Sequence[str], endpoint: str | None = None
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    wanted = {
+        "repo_type": name.kind,
+        "revision": name.revision,
+        "allow_patterns": list(patterns),
+        "ignore_patterns": list(ignore),
+        "endpoint": endpoint,
+    }
+
     def fetch() -> Path:
         before = set(_cached(name, endpoint))
-        path = snapshot_download(
-            name.repo,
-            repo_type=name.kind,
-            revision=name.revision,
-            allow_patterns=list(patterns),
-            endpoint=endpoint,
-        )
+        _check_space(name, wanted)
+        path = snapshot_download(name.repo, **wanted)
         fresh = [file for file in Path(path).rglob("*") if file.is_file() and file not in before]
         if fresh:
             api = HfApi(endpoint=endpoint)
@@ -102,6 +110,30 @@ def download(name: HubName, patterns: Sequence[str], endpoint: str | None = None
         return Path(path)
 
     return patient(fetch, name)
+
+
+def _check_space(name: HubName, wanted: dict[str, Any]) -> None:
+    """Raises UserError where what is still to be fetched is more than the cache's disk can take."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        files = snapshot_download(name.repo, **wanted, dry_run=True)
+    except (
+        DryRunError
+    ):  # the Hub cannot be reached: the cache may have it all, and the download itself says if not
+        return
+    size = sum(file.file_size or 0 for file in files if file.will_download)
+    cache = Path(constants.HF_HUB_CACHE)
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise UserError(
+            f"{name} needs {size / 1e9:,.1f} GB more in {cache}, where {free / 1e9:,.1f} GB are free: free some, or set "
+            "HF_HOME to a folder on a larger disk"
+        )
 
 
 def commit_of(folder: Path) -> str | None:
@@ -209,7 +241,7 @@ def explain(error: Exception, name: HubName) -> str | None:
             f"HF_HUB_OFFLINE is set and {name} is not in the Hub's cache: unset it, or fetch {name} elsewhere"
         )
     if isinstance(cause, errors.GatedRepoError):
-        return f"{name} is gated: accept its licence on the Hub, then run `hf auth login`"
+        return _explain_gate(name)
     if isinstance(cause, errors.RevisionNotFoundError):
         return f"{name.repo} has no revision {name.revision or 'main'}: expected a branch, a tag or a commit"
     if isinstance(cause, errors.RepositoryNotFoundError):
@@ -226,6 +258,18 @@ def explain(error: Exception, name: HubName) -> str | None:
     if isinstance(error, (errors.HFValidationError, errors.EntryNotFoundError)):
         return f"{name}: {mask(str(error).splitlines()[0])}"
     return None
+
+
+def _explain_gate(name: HubName) -> str:
+    from huggingface_hub import constants, get_token
+
+    page = f"{constants.ENDPOINT}/{name.repo}"
+    if get_token() is None:
+        return f"{name} is gated and there is no token here: accept its licence at {page}, then run `hf auth login`"
+    return (
+        f"{name} is gated: accept its licence at {page} with the account of this token; a fine-grained token must also "
+        "be allowed to read gated repositories"
+    )
 
 
 def _explain_status(status: int, retry_after: str | None, error: BaseException, name: HubName) -> str:

@@ -226,37 +226,72 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
         load_recipe(tmp_path / "quickstart.yaml" / "x.yaml")
 
 
-def test_z_image_turbo_at_its_real_size_on_the_meta_device():
-    """The recipe's student fits the teacher's own transformer: Z-Image's published sizes, no weights."""
-    import torch
+PUBLISHED = {  # parameters of the student in billions, and the share of them that trains
+    "z-image-turbo-1k": (6.17, 0.41),
+    "flux2-klein-1k": (3.90, 0.53),
+    "qwen-image-1k": (20.4, 0.01),
+    "sd3.5-1k": (2.25, 1.0),
+    "sdxl-1k": (0.61, 1.0),
+}
 
-    from l2p.students.build import set_trainable, student_spec
-    from l2p.students.student import PixelStudent
-    from l2p.teachers import LatentGeometry
 
-    recipe = load_recipe(RECIPES / "z-image-turbo-1k.yaml")
-    published = {
-        "all_patch_size": [2],
-        "all_f_patch_size": [1],
-        "in_channels": 16,
-        "dim": 3840,
-        "n_layers": 30,
-        "n_refiner_layers": 2,
-        "n_heads": 30,
-        "n_kv_heads": 30,
-        "norm_eps": 1e-5,
-        "qk_norm": True,
-        "cap_feat_dim": 2560,
-        "rope_theta": 256.0,
-        "t_scale": 1000.0,
-        "axes_dims": [32, 48, 48],
-        "axes_lens": [1536, 512, 512],
-    }
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_fits_its_teacher_at_its_published_size(name):
+    """On the meta device: every shape of the student is made, no weights are."""
+    from l2p.objectives import check_objectives
+    from l2p.students.build import published_student
+    from l2p.training import distill
+
+    recipe = load_recipe(RECIPES / f"{name}.yaml", ["logging.tensorboard=false"])
+    if recipe.student.lora is not None:
+        pytest.importorskip("peft")
+    distill.check(recipe)
+    for stage in (recipe.transfer, recipe.one_step, recipe.match):
+        assert check_objectives(stage.objectives)
     size = (recipe.teacher.height, recipe.teacher.width)
-    with torch.device("meta"):
-        student = PixelStudent(student_spec(published, LatentGeometry(16, 8, 2), 1.0, recipe.student, size))
-    parameters = sum(p.numel() for p in student.parameters())
-    assert 6.0e9 < parameters < 6.3e9
-    assert (
-        0.3 < set_trainable(student, recipe.student.train_blocks) / parameters < 0.5
-    )  # ten of thirty blocks and the rest
+    student = published_student(recipe.teacher.path, recipe.student, size)
+    billions, share = PUBLISHED[name]
+    sizes = [(p.numel(), p.requires_grad) for p in student.parameters()]
+    parameters = sum(count for count, _ in sizes)
+    assert parameters / 1e9 == pytest.approx(billions, rel=0.03)
+    assert sum(count for count, trains in sizes if trains) / parameters == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_real_model_s_recipe_says_how_to_try_it(name):
+    header = re.match(r"(#.*\n)+", (RECIPES / f"{name}.yaml").read_text())[0]
+    for command in (f"{name}.yaml --tiny", f"{name}.yaml --dry-run", f"l2p generate runs/{name}/student"):
+        assert command in header
+    assert "GB" in header and "not measured" in header and "icence" in header
+
+
+def test_a_recipe_extends_another(write, tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "name: base\nseed: 3\none_step: {steps: 7, objectives: {pairs: {weight: 2}}}\n"
+    )
+    recipe = load_recipe(write("extends: base.yaml\nname: mine\none_step: {batch_size: 5}\n"), ["seed=4"])
+    assert (recipe.name, recipe.seed, recipe.one_step.steps, recipe.one_step.batch_size) == ("mine", 4, 7, 5)
+    assert recipe.output_dir == "runs/mine" and recipe.one_step.objectives == {"pairs": {"weight": 2}}
+
+
+def test_mistakes_where_a_recipe_extends_another(write, tmp_path):
+    base = tmp_path / "base.yaml"
+    path = write("extends: base.yaml\nname: mine\n")
+    with pytest.raises(UserError, match="base.yaml does not exist"):
+        load_recipe(path)
+    base.write_text("name: base\nsede: 1\n")
+    with pytest.raises(UserError, match=f"^{re.escape(str(base))}:2: unknown key sede: did you mean seed?"):
+        load_recipe(path)
+    base.write_text("extends: recipe.yaml\nname: base\n")
+    with pytest.raises(UserError, match="recipe.yaml extends itself by way of"):
+        load_recipe(path)
+    with pytest.raises(UserError, match=r"extends is \['a'\], expected the path of a recipe"):
+        load_recipe(write("extends: [a]\nname: x\n"))
+
+
+@pytest.mark.parametrize("rest", ["train_blocks: none", "lora: {rank: 4}"])
+def test_a_core_from_nothing_must_train_whole(write, rest):
+    with pytest.raises(
+        UserError, match="student.core is base, which starts with random weights: all of it must train"
+    ):
+        load_recipe(write(f"name: x\nstudent:\n  core: base\n  {rest}\n"))

@@ -1,4 +1,4 @@
-"""What one picture of a preset costs, counted on the meta device: parameters, operations, bytes moved."""
+"""What one picture of a student costs, counted on the meta device: parameters, operations, bytes moved."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2p.students.presets import find_preset, preset_spec
-from l2p.students.student import PixelStudent
+from l2p.students.build import caption_width
+from l2p.students.presets import preset_spec
+from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers.protocol import Conditioning
 
 SIDES = (1024, 2048, 4096, 8192)
@@ -43,19 +44,23 @@ def count(preset: str, side: int) -> dict[str, Any]:
         ``head_flops``, ``flops``, ``core_bytes_moved``, ``head_bytes_moved``, ``bytes_moved``; a multiplication and an
         addition are two operations. The text encoder is not counted.
     """
-    spec = preset_spec(preset, side, side)
+    return {"side": side, **count_spec(preset_spec(preset, side, side))}
+
+
+def count_spec(spec: StudentSpec) -> dict[str, Any]:
+    """As :func:`count`, for a picture of the spec's own height and width, which are multiples of its patch."""
+    p, like = spec.patch_size, {"dtype": torch.bfloat16}
     with torch.device("meta"):
         student = PixelStudent(spec).to(torch.bfloat16).eval()
-        grid, p = side // spec.patch_size, spec.patch_size
-        tokens = torch.zeros(1, grid, grid, 3 * p * p, dtype=torch.bfloat16)
-        embeds = torch.zeros(1, CAPTION, find_preset(preset).core["cap_feat_dim"], dtype=torch.bfloat16)
-        x_in, t = torch.zeros(1, 3, side, side, dtype=torch.bfloat16), torch.ones(1)
-    conditioning = Conditioning(embeds, torch.tensor([CAPTION]))
+        tokens = torch.zeros(1, spec.height // p, spec.width // p, 3 * p * p, **like)
+        embeds = torch.zeros(1, CAPTION, caption_width(spec.core), **like)
+        pooled = torch.zeros(1, spec.core["pooled_projection_dim"], **like) if _pools(spec.core) else None
+        x_in, t = torch.zeros(1, 3, spec.height, spec.width, **like), torch.ones(1)
+    conditioning = Conditioning(embeds, torch.tensor([CAPTION]), pooled)
     parameters = {
         part: sum(p.numel() for p in getattr(student, part).parameters()) for part in ("core", "head")
     }
     row: dict[str, Any] = {
-        "side": side,
         "patch_size": p,
         "parameters": sum(parameters.values()),
         "core_parameters": parameters["core"],
@@ -68,6 +73,10 @@ def count(preset: str, side: int) -> dict[str, Any]:
     for what in ("flops", "bytes_moved"):
         row[what] = row[f"core_{what}"] + row[f"head_{what}"]
     return row
+
+
+def _pools(core: dict[str, Any]) -> bool:
+    return core.get("class") in ("FluxTransformer2DModel", "SD3Transformer2DModel")
 
 
 def _counted(row: dict[str, Any], part: str, run: Any) -> Any:

@@ -16,6 +16,7 @@ examples:
   l2p distill recipes/quickstart.yaml --dry-run
   l2p distill recipes/quickstart.yaml name=longer one_step.steps=2000 one_step.objectives.pairs.latent=1
   l2p distill recipes/quickstart.yaml --resume never
+  l2p distill recipes/z-image-turbo-1k.yaml --tiny
   torchrun --nproc-per-node 8 --no-python l2p distill recipes/z-image-turbo-1k.yaml parallel.strategy=fsdp
 """
 WHEN_STOPPED = "; what is done is kept: run the same command again to go on from here"
@@ -28,6 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
     parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="every stage for two steps on a random pipeline of the teacher's family: about a minute, no download",
+    )
+    parser.add_argument(
         "--resume",
         metavar="auto|never|PATH",
         default="auto",
@@ -37,6 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    if args.tiny:
+        return _run_tiny(recipe, args)
     if args.dry_run:
         return _print_plan(recipe)
     from l2p import processes, runtime
@@ -46,6 +54,22 @@ def run(args: argparse.Namespace) -> None:
     result = distill.run(recipe, resume=args.resume)
     if processes.place().rank == 0:
         _print_result(result)
+
+
+def _run_tiny(recipe: Recipe, args: argparse.Namespace) -> None:
+    from l2p import runtime
+    from l2p.training import distill
+    from l2p.training.tiny import prepare, shrunk
+
+    small = shrunk(recipe)
+    if args.dry_run:
+        return _print_plan(small)
+    runtime.hush_loaders()
+    prepare(recipe, small)
+    _print_result(distill.run(small, resume="never" if args.resume == "auto" else args.resume))
+    print(
+        f"the way is open: every stage of {recipe.name} ran on random weights, so pictures and figures say nothing"
+    )
 
 
 def _print_plan(recipe: Recipe) -> None:

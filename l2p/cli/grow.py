@@ -11,6 +11,7 @@ from l2p.recipe import load_recipe
 EXAMPLES = """\
 examples:
   l2p grow recipes/landscapes-512.yaml
+  l2p grow recipes/landscapes-512.yaml --tiny
   l2p grow recipes/landscapes-512.yaml student=runs/my-run/student factor=2 "pictures.sizes=[[256, 256]]"
 """
 WHEN_STOPPED = "; run the same command again to go on from the last checkpoint"
@@ -19,6 +20,11 @@ WHEN_STOPPED = "; run the same command again to go on from the last checkpoint"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file such as recipes/landscapes-512.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes to the recipe")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="two steps on small pictures and a random student of the teacher's family: about a minute, no download",
+    )
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),
@@ -33,4 +39,11 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = load_recipe(args.recipe, args.overrides, schema=grow.GrowRecipe)
     runtime.hush_loaders()
-    print(f"the grown student is in {grow.run(recipe, resume=args.resume == 'auto')}")
+    resume = args.resume == "auto"
+    if args.tiny:
+        from l2p.training.tiny import prepare_growth, shrunk_growth
+
+        small = shrunk_growth(recipe)
+        prepare_growth(recipe, small)
+        recipe, resume = small, False
+    print(f"the grown student is in {grow.run(recipe, resume=resume)}")

@@ -1,7 +1,7 @@
 """What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights.
 
-Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it. Without a STUDENT:
-those that come with l2p."""
+Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it; of a recipe for a
+published teacher, what a picture of its student costs. Without a STUDENT: those that come with l2p."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ examples:
   l2p info runs/quickstart/student
   l2p info runs/quickstart/student --json
   l2p info base
+  l2p info recipes/flux2-klein-1k.yaml
 """
 
 
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "student",
         metavar="STUDENT",
         nargs="?",
-        help=f"{student_help()}, or a preset: {', '.join(PRESET_NAMES)}",
+        help=f"{student_help()}, a recipe of a published teacher, or a preset: {', '.join(PRESET_NAMES)}",
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
@@ -45,11 +46,12 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(names) if args.json else "\n".join(names) or "no student comes with this l2p")
         return
     is_preset = args.student in PRESET_NAMES and not Path(args.student).exists()
-    facts = gather_preset(args.student) if is_preset else gather(args.student)
+    is_recipe = args.student.endswith((".yaml", ".yml"))
+    facts = (gather_preset if is_preset else gather_recipe if is_recipe else gather)(args.student)
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
-    elif is_preset:
-        _print_preset(facts)
+    elif is_preset or is_recipe:
+        _print_counted(facts)
     else:
         _print(facts)
 
@@ -62,6 +64,27 @@ def gather_preset(name: str) -> dict[str, Any]:
     runtime.hush_loaders()  # the network is built, though without weights
 
     return {"preset": name, "dtype": "bf16", "pictures": [count(name, side) for side in SIDES]}
+
+
+def gather_recipe(path: str) -> dict[str, Any]:
+    """What a picture of a recipe's student costs, and how many of its weights train.
+
+    Raises:
+        UserError: a mistake in the recipe, or a teacher whose sizes are not known before it is here.
+    """
+    from l2p import runtime
+    from l2p.bench.count import count_spec
+    from l2p.recipe import load_recipe
+    from l2p.students.build import published_student
+
+    runtime.hush_loaders()
+    recipe = load_recipe(path)
+    teacher = recipe.teacher
+    size = (teacher.height, teacher.width)
+    student = published_student(teacher.path, recipe.student, size, teacher.guidance_scale)
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    row = {"side": max(size), **count_spec(student.spec), "trained_parameters": trained}
+    return {"recipe": path, "teacher": teacher.path, "dtype": "bf16", "pictures": [row]}
 
 
 def gather(student: str | Path) -> dict[str, Any]:
@@ -96,13 +119,13 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
-def _print_preset(facts: dict[str, Any]) -> None:
+def _print_counted(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
         *("side", "patch", "parameters", "weights", "TFLOP core", "head", "GB moved core", "head"),
-        title=f"{facts['preset']}: one picture, bf16, counted",
+        title=f"{facts.get('preset') or facts['recipe']}: one picture, bf16, counted",
         title_justify="left",
     )
     for row in facts["pictures"]:
@@ -116,6 +139,8 @@ def _print_preset(facts: dict[str, Any]) -> None:
         )
     console = Console(highlight=False)
     console.print(table)
+    if trained := facts["pictures"][0].get("trained_parameters"):
+        console.print(f"{trained / 1e6:,.1f} M of the parameters train.")
     console.print("GB moved: inputs and outputs of every operator, run eagerly, the head whole.")
 
 

@@ -17,7 +17,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
-from l2p.errors import UserError
+from l2p.errors import UserError, out_of_memory
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
@@ -108,11 +108,7 @@ def explain(error: Exception) -> str | None:
         return (
             f"the package {error.name} is not installed: `l2p doctor` says what is missing and how to get it"
         )
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in text
-    ):
+    if out_of_memory(error):
         return "out of memory: take a smaller picture, a smaller batch_size or another device"
     return None
 

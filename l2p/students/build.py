@@ -15,14 +15,17 @@ from l2p.students.cores import build_core, core_class
 from l2p.students.heads import KNOBS, LinearHead, PatchHead
 from l2p.students.heads.pretrained import FOLDER, load_head
 from l2p.students.lora import add_lora, is_adapter, lora_of
+from l2p.students.presets import own_core
 from l2p.students.student import PixelStudent, StudentSpec
-from l2p.teachers import resolve
+from l2p.teachers import LatentGeometry, published_as, published_configs, resolve
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
     from l2p.recipe import HeadConfig, StudentConfig, TrainBlocks
     from l2p.students.cores.base import Core
-    from l2p.teachers.protocol import LatentGeometry, Teacher
+    from l2p.teachers import Teacher
+
+OWN_CORE = "ZImageTransformer2DModel"  # the kind of a core that is not the teacher's
 
 
 def student_spec(
@@ -72,6 +75,47 @@ def student_spec(
     )
 
 
+def caption_width(network: Mapping[str, Any]) -> int:
+    """Width of the caption features that a denoiser of this config reads."""
+    keys = ("cap_feat_dim", "joint_attention_dim", "caption_channels", "cross_attention_dim")
+    return next(network[key] for key in keys if network.get(key))
+
+
+def published_spec(
+    name: str, config: StudentConfig, size: tuple[int, int], guidance_scale: float = 0.0
+) -> StudentSpec:
+    """Spec of the student of a published teacher, before anything of it is here.
+
+    Raises:
+        UserError: as :func:`student_spec`; or sizes that are not known.
+    """
+    found, network = published_as(name), published_configs().get(name.partition("@")[0])
+    if found is None or network is None:
+        known = ", ".join(published_configs())
+        raise UserError(f"the sizes of {name} are not known before it is here, those of {known} are")
+    family, published = found
+    geometry = LatentGeometry(published.channels, published.compression, published.packing)
+    origin = {"name": published.name, "license": published.license, "pipeline": family.pipeline_class}
+    kind, options = family.denoiser_class, {}
+    if config.core is not None:
+        kind, network = OWN_CORE, own_core(config.core, caption_width(network))
+    elif network.get("guidance_embeds"):
+        options["guidance_scale"] = guidance_scale
+    return student_spec(network, geometry, 1.0, config, size, origin, kind, options)
+
+
+def published_student(
+    name: str, config: StudentConfig, size: tuple[int, int], guidance_scale: float = 0.0
+) -> PixelStudent:
+    """The student of :func:`published_spec` on the meta device: all shapes, adapters and what trains, and no weights."""
+    with torch.device("meta"):
+        student = PixelStudent(published_spec(name, config, size, guidance_scale))
+        if config.lora is not None:
+            add_lora(student, config.lora.rank, config.lora.alpha, list(config.lora.targets))
+    set_trainable(student, config.train_blocks)
+    return student
+
+
 def _head(config: HeadConfig) -> dict[str, Any]:
     return {"kind": config.kind, **{knob: getattr(config, knob) for knob in KNOBS.get(config.kind, ())}}
 
@@ -91,7 +135,8 @@ def from_teacher(
     """The step-zero student, in the teacher's dtype and on its device; it shares no memory with the teacher.
 
     With the linear head it draws what the lifted teacher draws; the patch head starts from a draft of that and
-    learns what to add and which borders to mend; the U-Net starts fresh.
+    learns what to add and which borders to mend; the U-Net starts fresh. With a core of its own (``config.core``) it
+    draws nothing yet.
 
     Args:
         size: height and width in pixels to record as the student's own.
@@ -107,32 +152,28 @@ def from_teacher(
         **teacher.core_options,
         **({"guidance_scale": guidance_scale} if teacher.guidance_kind == "input" else {}),
     }
-    spec = student_spec(transformer.config, teacher.geometry, lift.scale, config, size, origin, kind, options)
-    core = core_class(kind)
+    sizes = transformer.config
+    if config.core is not None:
+        transformer, kind, options = None, OWN_CORE, {}
+        sizes = own_core(config.core, teacher.empty.embeds.shape[-1])
+    spec = student_spec(sizes, teacher.geometry, lift.scale, config, size, origin, kind, options)
     with torch.device("meta"):  # a large core is never initialised only to be overwritten
         student = PixelStudent(spec)
 
     basis = lift.basis.to(teacher.device)
-    weight, bias = core.read_in(transformer)
-    state = core.teacher_state(transformer)
-    first = student.core.embedder_name
-    state[f"{first}.weight"] = _product(weight, basis.T)
-    if bias is not None:
-        state[f"{first}.bias"] = bias.detach().clone()
-    if config.random_core:
-        fresh = build_core(spec.core, spec.patch_size).transformer.to(weight).state_dict()
-        state = {name: fresh[name] if "pad_token" not in name else state[name] for name in state}
+    like = torch.empty(0, device=teacher.device, dtype=next(teacher.transformer.parameters()).dtype)
+    state = _core_state(student, transformer, basis, like, config.random_core)
     student.core.transformer.load_state_dict(state, strict=True, assign=True)
 
     if spec.interval:
-        student.core.span_embedder = student.core.new_span_embedder().to(weight)
-    student.head = student.new_head().to(teacher.device, weight.dtype)
+        student.core.span_embedder = student.core.new_span_embedder().to(like)
+    student.head = student.new_head().to(like)
     student.basis = basis.float()
     student.offset = lift.offset.to(teacher.device).float()
     if isinstance(student.head, LinearHead):
-        _fold_head(student.head, core, transformer, lift, basis)
+        _fold_head(student.head, type(student.core), transformer, lift, basis)
     elif isinstance(student.head, PatchHead):
-        _start_draft(student.head, core, transformer, lift, basis)
+        _start_draft(student.head, type(student.core), transformer, lift, basis)
         if config.head.pretrained is not None:
             own = config.head.pretrained == "teacher"
             folder = resolve(teacher.name, teacher.revision) / FOLDER if own else Path(config.head.pretrained)
@@ -144,31 +185,70 @@ def from_teacher(
     return student.to(teacher.device)
 
 
-@torch.no_grad()
-def _fold_head(head: LinearHead, core: type[Core], transformer: nn.Module, lift: Lift, basis: Tensor) -> None:
-    """``s A`` into the teacher's last layer; its output is minus the velocity."""
-    core.copy_norm(head.final, transformer)
-    weight, bias = core.write_out(transformer)
-    head.final.linear.weight.copy_(_product(lift.scale * basis, weight))
+def _core_state(
+    student: PixelStudent, transformer: nn.Module | None, basis: Tensor, like: Tensor, random: bool
+) -> dict[str, Tensor]:
+    """Weights of the student's core: the teacher's with the basis folded in, or random ones in its place.
+
+    Args:
+        transformer: the teacher's; None for a core of the student's own.
+        like: an empty tensor on the device and in the dtype of the weights.
+    """
+    spec, core = student.spec, student.core
+    fresh: dict[str, Tensor] = {}
+    if transformer is None or random:
+        fresh = build_core(spec.core, spec.patch_size).transformer.to(like).state_dict()
+    if transformer is None:
+        for name in fresh:
+            if "pad_token" in name:  # diffusers leaves them unset
+                fresh[name] = torch.randn(fresh[name].shape).mul(0.02).to(like)
+        return fresh
+    weight, bias = core.read_in(transformer)
+    state = core.teacher_state(transformer)
+    state[f"{core.embedder_name}.weight"] = _product(weight, basis.T)
     if bias is not None:
-        head.final.linear.bias.copy_(_product(lift.scale * basis, bias))
+        state[f"{core.embedder_name}.bias"] = bias.detach().clone()
+    return {name: fresh[name] if random and "pad_token" not in name else state[name] for name in state}
+
+
+@torch.no_grad()
+def _fold_head(
+    head: LinearHead, core: type[Core], transformer: nn.Module | None, lift: Lift, basis: Tensor
+) -> None:
+    """``s A`` into the teacher's last layer; its output is minus the velocity. Without a teacher's layer: zeros."""
+    if transformer is None:
+        _zero(head.final.linear)
+    else:
+        core.copy_norm(head.final, transformer)
+        weight, bias = core.write_out(transformer)
+        head.final.linear.weight.copy_(_product(lift.scale * basis, weight))
+        if bias is not None:
+            head.final.linear.bias.copy_(_product(lift.scale * basis, bias))
     head.basis, head.offset = basis.float(), lift.offset.to(basis.device).float()
 
 
 @torch.no_grad()
 def _start_draft(
-    head: PatchHead, core: type[Core], transformer: nn.Module, lift: Lift, basis: Tensor
+    head: PatchHead, core: type[Core], transformer: nn.Module | None, lift: Lift, basis: Tensor
 ) -> None:
-    """The teacher's last layer as it is, and the lift's readout of its latents."""
-    core.copy_norm(head.final, transformer)
-    weight, bias = core.write_out(transformer)
-    head.final.linear.weight.copy_(weight)
-    if bias is not None:
-        head.final.linear.bias.copy_(bias)
+    """The teacher's last layer as it is (zeros without one), and the lift's readout of its latents."""
+    if transformer is None:
+        _zero(head.final.linear)
+    else:
+        core.copy_norm(head.final, transformer)
+        weight, bias = core.write_out(transformer)
+        head.final.linear.weight.copy_(weight)
+        if bias is not None:
+            head.final.linear.bias.copy_(bias)
     weight, bias = lift.readout
     head.readout.weight.copy_(weight)
     head.readout.bias.copy_(bias)
     head.basis = basis.float()
+
+
+def _zero(layer: nn.Linear) -> None:
+    for parameter in layer.parameters():
+        parameter.zero_()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

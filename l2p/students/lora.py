@@ -7,6 +7,7 @@ zero, so that at step zero nothing has changed. On disk the adapters lie apart, 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -35,6 +36,12 @@ def lora_of(student: PixelStudent) -> dict[str, Any] | None:
     return {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(targets)}
 
 
+def check_peft() -> None:
+    """Raises UserError where peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("student.lora needs peft: pip install 'latent2pixel[lora]'")
+
+
 def add_lora(student: PixelStudent, rank: int, alpha: float, targets: list[str], empty: bool = False) -> None:
     """Put fresh adapters into the core's linear layers whose names end in one of `targets`; the rest stays as it is.
 
@@ -46,10 +53,9 @@ def add_lora(student: PixelStudent, rank: int, alpha: float, targets: list[str],
     Raises:
         UserError: peft is not installed, or a target that the core does not have.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("student.lora needs peft: pip install 'latent2pixel[lora]'") from None
+    check_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     linears = [name for name, module in student.core.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name.endswith(f".{target}") for name in linears):

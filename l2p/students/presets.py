@@ -1,4 +1,4 @@
-"""Students by name: sizes to benchmark, to count with, and to train from, without any weights.
+"""Students by name: sizes to benchmark, to count with, and to train from, without any weights; and cores of our own.
 
 The core's grid stays at 64 x 64 tokens or less whatever the picture, so the core's price does not grow with it: the
 patch does, 16 px at 1024, 32 at 2048, 64 at 4096, 128 at 8192 (pMF, arXiv 2601.22158, measured a fixed grid to cost
@@ -84,6 +84,15 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UserError(f"no preset {name!r}, expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def own_core(name: str, caption_width: int) -> dict[str, Any]:
+    """Config of a preset's transformer for captions of this width: a core for teachers whose network is no core.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    return {**find_preset(name).core, "cap_feat_dim": caption_width}
 
 
 def patch_size_for(height: int, width: int) -> int:

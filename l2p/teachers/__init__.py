@@ -5,8 +5,9 @@ A new family is a file with a :class:`~l2p.teachers.protocol.Teacher` and a line
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +18,7 @@ from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher
 from l2p.teachers.flux import FluxTeacher
 from l2p.teachers.flux2 import Flux2KleinTeacher, Flux2Teacher
+from l2p.teachers.installed import diffusers_class, missing_class
 from l2p.teachers.pixart import PixArtTeacher
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Published, Teacher
 from l2p.teachers.qwen_image import QwenImageTeacher
@@ -58,6 +60,8 @@ __all__ = [
     "license_of",
     "load_teacher",
     "load_text_encoder",
+    "published_as",
+    "published_configs",
     "resolve",
 ]
 
@@ -65,6 +69,7 @@ __all__ = [
 PATTERNS = (*TEXTS, "*.safetensors")
 # Of a pipeline only what lies in its folders: several repositories also hold all weights in one file beside them.
 PARTS = (*TEXTS, "README.md", "*/*.safetensors")
+VARIANTS = ("*.fp16*.safetensors", "*.non_ema*.safetensors")  # the same weights once more
 
 
 def resolve(path: str | Path, revision: str | None = None) -> Path:
@@ -79,7 +84,7 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
         raise UserError(
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
-    return download(HubName(name.repo, revision or name.revision), PARTS)
+    return download(HubName(name.repo, revision or name.revision), PARTS, ignore=VARIANTS)
 
 
 def load_text_encoder(
@@ -114,6 +119,23 @@ def family_of(path: str | Path) -> type[Teacher] | None:
     return None
 
 
+def published_as(name: str) -> tuple[type[Teacher], Published] | None:
+    """Family and entry of a checkpoint by its name on the Hub, ``@revision`` or not; None for another name."""
+    name = name.partition("@")[0].lower()
+    for family in FAMILIES.values():
+        for published in family.published:
+            if published.name.lower() == name:
+                return family, published
+    return None
+
+
+@lru_cache(maxsize=1)
+def published_configs() -> dict[str, dict[str, Any]]:
+    """Configurations of the denoisers of published checkpoints, by name: sizes to count with, before a download."""
+    entries = read_json(Path(__file__).parent / "published.json")
+    return {name: entry["config"] for entry in entries for name in entry["names"]}
+
+
 def load_teacher(
     path: str | Path,
     revision: str | None = None,
@@ -123,22 +145,21 @@ def load_teacher(
     """Load a diffusers pipeline folder (safetensors only, no remote code) as a teacher.
 
     Raises:
-        UserError: not a pipeline folder, a family not supported, or broken weights.
+        UserError: not a pipeline folder, a family not supported or not installed, or broken weights.
     """
-    import diffusers
-
     folder = resolve(path, revision)
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline: model_index.json is missing")
-    class_name = read_json(folder / "model_index.json").get("_class_name")
+    index = read_json(folder / "model_index.json")
+    class_name = index.get("_class_name")
     if class_name not in FAMILIES:
         raise UserError(f"{folder} holds a {class_name}; supported teachers: {', '.join(sorted(FAMILIES))}")
+    pipeline_class = diffusers_class(class_name)
     try:
-        pipeline = getattr(diffusers, class_name).from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (
-        Exception
-    ) as error:  # diffusers, transformers and safetensors each raise their own kinds for a broken folder
-        raise UserError(f"cannot load the teacher in {folder}: {str(error).splitlines()[0]}") from error
+        pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds
+        reason = missing_class(index) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot load the teacher in {folder}: {reason}") from error
     pipeline.to(device)
     return FAMILIES[class_name](
         pipeline, name=str(path), revision=commit_of(folder) or revision, license=license_of(folder)
@@ -146,10 +167,14 @@ def load_teacher(
 
 
 def license_of(folder: Path) -> str:
-    """The licence that the card in a folder names; "unknown" where there is none."""
+    """The licence that the card in a folder names, by ``license_name`` where it is "other"; "unknown" without a card."""
     card = folder / "README.md"
-    if card.is_file():
-        for line in card.read_text().splitlines():
-            if line.startswith("license:"):
-                return line.partition(":")[2].strip()
-    return "unknown"
+    if not card.is_file():
+        return "unknown"
+    found = {}
+    for line in card.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key in ("license", "license_name"):
+            found.setdefault(key, value.strip().strip("\"'"))
+    license = found.get("license") or "unknown"
+    return found.get("license_name", license) if license == "other" else license

@@ -26,7 +26,7 @@ class FluxTeacher(Teacher):
     denoiser_class = "FluxTransformer2DModel"
     published = (
         Published("black-forest-labs/FLUX.1-dev", 11.9, "flux-1-dev-non-commercial-license"),
-        Published("black-forest-labs/FLUX.1-schnell", 11.9, "apache-2.0"),
+        Published("black-forest-labs/FLUX.1-schnell", 11.9, "apache-2.0", variant="schnell"),
     )
 
     @staticmethod

@@ -20,15 +20,15 @@ from l2p.teachers.flux import from_tokens, grid_ids, to_tokens
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Published, Teacher
 from l2p.teachers.schedules import even_flow_times
 
+NON_COMMERCIAL = "flux-non-commercial-license"
+
 
 class Flux2Teacher(Teacher):
     """Wraps the modules of a loaded ``Flux2Pipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "Flux2Pipeline"
     denoiser_class = "Flux2Transformer2DModel"
-    published = (
-        Published("black-forest-labs/FLUX.2-dev", 32.2, "flux-dev-non-commercial-license", channels=32),
-    )
+    published = (Published("black-forest-labs/FLUX.2-dev", 32.2, NON_COMMERCIAL, 32),)
 
     @staticmethod
     def read_prompts(
@@ -88,8 +88,10 @@ class Flux2KleinTeacher(Flux2Teacher):
 
     pipeline_class = "Flux2KleinPipeline"
     published = (
-        Published("black-forest-labs/FLUX.2-klein-4B", 3.9, "apache-2.0", channels=32),
-        Published("black-forest-labs/FLUX.2-klein-9B", 9.1, "flux-non-commercial-license", channels=32),
+        Published("black-forest-labs/FLUX.2-klein-4B", 3.9, "apache-2.0", 32, variant="distilled"),
+        Published("black-forest-labs/FLUX.2-klein-9B", 9.1, NON_COMMERCIAL, 32, variant="distilled"),
+        Published("black-forest-labs/FLUX.2-klein-base-4B", 3.9, "apache-2.0", 32),
+        Published("black-forest-labs/FLUX.2-klein-base-9B", 9.1, NON_COMMERCIAL, 32),
     )
 
     def __init__(self, pipeline, name: str, revision: str | None = None, license: str = "unknown") -> None:

@@ -49,6 +49,11 @@ class Conditioning:
         return Conditioning(self.embeds[index][:, : int(lengths.max())], lengths, pooled)
 
     @property
+    def padded(self) -> bool:
+        """Whether any prompt ends before ``embeds`` does."""
+        return int(self.lengths.min()) < self.embeds.shape[1]
+
+    @property
     def mask(self) -> Tensor:
         """[B, L], True where a token is the prompt's; on the features' device."""
         device = self.embeds.device
@@ -110,6 +115,7 @@ class Published:
         channels: of the latent.
         compression: pixels a side of a latent cell.
         packing: latent cells a side of a token.
+        variant: what sets it apart within its family: "schnell", "distilled".
     """
 
     name: str
@@ -118,6 +124,7 @@ class Published:
     channels: int = 16
     compression: int = 8
     packing: int = 2
+    variant: str = ""
 
 
 class Teacher(ABC):

@@ -53,12 +53,11 @@ class QwenImageTeacher(Teacher):
 
     def _velocity(self, z_t: Tensor, t: Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         tokens, grid = to_tokens(z_t.to(self.transformer.dtype))
-        mask = conditioning.mask
         u = self.transformer(
             hidden_states=tokens,
             timestep=t.to(z_t.device, torch.float32),
             guidance=None,
-            encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+            encoder_hidden_states_mask=conditioning.mask if conditioning.padded else None,
             encoder_hidden_states=conditioning.embeds.to(tokens.dtype),
             img_shapes=[[(1, *grid)]] * len(z_t),
             return_dict=False,

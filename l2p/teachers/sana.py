@@ -24,7 +24,7 @@ class SanaTeacher(Teacher):
         Published(
             "Efficient-Large-Model/Sana_1600M_1024px_diffusers",
             1.6,
-            "NSCL-v2-custom",
+            "NSCL v2-custom",
             channels=32,
             compression=32,
             packing=1,

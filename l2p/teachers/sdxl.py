@@ -61,7 +61,6 @@ class SD15Teacher(NoiseTeacher):
             0.86,
             "creativeml-openrail-m",
             channels=4,
-            packing=1,
         ),
     )
 
@@ -73,7 +72,8 @@ class SD15Teacher(NoiseTeacher):
         return embeds, None, None
 
     def read_geometry(self) -> LatentGeometry:
-        return LatentGeometry(self.transformer.config.in_channels, self.vae_compression, 1)
+        # A U-Net has no tokens: these are the student's, of 2 x 2 cells as elsewhere.
+        return LatentGeometry(self.transformer.config.in_channels, self.vae_compression, 2)
 
     def _noise(self, x: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         return self.transformer(x, timestep, conditioning.embeds.to(x), return_dict=False)[0]
@@ -83,9 +83,7 @@ class SDXLTeacher(SD15Teacher):
     """Wraps the modules of a loaded ``StableDiffusionXLPipeline``; frozen, in evaluation mode."""
 
     pipeline_class = "StableDiffusionXLPipeline"
-    published = (
-        Published("stabilityai/stable-diffusion-xl-base-1.0", 2.57, "openrail++", channels=4, packing=1),
-    )
+    published = (Published("stabilityai/stable-diffusion-xl-base-1.0", 2.57, "openrail++", channels=4),)
 
     @staticmethod
     def read_prompts(

@@ -14,6 +14,7 @@ from torch import nn
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.runtime import own_memory
+from l2p.teachers.installed import diffusers_class
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
@@ -142,10 +143,9 @@ class PipelineEncoder(PromptEncoder):
         Raises:
             UserError: a part is missing or broken.
         """
-        import diffusers
         import transformers
 
-        folder, pipeline = Path(folder), getattr(diffusers, pipeline_class)
+        folder, pipeline = Path(folder), diffusers_class(pipeline_class)
         given = inspect.signature(pipeline.__init__).parameters.items()
         parts: dict[str, Any] = {
             name: None for name, p in given if name != "self" and p.default is inspect.Parameter.empty

@@ -17,14 +17,17 @@ from typing import Any
 import torch
 
 from l2p import processes, runtime
-from l2p.corpus import check_solver
+from l2p.corpus import check_solver, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import EVALUATION_SEEDS
 from l2p.files import atomic_path, read_json, remove, write_text
 from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
+from l2p.students.lora import check_peft
 from l2p.training import stages
+from l2p.training.advice import advised
 from l2p.training.data import shares_of
+from l2p.training.fit import check_loggers
 from l2p.training.progress import CONSOLE
 from l2p.training.run_folder import STAGES, RunFolder
 from l2p.training.sharded import load_checkpoint
@@ -49,10 +52,13 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
 
     Raises:
         UserError: a mistake in the recipe, a folder in use or made with other settings, a training that diverged, a
-            full disk.
+            full disk, memory that ran out.
         KeyboardInterrupt: Ctrl-C; what is done is kept, and a rerun goes on from there.
     """
     check(recipe)
+    for source in (recipe.corpus.prompts, recipe.evaluation.prompts):
+        if source is not None:  # before a teacher of many gigabytes is fetched
+            prompts_for(source, range(1))
     folder = RunFolder(recipe.output_dir, asdict(recipe))
     here = processes.place()
     runtime.setup(
@@ -84,6 +90,9 @@ def check(recipe: Recipe) -> None:
                 check_combinations(config, recipe)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
+    check_loggers(recipe.logging)
+    if recipe.student.lora is not None:
+        check_peft()
     check_solver(recipe.corpus, recipe.teacher.num_inference_steps)
     if recipe.seed + recipe.corpus.num_pairs > EVALUATION_SEEDS:
         raise UserError(
@@ -181,6 +190,7 @@ def _go_back_to(checkpoint: Path, folder: RunFolder, recipe: Recipe) -> None:
             remove(path)
 
 
+@advised
 def _work(context: Run, stage: str, previous: str | None) -> dict[str, Any]:
     """Do one stage, from its checkpoint where it has one, and mark it done; `previous` is the training stage before it.
 

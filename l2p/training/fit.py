@@ -123,27 +123,29 @@ def check_checkpoint(run: Run, stage: str, path: Path) -> None:
     run.folder.check_settings(stage, tag["settings"])
 
 
+def check_loggers(config: LoggingConfig) -> None:
+    """Raises UserError where a logger that the recipe asks for is not installed."""
+    for kind in ("tensorboard", "wandb"):
+        if getattr(config, kind) and importlib.util.find_spec(kind) is None:
+            raise UserError(
+                f"logging.{kind} needs the package {kind}: `pip install {kind}`, or set logging.{kind}=false"
+            )
+
+
 def _loggers(config: LoggingConfig, folder: Path, name: str, stage: str) -> list[Any] | bool:
     """TensorBoard and Weights & Biases where the recipe asks for them; the CSV is written in any case."""
     loggers: list[Any] = []
     if config.tensorboard:
-        _need("logging.tensorboard", "tensorboard")
         from lightning.pytorch.loggers import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=stage))
     if config.wandb:
-        _need("logging.wandb", "wandb")
         from lightning.pytorch.loggers import WandbLogger
 
         loggers.append(
             WandbLogger(project=config.wandb_project, name=f"{name}-{stage}", save_dir=folder / "logs")
         )
     return loggers or False
-
-
-def _need(key: str, package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"{key} needs the package {package}: `pip install {package}`, or set {key}=false")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,9 @@ from l2p.objectives.base import Batch, Share, StepContext
 from l2p.recipe import Recipe, StageConfig
 from l2p.remote import TEXTS, HubName, download
 from l2p.runtime import DTYPES, frozen_dtype
-from l2p.students.build import set_trainable, student_spec
+from l2p.students.build import OWN_CORE, caption_width, set_trainable, student_spec
 from l2p.students.lora import add_lora
+from l2p.students.presets import own_core
 from l2p.students.student import PixelStudent
 from l2p.teachers import BUNDLED, FAMILIES, Conditioning, Teacher
 from l2p.training.data import RAM_BUDGET
@@ -143,16 +144,19 @@ def parts(recipe: Recipe, checkpointing: bool) -> Parts:
         geometry = teacher.geometry
         pixels = 3 * geometry.token_pixels**2
         lift = Lift(torch.zeros(pixels, geometry.token_dim), 1.0, torch.zeros(pixels), 1.0, 1.0, 1.0)
+        kind, sizes = type(teacher.transformer).__name__, teacher.transformer.config
         options = dict(teacher.core_options)
         if teacher.guidance_kind == "input":
             options["guidance_scale"] = recipe.teacher.guidance_scale
+        if recipe.student.core is not None:
+            kind, sizes, options = OWN_CORE, own_core(recipe.student.core, caption_width(sizes)), {}
         spec = student_spec(
-            teacher.transformer.config,
+            sizes,
             geometry,
             1.0,
             recipe.student,
             size,
-            transformer_class=type(teacher.transformer).__name__,
+            transformer_class=kind,
             options=options,
         )
         student = PixelStudent(spec)
@@ -183,8 +187,7 @@ def _teacher(family: type[Teacher], folder: Path, name: str) -> Teacher:
     teacher.name, teacher.revision, teacher.license = name, None, "unknown"
     teacher.scheduler, teacher.device = None, torch.device("cpu")
     teacher.geometry = teacher.read_geometry()
-    width = _caption_width(teacher.transformer.config)
-    teacher.text_encoder = SimpleNamespace(width=width)
+    teacher.text_encoder = SimpleNamespace(width=caption_width(teacher.transformer.config))
     teacher._empty = _captions(1, teacher)
     return teacher
 
@@ -233,11 +236,6 @@ def _text_encoder(folder: Path) -> nn.Module:
 
     config = transformers.AutoConfig.from_pretrained(folder)
     return getattr(transformers, config.architectures[0])(config)
-
-
-def _caption_width(config: Mapping[str, Any]) -> int:
-    keys = ("cap_feat_dim", "joint_attention_dim", "caption_channels", "cross_attention_dim")
-    return next((config[key] for key in keys if config.get(key)), 2)
 
 
 def _captions(count: int, teacher: Teacher) -> Conditioning:

@@ -44,7 +44,7 @@ from l2p.training.strategies import shard_frozen, shard_student
 
 LIFT_SEED = 8_000_000  # landscapes from here on are for the lift alone: no corpus and no test draws them
 MAX_TOKENS = 131_072  # tokens the lift is fitted on: enough for 768 dimensions many times over
-CHUNK = 16  # pictures that the teacher encodes or draws at a time
+CHUNK = 16  # pictures that the teacher encodes or draws at a time, where corpus.batch_size allows so many
 MANY_STEPS = 8  # steps a many-step student is looked at with
 WEAK_R2 = 0.5  # a lift that explains less of the pixels deserves a word; the bundled teacher's explains 0.8
 WORSE = 0.2  # dB that a stage may lose before a word is said
@@ -119,7 +119,9 @@ class Run:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
         config = self.recipe.student
         if head is not None:
-            config = StudentConfig(config.patch_size, config.num_steps, head=HeadConfig(kind=head))
+            config = StudentConfig(
+                config.patch_size, config.num_steps, core=config.core, head=HeadConfig(kind=head)
+            )
         size = (self.recipe.teacher.height, self.recipe.teacher.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not
@@ -168,9 +170,8 @@ def load_averaged(student: nn.Module, path: Path) -> None:
 
 def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
     """Fit the lift on pictures and their latents; write it, the step-zero student, and what that one draws."""
-    core_class(
-        type(run.teacher.transformer).__name__
-    )  # a teacher without a core is told before anything is drawn
+    if run.recipe.student.core is None:  # a teacher without a core is told before anything is drawn
+        core_class(type(run.teacher.transformer).__name__)
     lift = shared_lift(run) or new_lift(run)
     warnings = weakness(lift.r2, run.recipe.lift.min_r2)
     lift.save(run.folder.path / "lift.safetensors")
@@ -254,8 +255,12 @@ def _lift_tokens(run: Run) -> tuple[Tensor, Tensor]:
             )[:keep]
             pixels.append(x_tokens[chosen])
             latents.append(z_tokens[chosen])
-            shown.update(min(count, len(pixels) * CHUNK))
+            shown.update(min(count, len(pixels) * _chunk(run)))
     return torch.cat(pixels), torch.cat(latents)
+
+
+def _chunk(run: Run) -> int:
+    return min(CHUNK, run.recipe.corpus.batch_size)
 
 
 @torch.no_grad()
@@ -263,8 +268,8 @@ def _lift_pictures(run: Run, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pictures [B, 3, H, W] and their latents: renders where the world is known, else what the teacher draws."""
     recipe, teacher = run.recipe, run.teacher
     height, width = recipe.teacher.height, recipe.teacher.width
-    for start in range(0, count, CHUNK):
-        indices = range(start, min(start + CHUNK, count))
+    for start in range(0, count, _chunk(run)):
+        indices = range(start, min(start + _chunk(run), count))
         seeds = [LIFT_SEED + i for i in indices]
         if recipe.corpus.prompts == LANDSCAPES:
             images = from_uint8(render_batch(seeds, height, width)).to(run.device)
@@ -385,7 +390,7 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
         recipe.evaluation,
         path,
         teacher_config=recipe.teacher,
-        prompts=recipe.corpus.prompts,
+        prompts=recipe.evaluation.prompts or recipe.corpus.prompts,
         cache=recipe.evaluation.cache,
         progress=run.progress,
         student_folder=path / "student",

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
-
-import tiny
 
 from l2p import flow
 from l2p.errors import UserError
@@ -24,7 +18,7 @@ from l2p.students.build import from_teacher, set_trainable
 from l2p.students.cores import CORES
 from l2p.students.io import load_student, save_student
 from l2p.students.lora import is_adapter, merged
-from l2p.teachers import FAMILIES
+from l2p.teachers import FAMILIES, tiny
 
 NAMES = [name for name in tiny.PIPELINES if FAMILIES[name.split(" ")[0]].denoiser_class in CORES]
 GUIDANCE = 3.5  # reaches the network where guidance is an input
@@ -136,13 +130,42 @@ def test_a_step_s_end_is_told_to_cores_that_take_it(family, student_config):
             from_teacher(teacher, lift, told)
 
 
+def u_net():
+    """A teacher without a core, and a lift for the tokens that a student makes of its latents."""
+    torch.manual_seed(0)
+    teacher = FAMILIES["StableDiffusionXLPipeline"](tiny.PIPELINES["StableDiffusionXLPipeline"](), "tiny")
+    basis = torch.linalg.qr(torch.randn(768, 16, dtype=torch.float64))[0]
+    return teacher, Lift(basis, 1.0, torch.zeros(768, dtype=torch.float64), 0.8, 0.9, 0.9)
+
+
 def test_a_u_net_teacher_has_no_core(student_config):
-    teacher = FAMILIES["StableDiffusionPipeline"](tiny.sd15(), "tiny")
-    lift = Lift(
-        torch.eye(192, 4, dtype=torch.float64), 1.0, torch.zeros(192, dtype=torch.float64), 0.8, 0.9, 0.9
-    )
-    with pytest.raises(UserError, match="no student has a core of the kind UNet2DConditionModel"):
-        from_teacher(teacher, lift, student_config("linear", patch_size=8))
+    with pytest.raises(
+        UserError, match="no student has a core of the kind UNet2DConditionModel.*student.core=base"
+    ):
+        from_teacher(*u_net(), student_config("linear"))
+
+
+@pytest.mark.parametrize("kind", ["patch", "linear"])
+def test_a_student_of_a_u_net_has_a_core_of_its_own(student_config, kind, tmp_path):
+    """All of it trains, it reads the teacher's captions, and it starts from the noise's own latents, not from NaN."""
+    from l2p.students.pipeline import load
+
+    teacher, lift = u_net()
+    student = from_teacher(teacher, lift, student_config(kind, core="tiny")).eval()
+    assert all(p.requires_grad and p.isfinite().all() for p in student.parameters())
+    assert student.spec.core["cap_feat_dim"] == 32 and not hasattr(student.core.transformer, "conv_in")
+    x_t, conditioning = torch.randn(2, 3, 32, 32), teacher.encode_prompts(tiny.WORDS)
+    with torch.no_grad():
+        start = student(x_t, torch.ones(2), conditioning)
+        seen = student.look(x_t, torch.ones(2), conditioning)
+    if kind == "patch":  # its guess of the latents is the noise that it was given
+        z = patchify(x_t, 16) @ lift.basis.float()
+        torch.testing.assert_close(student.latents(seen), z, atol=1e-4, rtol=1e-4)
+    save_student(student, tmp_path / "student", text_encoder=teacher.text_encoder)
+    loaded = load(tmp_path / "student", device="cpu", dtype="fp32")
+    with torch.no_grad():
+        again = loaded.student(x_t, torch.ones(2), loaded.text_encoder(tiny.WORDS))
+    torch.testing.assert_close(again, start)
 
 
 def test_a_saved_student_reads_prompts_as_its_teacher_does(family, student_config, tmp_path):

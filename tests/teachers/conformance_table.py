@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import tiny
 import torch
 from test_conformance import Case
 
@@ -14,7 +13,7 @@ from l2p.patches import patchify, unpatchify
 from l2p.recipe import HeadConfig, StudentConfig
 from l2p.students.build import from_teacher
 from l2p.students.cores import CORES
-from l2p.teachers import FAMILIES
+from l2p.teachers import FAMILIES, tiny
 
 DOCS = Path(__file__).parents[2] / "docs" / "teachers.md"
 BEGIN, END = "<!-- conformance: begin -->", "<!-- conformance: end -->"

@@ -16,12 +16,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import theirs
-import tiny
 
 from l2p import flow
 from l2p.errors import UserError
 from l2p.objectives.features import EncoderFeatures
-from l2p.teachers import FAMILIES, PARTS, Conditioning, load_teacher
+from l2p.teachers import FAMILIES, PARTS, Conditioning, load_teacher, tiny
 from l2p.teachers.dit import class_numbers
 from l2p.teachers.schedules import solver_of
 
@@ -216,7 +215,7 @@ def test_weights_beside_a_pipeline_s_folders_are_not_fetched(name, wanted):
 
 @pytest.mark.parametrize(("prompt", "number"), [("207", 207), ("cock", 7), (" tench", 0)])
 def test_a_class_goes_by_number_or_name(prompt, number):
-    pipeline = tiny.dit()
+    pipeline = tiny.PIPELINES["DiTPipeline"]()
     embeds, _, _ = FAMILIES["DiTPipeline"].read_prompts(pipeline, [prompt])
     assert class_numbers(Conditioning(embeds, torch.ones(1))).item() == number
     with pytest.raises(

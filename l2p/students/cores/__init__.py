@@ -41,7 +41,8 @@ def core_class(transformer_class: str) -> type:
     """Raises: UserError for a network that no student can keep."""
     if transformer_class not in CORES:
         raise UserError(
-            f"no student has a core of the kind {transformer_class}: expected one of {', '.join(CORES)}"
+            f"no student has a core of the kind {transformer_class}, expected one of {', '.join(CORES)}: give it one of "
+            "its own, such as student.core=base"
         )
     return CORES[transformer_class]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
+from l2p.teachers.installed import diffusers_class
 
 if TYPE_CHECKING:
     from l2p.teachers.protocol import Conditioning
@@ -63,14 +64,12 @@ class Core(nn.Module, ABC):
 
     def __init__(self, config: dict[str, Any], patch_size: int) -> None:
         super().__init__()
-        import diffusers
-
         self.span_embedder: nn.Module | None = None  # of a step's length, where the core takes an interval
         options = {key: value for key, value in config.items() if key in OPTIONS}
         self.guidance_scale = options.get("guidance_scale", 0.0)
         self.whole_timesteps = options.get("whole_timesteps", False)
         kept = {key: value for key, value in config.items() if key not in ("class", *OPTIONS)}
-        self.transformer = getattr(diffusers, self.transformer_class)(**kept)
+        self.transformer = diffusers_class(self.transformer_class)(**kept)
         first = self.transformer.get_submodule(self.first)
         fresh = nn.Linear(3 * patch_size**2, first.weight.shape[0], bias=first.bias is not None)
         self.transformer.set_submodule(self.first, fresh)
@@ -84,11 +83,7 @@ class Core(nn.Module, ABC):
         Raises:
             UserError: a variant that this core does not read.
         """
-        import diffusers
-
-        known = set(inspect.signature(getattr(diffusers, cls.transformer_class).__init__).parameters) - {
-            "self"
-        }
+        known = set(inspect.signature(diffusers_class(cls.transformer_class).__init__).parameters) - {"self"}
         cls.check(transformer_config)
         plain = {
             key: list(value) if isinstance(value, tuple) else value

@@ -42,7 +42,7 @@ class QwenImageCore(Core):
     def walk(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        model, mask = self.transformer, conditioning.mask
+        model, mask = self.transformer, conditioning.mask if conditioning.padded else None
         text = model.txt_in(model.txt_norm(conditioning.embeds))
         c = model.time_text_embed(t.to(x.dtype), x)
         shapes = [[(1, *grid)]] * len(x)
@@ -52,7 +52,7 @@ class QwenImageCore(Core):
                 block,
                 hidden_states=x,
                 encoder_hidden_states=text,
-                encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+                encoder_hidden_states_mask=mask,
                 temb=c,
                 image_rotary_emb=rope,
             )

@@ -1,89 +1,16 @@
-"""Tiny pipelines of the real diffusers classes with random weights, one a family; tokenizers are made on the spot.
-
-``PIPELINES[class name]()`` takes well under a second. Constants (scaling, shift, statistics) are odd on purpose, so that
-one left out or applied twice shows.
-"""
+"""Tiny pipelines of the families that learnt a flow."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
-from torch import nn
 
 from l2p.teachers import build
-
-WORDS = ["a lake at dusk", "a small house near a river in winter, pine trees and mountains, cloudy sky"]
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
-)
-
-
-@lru_cache
-def tokenizer(max_length: int = 512):
-    from tokenizers import processors
-
-    made = build.build_tokenizer(WORDS, 300)
-    # As T5 and CLIP, an empty prompt has one token.
-    end = made.convert_tokens_to_ids("<|assistant|>")
-    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <|assistant|>", special_tokens=[("<|assistant|>", end)]
-    )
-    made.chat_template = TEMPLATE
-    made.model_max_length = max_length
-    return made
-
-
-def randomised(module: nn.Module, std: float = 0.1) -> nn.Module:
-    """Noise on every parameter, so that no path is switched off by a zero."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(std * torch.randn(parameter.shape, generator=generator))
-    return module.eval()
-
-
-def vae(channels: int, shift: float | None = None, scale: float = 0.7):
-    made = build.build_vae(build.VAESizes([4, 4, 8, 8], latent_channels=channels), sample_size=64)
-    made.register_to_config(scaling_factor=scale, shift_factor=shift)
-    return made
-
-
-def clip(width: int = 16, projection: bool = False):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=300,
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=width,
-        eos_token_id=0,
-        bos_token_id=1,
-        pad_token_id=0,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
-
-
-def t5(width: int = 16):
-    from transformers import T5Config, T5EncoderModel
-
-    return T5EncoderModel(
-        T5Config(vocab_size=300, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0)
-    ).eval()
-
-
-def flow_scheduler(**changes):
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler(**changes)
+from l2p.teachers.tiny.parts import clip, flow_scheduler, randomised, t5, tokenizer, vae
 
 
 def z_image():
     sizes = build.TransformerSizes(
-        dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, axes_dims=[8, 12, 12], axes_lens=[128, 32, 32]
+        dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, axes_dims=[8, 12, 12], axes_lens=[1024, 64, 64]
     )
     text = build.build_text_encoder(build.TextSizes(32, 2, 2, 64, 300), 300)
     return build.build_pipeline(
@@ -303,102 +230,6 @@ def sd3():
     )
 
 
-def unet(cross: int, **changes):
-    from diffusers import UNet2DConditionModel
-
-    return randomised(
-        UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-            attention_head_dim=2,
-            cross_attention_dim=cross,
-            **changes,
-        ),
-        std=0.05,
-    )
-
-
-def sdxl():
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        timestep_spacing="leading",
-        steps_offset=1,
-    )
-    return StableDiffusionXLPipeline(
-        vae=vae(4, scale=0.13),
-        text_encoder=clip(),
-        text_encoder_2=clip(projection=True),
-        tokenizer=tokenizer(77),
-        tokenizer_2=tokenizer(77),
-        unet=unet(
-            32,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=16 + 6 * 8,
-            use_linear_projection=True,
-        ),
-        scheduler=scheduler,
-        add_watermarker=False,
-    )
-
-
-def sd15():
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
-
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    return StableDiffusionPipeline(
-        vae=vae(4, scale=0.18),
-        text_encoder=clip(),
-        tokenizer=tokenizer(77),
-        unet=unet(16),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def pixart():
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
-
-    transformer = PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        cross_attention_dim=32,
-        sample_size=8,
-        patch_size=2,
-        caption_channels=16,
-        use_additional_conditions=False,
-    )
-    return PixArtSigmaPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=t5(),
-        vae=vae(4, scale=60.0),  # a random network of this kind draws latents this large
-        transformer=randomised(transformer),
-        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
-    )
-
-
 def sana():
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
@@ -443,41 +274,3 @@ def sana():
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     return SanaPipeline(tokenizer(), text, autoencoder, randomised(transformer), scheduler)
-
-
-def dit():
-    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
-
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        norm_num_groups=4,
-    )
-    return DiTPipeline(
-        transformer=randomised(transformer),
-        vae=vae(4, scale=8.0),
-        scheduler=DDIMScheduler(clip_sample=False),
-        id2label={0: "tench, Tinca tinca", 7: "cock"},
-    )
-
-
-PIPELINES = {
-    "ZImagePipeline": z_image,
-    "FluxPipeline": flux,
-    "FluxPipeline (schnell)": flux_schnell,
-    "Flux2Pipeline": flux2,
-    "Flux2KleinPipeline": flux2_klein,
-    "Flux2KleinPipeline (distilled)": flux2_klein_distilled,
-    "QwenImagePipeline": qwen_image,
-    "ChromaPipeline": chroma,
-    "StableDiffusion3Pipeline": sd3,
-    "StableDiffusionXLPipeline": sdxl,
-    "StableDiffusionPipeline": sd15,
-    "PixArtSigmaPipeline": pixart,
-    "SanaPipeline": sana,
-    "DiTPipeline": dit,
-}

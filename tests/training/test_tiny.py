@@ -1,0 +1,81 @@
+"""The tiny twin: each recipe of a real model runs whole on random weights of its own family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from l2p.errors import UserError
+from l2p.files import read_json
+from l2p.recipe import load_recipe
+from l2p.teachers import published_as
+from l2p.training.tiny import shrunk
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+REAL = ["z-image-turbo-1k", "flux2-klein-1k", "qwen-image-1k", "sd3.5-1k", "sdxl-1k"]
+
+
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in REAL[:-1]), REAL[-1]]
+)
+def test_a_recipe_runs_whole_on_its_tiny_twin(l2p, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "qwen-image-1k":
+        pytest.importorskip("peft")
+    code, out, err = l2p(
+        "distill", RECIPES / f"{name}.yaml", "--tiny", "logging.tensorboard=false", "dtype=fp32"
+    )
+    assert code == 0 and "the way is open" in out, err
+    folder = tmp_path / "runs" / f"{name}-tiny"
+    config, metrics = read_json(folder / "student" / "config.json"), read_json(folder / "metrics.json")
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert config["teacher"]["pipeline"] == published_as(recipe.teacher.path)[0].pipeline_class
+    assert config["recipe"]["one_step"]["objectives"] == recipe.one_step.objectives
+    for stage in ("lift", "corpus", "transfer", "one_step", "match", "student", "evaluation"):
+        assert (folder / "stages" / f"{stage}.json").is_file(), stage
+    # prompts of a file know no attributes: no judge, no Frechet distance, and a report all the same
+    assert metrics["student"]["psnr_to_teacher"] > 0 and metrics["student"].get("attribute_accuracy") is None
+    assert "judge" not in metrics and metrics["summary"]["speedup"] > 0
+    assert "<html" in (folder / "report.html").read_text()[:200].lower()
+
+
+def test_the_prompts_that_are_there_are_used_and_the_teacher_is_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(RECIPES / "z-image-turbo-1k.yaml")
+    small = shrunk(recipe)
+    assert small.corpus.prompts == "runs/z-image-turbo-1k-tiny/tiny-prompts.txt"
+    assert small.teacher.path == "runs/z-image-turbo-1k-tiny/tiny-teacher" and small.device == "auto"
+    Path("prompts.txt").write_text("a lake\n")
+    assert shrunk(recipe).corpus.prompts == "prompts.txt"
+    recipe.teacher.path = "ann/her-own-model"
+    with pytest.raises(UserError, match="ann/her-own-model is cannot be known.*see l2p teachers"):
+        shrunk(recipe)
+
+
+def test_a_dry_run_of_the_tiny_twin_writes_nothing(l2p, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = (RECIPES / "sdxl-1k.yaml", "--tiny", "--dry-run", "logging.tensorboard=false")
+    code, out, _ = l2p("distill", *argv)
+    assert code == 0 and "sdxl-1k-tiny" in out and "core: tiny" in out and not list(tmp_path.iterdir())
+
+
+def test_the_bundled_teacher_is_its_own_tiny_twin():
+    small = shrunk(load_recipe(RECIPES / "quickstart.yaml"))
+    assert small.teacher.path == "landscapes" and small.corpus.prompts == "landscapes"
+    assert small.one_step.steps == 2 and small.student.head.pretrained is None
+
+
+def test_a_growing_runs_on_its_tiny_twin(l2p, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = (
+        RECIPES / "landscapes-512.yaml",
+        "--tiny",
+        "teacher=Tongyi-MAI/Z-Image-Turbo",
+        "dtype=fp32",
+        "factor=2",
+    )
+    code, out, err = l2p("grow", *argv)
+    assert code == 0 and "the grown student is in runs/landscapes-512-tiny/student" in out, err
+    config = read_json("runs/landscapes-512-tiny/student/config.json")
+    assert config["patch_size"] == 32 and config["head"]["factor"] == 2 and config["height"] == 128
