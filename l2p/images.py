@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -32,29 +33,30 @@ def from_uint8(pictures: Pictures) -> Tensor:
     return torch.tensor(pictures).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
-def read_picture(path: PathLike) -> Pictures:
-    """The picture in a file, uint8 [H, W, 3]: the first of several, turned as its EXIF says, on white where it is
-    transparent, 16 bits a channel rounded to 8.
+def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures:
+    """The picture in a file, or in an open one that is called `name`, uint8 [H, W, 3]: the first of several, turned as
+    its EXIF says, on white where it is transparent, 16 bits a channel rounded to 8.
 
     Raises UserError if it is none.
     """
     from PIL import Image, ImageOps
 
+    told = name or path
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":
-                return _from_deep_grey(np.asarray(image), path)
+                return _from_deep_grey(np.asarray(image), told)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             return np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path} is too large: {error}") from error
+        raise UserError(f"{told} is too large: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         if isinstance(error, UserError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no picture or is cut short: {reason}") from error
+        raise UserError(f"{told} is no picture or is cut short: {reason}") from error
 
 
 def _from_deep_grey(levels: NDArray, path: PathLike) -> Pictures:

@@ -16,6 +16,8 @@ from torch import nn
 
 from l2p import flow, images, runtime
 from l2p.bench.clock import Clock
+from l2p.bench.count import CAPTION
+from l2p.errors import UserError
 from l2p.students import painting, presets
 from l2p.students.heads import PatchHead
 from l2p.students.pipeline import StudentPipeline
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
 
 PROMPTS = [f"a red house by a lake at dusk, number {number}" for number in range(8)]
 SD_VAE = build.VAESizes([128, 256, 512, 512], layers_per_block=2, latent_channels=16, norm_num_groups=32)
+
+TINY_PID = {
+    "hidden_size": 64,
+    "num_heads": 2,
+    "depth": 2,
+    "pixel_attention_width": 64,
+    "pixel_heads": 2,
+    "text_width": 32,
+    "latent_width": 32,
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,35 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
     return Path(draw, _parameters(transformer, vae, encoder.model), job.teacher_steps)
 
 
+def pid(job: Job, clock: Clock) -> Path:
+    """PiD's published network (1.4 B parameters, 16 px a token; a toy for `tiny`), one step from latents at a quarter of the
+    side. Neither the latents nor the caption's features are made here: the network alone."""
+    from l2p.published.pid import PublishedPiD
+    from l2p.published.pid_network import PiDNet, PiDSizes
+
+    if job.height % 32 or job.width % 32:
+        raise UserError(f"pid paints multiples of 32 px, not {job.height} x {job.width}")
+    device, dtype = torch.device(job.device), runtime.DTYPES[job.dtype]
+    sizes = PiDSizes(**TINY_PID) if job.preset == "tiny" else PiDSizes()
+    with torch.device("meta"):
+        network = PiDNet(sizes).to(dtype)
+    network = network.to_empty(device=device).eval()
+    presets.randomise(network)
+    decoder = PublishedPiD(network, "random weights")
+    clock.wrap(network, "forward", "decode")
+    clock.wrap(images, "to_uint8", "to 8-bit")
+    clock.wrap(flow.Noise, "__init__", "noise")
+    clock.wrap(flow.Noise, "rows", "noise")
+    caption = torch.ones(1, CAPTION, sizes.text_width)
+
+    def draw(number: int) -> np.ndarray:
+        latents = flow.noise(range(job.batch), sizes.latent_channels, job.height // 32, job.width // 32)
+        pictures = decoder.decode(latents, 0.0, caption, seed=number * job.batch, num_inference_steps=1)
+        return images.to_uint8(pictures)
+
+    return Path(draw, _parameters(network), 1)
+
+
 PATHS: dict[str, Callable[[Job, Clock], Path]] = {
     "l2p": student,
     "l2p-unet": lambda job, clock: student(job, clock, head="unet"),
@@ -143,6 +184,7 @@ PATHS: dict[str, Callable[[Job, Clock], Path]] = {
     "vae-tiled": lambda job, clock: teacher(job, clock, "tiled"),
     "taesd": lambda job, clock: teacher(job, clock, "taesd"),
     "vae+lanczos": lambda job, clock: teacher(job, clock, shrink=4),
+    "pid": pid,
 }
 
 

@@ -16,6 +16,7 @@ from l2p.errors import UserError
 
 if TYPE_CHECKING:
     from l2p.decoders.decode import PidDecoder, VaeDecoder
+    from l2p.published.decoding import PublishedDecoder
     from l2p.teachers.protocol import Teacher
 
 EXAMPLES = """\
@@ -23,6 +24,7 @@ examples:
   l2p decode photo.jpg --out large.png
   l2p decode latents/ photos/ --decoder pid --scale 4 --steps 1 --out decoded
   l2p decode latents.safetensors --decoder vae --scale 4 --out baseline.png
+  l2p decode latents.safetensors --weights pid-flux --text-encoder google/gemma-2-2b-it --prompt "a red house" --out house.png
   l2p decode "a red house by a lake at dusk" --teacher landscapes --stop-at-sigma 0.3 --out house.png
 
 exit code 1: some files of a batch could not be decoded
@@ -45,7 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="FOLDER",
         default=BUNDLED,
-        help=f"of the pid decoder, as `l2p train-pid` writes it ({BUNDLED})",
+        help=f"of the pid decoder, as `l2p train-pid` or `l2p import` writes it ({BUNDLED})",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="FOLDER|NAME",
+        help="what reads captions for an imported decoder (google/gemma-2-2b-it); else it gets none",
     )
     parser.add_argument(
         "--scale", type=int, choices=(1, 2, 4, 8), help="times the side; else the decoder's own"
@@ -135,11 +142,18 @@ class Tools:
         self.device = runtime.pick_device(args.device)
         self.dtype = runtime.pick_dtype(args.dtype, self.device)
         self._teacher: Teacher | None = None
-        self.student = None
+        self.student, self.published = None, False
         if args.decoder == "pid":
             from l2p.decoders.io import load_decoder
+            from l2p.published.pid import is_pid_folder, load_pid
 
-            self.student = load_decoder(args.weights, self.device)
+            self.published = is_pid_folder(args.weights)
+            if self.published and args.memory_budget:
+                raise UserError("an imported decoder paints whole pictures: leave out --memory-budget")
+            if self.published:
+                self.student = load_pid(args.weights, self.device, self.dtype)
+            else:
+                self.student = load_decoder(args.weights, self.device)
             spec = self.student.spec
             if args.scale not in (None, spec.scale):
                 raise UserError(
@@ -150,7 +164,11 @@ class Tools:
                 raise UserError(
                     f"a noise level of {level:g} is beyond the {spec.max_sigma:g} that the decoder was trained to"
                 )
-        self._decoder: VaeDecoder | PidDecoder | None = None
+        if args.text_encoder and not self.published:
+            raise UserError(
+                "--text-encoder reads captions for an imported decoder; others read them with their teacher's"
+            )
+        self._decoder: VaeDecoder | PidDecoder | PublishedDecoder | None = None
 
     @property
     def teacher(self) -> Teacher:
@@ -166,7 +184,7 @@ class Tools:
         return self._teacher
 
     @property
-    def decoder(self) -> VaeDecoder | PidDecoder:
+    def decoder(self) -> VaeDecoder | PidDecoder | PublishedDecoder:
         if self._decoder is None:
             from l2p.decoders.decode import PidDecoder, VaeDecoder
             from l2p.runtime import parse_bytes
@@ -174,6 +192,11 @@ class Tools:
 
             if self.student is None:
                 self._decoder = VaeDecoder(self.teacher, self.args.scale or 1, self.dtype)
+            elif self.published:
+                from l2p.published.decoding import PublishedDecoder, caption_reader
+
+                captions = caption_reader(self.args.text_encoder, self.args.prompt, self.student)
+                self._decoder = PublishedDecoder(self.student, self.args.steps, captions)
             else:
                 budget = parse_bytes(self.args.memory_budget) if self.args.memory_budget else BUDGET
                 self._decoder = PidDecoder(

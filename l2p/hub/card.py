@@ -19,10 +19,10 @@ from l2p.students.weights import read_entries
 
 LICENSES = "apache-2.0 mit openrail creativeml-openrail-m openrail++ bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc0-1.0 gemma"
 PAINTERS = {
-    "teacher": "teacher, {teacher_steps} steps and VAE",
+    "teacher": "teacher, {teacher_steps} and VAE",
     "teacher_one_step": "teacher, 1 step and VAE",
     "lift": "lift, no training",
-    "student": "**this student, {student_steps} step(s)**",
+    "student": "**this student, {student_steps}**",
     "vae": "VAE of real renders",
     "real": "real renders",
 }
@@ -235,8 +235,8 @@ def _painters(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _called(name: str, settings: dict[str, Any]) -> str:
-    known = {"teacher_steps": "many", "student_steps": "few", **settings}
-    return PAINTERS[name].format(**known)
+    counts = {key: settings.get(key, "unknown") for key in ("teacher_steps", "student_steps")}
+    return PAINTERS[name].format(**{key: f"{n} step{'' if n == 1 else 's'}" for key, n in counts.items()})
 
 
 def _cell(value: Any, factor: int, decimals: int, unit: str) -> str:

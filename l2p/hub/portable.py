@@ -91,6 +91,7 @@ class PortableStudent(nn.Module):
         t_model: Tensor,
         conditioning: Conditioning,
         time_extra: Tensor | None = None,
+        inject: None = None,  # a decoder's latents, which no prompt brings
     ) -> tuple[Tensor, Tensor]:
         """`l2p.teachers.z_image_forward.forward_embedded` for one picture, its sizes never looked at as numbers."""
         height, width = x.shape[1:3]

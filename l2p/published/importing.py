@@ -22,6 +22,7 @@ from l2p.published.pid import (
     pid_config,
     pid_names,
 )
+from l2p.published.pid_text import ENCODER
 from l2p.students import weights
 from l2p.teachers import license_of
 
@@ -40,7 +41,7 @@ A published PiD decoder ({paper}) as latent2pixel reads it: `{file}` of `{repo}`
 formats as they were published.
 
 ```
-l2p decode LATENTS --decoder {folder}
+l2p decode LATENTS --weights {folder} --text-encoder {encoder} --prompt CAPTION --out PICTURE
 ```
 """
 
@@ -143,6 +144,7 @@ def import_pid(name: str, variant: PiDVariant, source: Source, out: Path) -> Non
             file=origin["file"],
             revision=origin["revision"] or "unknown",
             folder=out.name,
+            encoder=ENCODER,
         )
         write_text(partial / CARD, card)
 

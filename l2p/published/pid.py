@@ -31,6 +31,7 @@ LICENSE = "NVIDIA License (NSCLv1), non-commercial"
 NOTICE = "these weights may be used for research and evaluation alone, not commercially (NVIDIA License, section 3.3)"
 TIMES = (0.999, 0.866, 0.634, 0.342, 0.0)  # of the four steps of the distilled network
 PURE = 1.0  # where its single step starts
+NOISINGS = ("flow", "variance-preserving")
 TRAINED_SIGMA = 0.8  # the most noise in a latent that it was trained with
 
 
@@ -60,6 +61,13 @@ LATENTS = {
     "sd3": {"latent_channels": 16, "latent_compression": 8},
     "sdxl": {"latent_channels": 4, "latent_compression": 8},
     "qwenimage": {"latent_channels": 16, "latent_compression": 8},
+}
+TEACHERS = {  # whose latents they are
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "flux2": "black-forest-labs/FLUX.2-dev",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "qwenimage": "Qwen/Qwen-Image",
 }
 V1_5: dict[str, Any] = {
     "rope_reference": 2048,
@@ -105,6 +113,7 @@ class PublishedSpec:
     scale: int
     max_sigma: float
     geometry: LatentGeometry
+    teacher: dict[str, Any]
 
 
 @dataclass
@@ -113,12 +122,14 @@ class PublishedPiD:
 
     Attributes:
         variant: its name.
+        noising, latents: see :class:`PiDVariant`; ``latents`` is its family.
         source: where the weights come from, with their licence.
     """
 
     net: PiDNet
     variant: str
     noising: str = "flow"
+    latents: str = "flux"
     times: tuple[float, ...] = TIMES
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -131,7 +142,7 @@ class PublishedPiD:
         sizes = self.net.sizes
         fold = sizes.latent_compression // 8
         geometry = LatentGeometry(sizes.latent_channels // fold**2, 8, 1 if sizes.latent_channels == 4 else 2)
-        return PublishedSpec(sizes.scale, TRAINED_SIGMA, geometry)
+        return PublishedSpec(sizes.scale, TRAINED_SIGMA, geometry, {"name": TEACHERS.get(self.latents)})
 
     @property
     def factor(self) -> int:
@@ -249,7 +260,10 @@ def load_pid(
         times = tuple(float(t) for t in config["times"])
         if len(times) < 2 or times[-1] != 0 or any(a <= b for a, b in zip(times, times[1:], strict=False)):
             raise ValueError(f"times {times}")
-        made = PublishedPiD(net, str(config["variant"]), str(config["noising"]), times, config["source"])
+        if config["latents"] not in LATENTS or config["noising"] not in NOISINGS:
+            raise ValueError(f"latents {config['latents']!r}, noising {config['noising']!r}")
+        name, noising, latents = str(config["variant"]), config["noising"], config["latents"]
+        made = PublishedPiD(net, name, noising, latents, times, config["source"])
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / CONFIG} is broken ({reason}): import it again") from error

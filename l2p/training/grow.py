@@ -1,6 +1,7 @@
-"""Grow a student: a larger patch and resolution, its detail trained on true renders of the large size.
+"""Grow a student: a larger patch and resolution, its detail trained on true renders of the large size, or on photographs.
 
 No teacher draws at the large size, but `landscapes` renders at any: pictures X, their captions, and as many as wanted.
+For students of the wider world there are photographs (`pictures.photos`); a step may have both.
 Two things tie them to the student. The detail's draft is the render's own small version, softened as drafts are, so that
 target and draft agree to the pixel. And the noise is the one that the teacher's flow, run backwards from the small
 picture, ends in: so the core's features tell of the very scene. What the detail cannot know (which leaf, which ripple) it
@@ -8,7 +9,7 @@ may invent from its noise, and is asked to invent as much of it as there is: `en
 
 The core and the small head stay frozen unless `train` says otherwise: what was right at the small size stays right.
 
-Legend: X [B, 3, H, W] the render, g the factor, D = 3 p^2 values of a large token, d of a latent one.
+Legend: X [B, 3, H, W] the picture, g the factor, D = 3 p^2 values of a large token, d of a latent one.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2p import flow, runtime
+from l2p.corpus.photos import Photos
 from l2p.errors import UserError
 from l2p.files import write_json
-from l2p.images import from_uint8, labelled_grid, save_png, to_uint8
-from l2p.landscapes import Scene, caption, render_batch
+from l2p.images import Pictures, from_uint8, labelled_grid, save_png, to_uint8
+from l2p.landscapes import Scene, caption, render, render_batch
 from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
@@ -49,9 +52,11 @@ EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1
 
 @dataclass
 class GrowPictures:
-    """Renders to train on; every step draws fresh ones, of one size a step in turn."""
+    """Pictures to train on, of one size a step in turn: fresh renders, and a share of photographs."""
 
     sizes: list[list[int]] = field(default_factory=lambda: [[512, 512]])
+    photos: list[str] = field(default_factory=list)
+    photo_share: float = knob(0.5, low=0, high=1)
     first_scene: int = knob(FIRST_SCENE, low=0)
     inversion_steps: int = knob(8, low=1)
     blur_low: float = knob(0.5, low=0)
@@ -115,17 +120,19 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     student.head.band_height = _bands(recipe)
     if recipe.train == "detail":
         student.core.requires_grad_(False), student.head.inner.requires_grad_(False)
-    renders = Renders(recipe, sizes, student, teacher, device, dtype)
+    batches = Batches(recipe, sizes, student, teacher, device, dtype)
     distance = EncoderDistance(EncoderFeatures(teacher)) if recipe.terms.perceptual else None
 
     def loss(step: int) -> dict[str, Tensor]:
-        x, given = renders.batch(step)
+        x, given = batches.batch(step)
         with runtime.autocast(device, dtype):
             drawn = student(*given[:3], draft=given[3])
             return terms(drawn.float(), x, recipe.terms, recipe.head.fine_patch, distance)
 
+    examples = batches.examples(recipe.preview_images)
+
     def preview(network: nn.Module, path: Path) -> None:
-        show(network, texts, recipe, sizes[0], dtype, path)
+        show(network, texts, recipe, examples, dtype, path)
 
     folder.mkdir(parents=True, exist_ok=True)
     seconds = fit(student, loss, recipe.optim, folder, "grow", preview, resume)
@@ -153,7 +160,7 @@ def _bands(recipe: GrowRecipe) -> int | None:
     return band
 
 
-class Renders:
+class Batches:
     """Batches for growing; the batch of a step is a function of seed and step alone."""
 
     def __init__(
@@ -170,23 +177,71 @@ class Renders:
         self.basis, self.patch_size = student.basis.double().clone(), p
         # Whole patches are drawn and rendered: a picture between two sizes is the larger one, cut.
         self.sizes = [(h + -h % p, w + -w % p) for h, w in sizes]
+        config = recipe.pictures
+        self.photos = (
+            Photos(config.photos, *map(max, zip(*self.sizes, strict=True))) if config.photos else None
+        )
+        self.photo_share = config.photo_share if config.photos else 0.0
+        self._order: tuple[int, list[int]] = (-1, [])  # of the photographs, and in which of their epochs
 
     @torch.no_grad()
     def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Any, Tensor]]:
-        """Renders X and what the student is given: noise, times, captions and drafts [B, 3, H / g, W / g]."""
+        """Pictures X and what the student is given: noise, times, captions and drafts [B, 3, H / g, W / g]."""
         config, count = self.recipe.pictures, self.recipe.optim.batch_size
         generator = step_generator(self.recipe.seed, "grow", step)
-        seeds = range(config.first_scene + step * count, config.first_scene + (step + 1) * count)
-        height, width = self.sizes[step % len(self.sizes)]
-        x = from_uint8(render_batch(seeds, height, width)).to(self.device)
+        pictures, captions = self.pictures(
+            range(step * count, (step + 1) * count), self.sizes[step % len(self.sizes)]
+        )
+        x = from_uint8(pictures).to(self.device)
+        height, width = x.shape[2:]
         small = F.avg_pool2d(x, self.recipe.factor)
-        conditioning = self.teacher.encode_prompts([caption(Scene.from_seed(seed)) for seed in seeds])
+        conditioning = self.teacher.encode_prompts(captions)
         with runtime.autocast(self.device, self.dtype):
             z = invert(self.teacher, small, conditioning, config.inversion_steps)
         noise = flow.noise_from([generator] * count, 3, height, width).to(self.device)
         noise = with_latents(noise, self.teacher.pack(z.float()), self.basis, self.patch_size)
         draft = soften(small, config, generator)
         return x, (noise, torch.ones(count, device=self.device), conditioning, draft)
+
+    def examples(self, count: int) -> tuple[str, list[int], list[str], Pictures]:
+        """What previews are compared with, at the first size: what it is, noise seeds, captions, pictures [N, H, W, 3].
+
+        Renders that no step draws or, where a training sees none, its first photographs.
+        """
+        first, size = self.recipe.pictures.first_scene, self.sizes[0]
+        seeds = [first - 1 - i for i in range(count)]
+        if self.photo_share < 1:
+            captions = [caption(Scene.from_seed(seed)) for seed in seeds]
+            return "render of\nthe caption", seeds, captions, render_batch(seeds, *size)
+        pictures, captions = self.pictures(range(count), size)
+        return "photograph\nof the caption", seeds, captions, pictures
+
+    def pictures(self, places: range, size: tuple[int, int]) -> tuple[Pictures, list[str]]:
+        """The pictures uint8 [B, H, W, 3] and captions of these places in the whole training, whatever its batches."""
+        taken = [
+            int(place * self.photo_share) for place in (*places, places.stop)
+        ]  # photographs before each place
+        found = [
+            self._photo(before, size) if after > before else self._render(place, size)
+            for place, before, after in zip(places, taken[:-1], taken[1:], strict=True)
+        ]
+        pictures, captions = zip(*found, strict=True)
+        return np.stack(pictures), list(captions)
+
+    def _render(self, place: int, size: tuple[int, int]) -> tuple[Pictures, str]:
+        scene = Scene.from_seed(self.recipe.pictures.first_scene + place)
+        return render(scene, *size), caption(scene)
+
+    def _photo(self, number: int, size: tuple[int, int]) -> tuple[Pictures, str]:
+        """The number-th photograph that the training sees: all of them in one order, then in another one."""
+        epoch, place = divmod(number, len(self.photos))
+        if self._order[0] != epoch:
+            shuffled = torch.randperm(
+                len(self.photos), generator=step_generator(self.recipe.seed, "photos", epoch)
+            )
+            self._order = (epoch, shuffled.tolist())
+        where = step_generator(self.recipe.seed, "crop", number)
+        return self.photos.crop(self._order[1][place], *size, where)
 
 
 @torch.no_grad()
@@ -244,20 +299,17 @@ def show(
     student: PixelStudent,
     texts: PromptEncoder,
     recipe: GrowRecipe,
-    size: tuple[int, int],
+    examples: tuple[str, list[int], list[str], Pictures],
     dtype: torch.dtype,
     path: Path,
 ) -> None:
-    """A grid: the small student's pictures upsampled, the grown ones of the same noise, renders of the same captions."""
-    # Below the first scene of training: no step draws them.
-    seeds = [recipe.pictures.first_scene - 1 - i for i in range(recipe.preview_images)]
-    p, head = student.spec.patch_size, student.head
-    height, width = (side + -side % p for side in size)
-    prompts = [caption(Scene.from_seed(seed)) for seed in seeds]
+    """A grid: the small student's pictures upsampled, the grown ones of the same noise, examples of the same captions."""
+    label, seeds, prompts, pictures = examples
+    height, width = pictures.shape[1:3]
     rows: dict[str, list[Any]] = {"128 px,\nbicubic": [], "grown": []}
     drafts, grown = rows.values()
     keep = {}
-    hook = head.inner.register_forward_hook(lambda module, args, out: keep.update(small=out.float()))
+    hook = student.head.inner.register_forward_hook(lambda module, args, out: keep.update(small=out.float()))
     for seed, prompt in zip(seeds, prompts, strict=True):
         noise = flow.noise([seed], 3, height, width).to(student.device)
         with runtime.autocast(student.device, dtype):
@@ -265,8 +317,5 @@ def show(
         large = F.interpolate(keep["small"], scale_factor=recipe.factor, mode="bicubic", align_corners=False)
         drafts.append(to_uint8(large))
     hook.remove()
-    import numpy as np
-
-    sheets = {name: np.concatenate(pictures) for name, pictures in rows.items()}
-    sheets["render of\nthe caption"] = render_batch(seeds, height, width)
-    save_png(labelled_grid(sheets, prompts), path)
+    sheets = {name: np.concatenate(drawn) for name, drawn in rows.items()}
+    save_png(labelled_grid(sheets | {label: pictures}, prompts), path)

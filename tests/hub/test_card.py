@@ -44,7 +44,7 @@ def test_the_text_tells_the_facts_of_the_folder(staged):
         "![Teacher above, student below, from the same noise](pictures.png)",
         'l2p.load("ann/tiny")',
         "one picture of 48 x 32 px on cpu (x86_64), 2 threads, bfloat16",
-        "| **this student, 1 step(s)** | 36.2 | 98.7 |",
+        "| **this student, 1 step** | 36.2 | 98.7 |",
         "| teacher, 20 steps and VAE | 539.0 | - |",
         "| teacher, 20 steps and VAE | 95.0 % | 7.00 |",
         "PSNR to the teacher's picture of the same noise",

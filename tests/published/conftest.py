@@ -9,6 +9,7 @@ import torch
 
 from l2p.published import l2p_weights, pid
 from l2p.published.pid_network import PiDNet
+from l2p.published.pid_text import instruction
 
 TINY_PID = {
     "hidden_size": 48,
@@ -18,7 +19,7 @@ TINY_PID = {
     "pixel_attention_width": 24,
     "pixel_heads": 2,
     "pixel_depth": 2,
-    "text_width": 10,
+    "text_width": 16,
     "text_length": 6,
     "num_res_blocks": 2,
     "patch_size": 8,
@@ -87,3 +88,31 @@ def tiny_l2p(monkeypatch):
         return twin
 
     return shrink
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory) -> str:
+    """Folder of a tiny Gemma 2 of the real class, of the width that the twins read, with a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<bos>", "<unk>", *dict.fromkeys((instruction() + " a red house by the lake").split())]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+    config = Gemma2Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("gemma")
+    Gemma2Model(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)

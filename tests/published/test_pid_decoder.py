@@ -31,7 +31,7 @@ def latents() -> torch.Tensor:
 )
 def test_steps_are_the_published_ones(decoder, latents, steps, times):
     """x_0 = x - t u, then fresh noise at the next time; the second picture is that of the next seed."""
-    text = torch.randn(2, 4, 10, generator=torch.Generator().manual_seed(6))
+    text = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(6))
     pictures = decoder.decode(latents, [0.0, 0.4], text, seed=7, num_inference_steps=steps)
     assert pictures.shape == (2, 3, 32, 48) and pictures.dtype == torch.float32
     generator = torch.Generator().manual_seed(8)
@@ -81,7 +81,7 @@ def test_seed_and_caption_decide(decoder, latents):
     assert torch.equal(first, decoder.decode(latents, 0.0, seed=1, num_inference_steps=2))
     torch.testing.assert_close(decoder.decode(latents[1:], 0.0, seed=2, num_inference_steps=2), first[1:])
     assert not torch.equal(first, decoder.decode(latents, 0.0, seed=3, num_inference_steps=2))
-    text = torch.ones(1, 3, 10)  # one caption for both
+    text = torch.ones(1, 3, 16)  # one caption for both
     assert not torch.equal(first, decoder.decode(latents, 0.0, text, seed=1, num_inference_steps=2))
     assert not torch.equal(first, decoder.decode(latents, 0.5, seed=1, num_inference_steps=2))
 
@@ -96,7 +96,7 @@ def test_seed_and_caption_decide(decoder, latents):
         ({"sigma": 1.5}, r"from 0 to 1; got \[1.5\]"),
         ({"sigma": float("nan")}, "from 0 to 1"),
         ({"sigma": [0.1, 0.2, 0.3]}, "one number, or one a picture"),
-        ({"prompt_embeds": torch.zeros(1, 3, 7)}, r"reads prompt_embeds \[1, L, 10\], got \[1, 3, 7\]"),
+        ({"prompt_embeds": torch.zeros(1, 3, 7)}, r"reads prompt_embeds \[1, L, 16\], got \[1, 3, 7\]"),
         ({"num_inference_steps": 5}, "decodes in 1 to 4 steps, got 5"),
         ({"num_inference_steps": 0}, "decodes in 1 to 4 steps, got 0"),
     ],

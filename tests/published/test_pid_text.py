@@ -9,33 +9,6 @@ from l2p.errors import UserError
 from l2p.published.pid_text import CaptionReader, instruction
 
 
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory) -> str:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<bos>", "<unk>", *dict.fromkeys((instruction() + " a red house by the lake").split())]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        padding_side="left",
-    )
-    config = Gemma2Config(
-        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, pad_token_id=0, bos_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("gemma")
-    Gemma2Model(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return str(folder)
-
-
 def test_first_token_and_the_last_ones(gemma):
     reader = CaptionReader.from_pretrained(gemma, dtype=torch.float32)
     features = reader(["a red house", "lake"])

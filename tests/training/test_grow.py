@@ -95,7 +95,7 @@ def test_batches_are_renders_and_what_ties_the_student_to_them(tmp_path, small_s
     from l2p.students.grow import grow as grow_student
 
     student = grow_student(load_student(small_student), 2, {"fine_patch": 8, "width": 32, "head_dim": 16})
-    source = grow.Renders(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
+    source = grow.Batches(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
     x, (noise, t, words, draft) = source.batch(1)
     assert x.shape == noise.shape == (2, 3, 96, 64) and len(words) == 2  # whole patches of 32
     first = (
@@ -106,3 +106,42 @@ def test_batches_are_renders_and_what_ties_the_student_to_them(tmp_path, small_s
     again = source.batch(1)[1]
     assert torch.equal(noise, again[0]) and torch.equal(draft, again[3])
     assert not torch.equal(source.batch(3)[1][0], noise)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six pictures larger than the batches', with captions, and one that is too small."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(6):
+        grey = np.full((150 + i, 120, 3), 40 * i, np.uint8)
+        Image.fromarray(grey).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"grey {i}\n")
+    Image.fromarray(np.zeros((60, 200, 3), np.uint8)).save(folder / "small.png")
+    return folder
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_photographs_are_mixed_in_at_their_share(tmp_path, small_student, tiny_pipeline, photos, share):
+    recipe = recipe_for(tmp_path, small_student, tiny_pipeline, f"pictures.photos=[{photos}]", f"pictures.photo_share={share}")  # fmt: skip
+    from l2p.students.grow import grow as grow_student
+
+    student = grow_student(load_student(small_student), 2, {"fine_patch": 8, "width": 32, "head_dim": 16})
+    source = grow.Batches(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
+    assert source.photos.too_small == 1
+    pictures, captions = source.pictures(range(24), (64, 96))
+    seen = [caption for caption in captions if caption.startswith("grey")]
+    assert len(seen) == 24 * share
+    assert set(seen[:6]) == {f"grey {i}" for i in range(6)}  # each once before any comes again
+    for picture, text in zip(pictures, captions, strict=True):
+        if text.startswith("grey"):
+            assert (picture == 40 * int(text[-1])).all()
+    parts = [source.pictures(range(i, i + 2), (64, 96)) for i in (22, 0, 10)]  # in any order and batch
+    assert [part[1] for part in parts] == [captions[22:24], captions[0:2], captions[10:12]]
+    label, _, texts, _ = source.examples(2)
+    assert ("photograph" in label) == (share == 1) == texts[0].startswith("grey")
+    x, given = source.batch(0)
+    assert x.shape == (2, 3, 64, 64) and given[3].shape == (2, 3, 32, 32)
