@@ -78,6 +78,7 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
         "head": "train-",
         "judge": "train-",
         "landscapes-512": "grow",
+        "z-image-4k": "grow",
         "ablation": "ablate",
         "corpus": "synthesize",
         "pid": "train-pid",
