@@ -22,9 +22,11 @@ from l2p.students import painting, presets
 from l2p.students.heads import PatchHead
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import build
+from l2p.teachers.protocol import LatentGeometry
 from l2p.teachers.text import TextEncoder
 
 if TYPE_CHECKING:
+    from l2p.decoders.decode import PidDecoder
     from l2p.teachers.z_image import ZImageTeacher
 
 PROMPTS = [f"a red house by a lake at dusk, number {number}" for number in range(8)]
@@ -102,8 +104,9 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
     """A latent teacher on the preset's own core (patches of 2 x 2 latents, 16 px) and a decoder.
 
     Args:
-        decoder: "vae", "tiled" or "taesd".
-        shrink: the teacher draws pictures of this part of the side, and Lanczos brings them to size.
+        decoder: "vae", "tiled", "taesd" or "pid".
+        shrink: the teacher draws pictures of this part of the side, and Lanczos, or the pixel diffusion decoder, brings
+            them to size.
     """
     from l2p.teachers.z_image import ZImageTeacher
 
@@ -122,7 +125,9 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
     if job.compile:
         for layer in transformer.layers:
             layer.compile()
-    side = (job.height // shrink, job.width // shrink)
+    painter = pid_decoder(job, preset, sizes, shrink) if decoder == "pid" else None
+    unit = 16 if painter else 1  # whole tokens: what is beyond is cut off
+    side = [-(-length // shrink // unit) * unit for length in (job.height, job.width)]
     latent = (sizes.latent_channels, side[0] // 8, side[1] // 8)
     pipeline = build.build_pipeline(_vae_or_shape(vae, sizes), transformer, encoder.model, encoder.tokenizer)
     drawer: ZImageTeacher = ZImageTeacher(pipeline, name=job.preset)
@@ -140,11 +145,37 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
             conditioning = drawer.encode_prompts([PROMPTS[seed % len(PROMPTS)] for seed in seeds])
             with runtime.autocast(device, dtype):
                 z = drawer.sample(z, conditioning, job.teacher_steps)
+        if painter is not None:
+            captions = painter.student.empty
+            painted = [
+                clock.call("decode", painter.paint, z[i : i + 1], 0.0, captions, seed)
+                for i, seed in enumerate(seeds)
+            ]
+            return np.stack(painted)[:, : job.height, : job.width]
         pictures = clock.call("decode", lambda: vae.decode(z.to(dtype), return_dict=False)[0])
         arrays = images.to_uint8(pictures)
         return arrays if shrink == 1 else clock.call("lanczos", _lanczos, arrays, job.width, job.height)
 
-    return Path(draw, _parameters(transformer, vae, encoder.model), job.teacher_steps)
+    last = vae if painter is None else painter.student
+    return Path(draw, _parameters(transformer, last, encoder.model), job.teacher_steps)
+
+
+def pid_decoder(job: Job, preset: presets.Preset, sizes: build.VAESizes, scale: int) -> PidDecoder:
+    """A pixel diffusion decoder with the preset's core and head and the VAE's own decoder for the draft, one step."""
+    from l2p.decoders.build import decoder_draft, pid_spec
+    from l2p.decoders.decode import PidDecoder
+    from l2p.decoders.pid import PidStudent
+    from l2p.recipe import HeadConfig
+
+    with torch.device("meta"):
+        draft = decoder_draft(_vae(sizes))
+        head = HeadConfig("patch", 8, preset.head_width, preset.num_blocks, preset.head_dim)
+        geometry = LatentGeometry(sizes.latent_channels, 8, 2)
+        spec = pid_spec(geometry, scale, preset.core, head, draft, features=preset.head_width)
+        network = PidStudent(spec).to(runtime.DTYPES[job.dtype])
+    network.to_empty(device=job.device)
+    presets.randomise(network)
+    return PidDecoder(network, 1, runtime.DTYPES[job.dtype], memory_budget=job.memory_budget)
 
 
 def pid(job: Job, clock: Clock) -> Path:
@@ -185,6 +216,7 @@ PATHS: dict[str, Callable[[Job, Clock], Path]] = {
     "taesd": lambda job, clock: teacher(job, clock, "taesd"),
     "vae+lanczos": lambda job, clock: teacher(job, clock, shrink=4),
     "pid": pid,
+    "l2p-pid": lambda job, clock: teacher(job, clock, "pid", shrink=4),
 }
 
 

@@ -25,6 +25,7 @@ PATH_NAMES = (
     "taesd",
     "vae+lanczos",
     "pid",
+    "l2p-pid",
 )  # as bench.paths
 
 

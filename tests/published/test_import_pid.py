@@ -166,6 +166,8 @@ def test_wrong_variants(file, tiny_pid, tmp_path, l2p):
         (["nowhere.pth", "--out", "x"], "no file 'nowhere.pth': expected a file, or USER/NAME:FILE"),
         (["nvidia/PiD", "--out", "x"], "no file 'nvidia/PiD'"),
         (["nvidia/PiD:pid-flux", "--out", "x"], "nvidia/PiD has no weights 'pid-flux': expected pid-flux-2k"),
+        (["nvidia/PiD:*.pth", "--out", "x"], "nvidia/PiD has no weights '*.pth'"),
+        (["nvidia/PiD:../a.pth", "--out", "x"], "nvidia/PiD has no weights '../a.pth'"),
         (["someone/else:model", "--out", "x"], "expected a file that ends in .safetensors"),
         (
             ["nvidia/PiD:pid-flux-2k", "--out", "x"],
