@@ -16,17 +16,31 @@ from torch import nn
 
 from l2p import flow, images, runtime
 from l2p.bench.clock import Clock
+from l2p.bench.count import CAPTION
+from l2p.errors import UserError
 from l2p.students import painting, presets
 from l2p.students.heads import PatchHead
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import build
+from l2p.teachers.protocol import LatentGeometry
 from l2p.teachers.text import TextEncoder
 
 if TYPE_CHECKING:
+    from l2p.decoders.decode import PidDecoder
     from l2p.teachers.z_image import ZImageTeacher
 
 PROMPTS = [f"a red house by a lake at dusk, number {number}" for number in range(8)]
 SD_VAE = build.VAESizes([128, 256, 512, 512], layers_per_block=2, latent_channels=16, norm_num_groups=32)
+
+TINY_PID = {
+    "hidden_size": 64,
+    "num_heads": 2,
+    "depth": 2,
+    "pixel_attention_width": 64,
+    "pixel_heads": 2,
+    "text_width": 32,
+    "latent_width": 32,
+}
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,9 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
     """A latent teacher on the preset's own core (patches of 2 x 2 latents, 16 px) and a decoder.
 
     Args:
-        decoder: "vae", "tiled" or "taesd".
-        shrink: the teacher draws pictures of this part of the side, and Lanczos brings them to size.
+        decoder: "vae", "tiled", "taesd" or "pid".
+        shrink: the teacher draws pictures of this part of the side, and Lanczos, or the pixel diffusion decoder, brings
+            them to size.
     """
     from l2p.teachers.z_image import ZImageTeacher
 
@@ -110,7 +125,9 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
     if job.compile:
         for layer in transformer.layers:
             layer.compile()
-    side = (job.height // shrink, job.width // shrink)
+    painter = pid_decoder(job, preset, sizes, shrink) if decoder == "pid" else None
+    unit = 16 if painter else 1  # whole tokens: what is beyond is cut off
+    side = [-(-length // shrink // unit) * unit for length in (job.height, job.width)]
     latent = (sizes.latent_channels, side[0] // 8, side[1] // 8)
     pipeline = build.build_pipeline(_vae_or_shape(vae, sizes), transformer, encoder.model, encoder.tokenizer)
     drawer: ZImageTeacher = ZImageTeacher(pipeline, name=job.preset)
@@ -128,11 +145,66 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
             conditioning = drawer.encode_prompts([PROMPTS[seed % len(PROMPTS)] for seed in seeds])
             with runtime.autocast(device, dtype):
                 z = drawer.sample(z, conditioning, job.teacher_steps)
+        if painter is not None:
+            captions = painter.student.empty
+            painted = [
+                clock.call("decode", painter.paint, z[i : i + 1], 0.0, captions, seed)
+                for i, seed in enumerate(seeds)
+            ]
+            return np.stack(painted)[:, : job.height, : job.width]
         pictures = clock.call("decode", lambda: vae.decode(z.to(dtype), return_dict=False)[0])
         arrays = images.to_uint8(pictures)
         return arrays if shrink == 1 else clock.call("lanczos", _lanczos, arrays, job.width, job.height)
 
-    return Path(draw, _parameters(transformer, vae, encoder.model), job.teacher_steps)
+    last = vae if painter is None else painter.student
+    return Path(draw, _parameters(transformer, last, encoder.model), job.teacher_steps)
+
+
+def pid_decoder(job: Job, preset: presets.Preset, sizes: build.VAESizes, scale: int) -> PidDecoder:
+    """A pixel diffusion decoder with the preset's core and head and the VAE's own decoder for the draft, one step."""
+    from l2p.decoders.build import decoder_draft, pid_spec
+    from l2p.decoders.decode import PidDecoder
+    from l2p.decoders.pid import PidStudent
+    from l2p.recipe import HeadConfig
+
+    with torch.device("meta"):
+        draft = decoder_draft(_vae(sizes))
+        head = HeadConfig("patch", 8, preset.head_width, preset.num_blocks, preset.head_dim)
+        geometry = LatentGeometry(sizes.latent_channels, 8, 2)
+        spec = pid_spec(geometry, scale, preset.core, head, draft, features=preset.head_width)
+        network = PidStudent(spec).to(runtime.DTYPES[job.dtype])
+    network.to_empty(device=job.device)
+    presets.randomise(network)
+    return PidDecoder(network, 1, runtime.DTYPES[job.dtype], memory_budget=job.memory_budget)
+
+
+def pid(job: Job, clock: Clock) -> Path:
+    """PiD's published network (1.4 B parameters, 16 px a token; a toy for `tiny`), one step from latents at a quarter of the
+    side. Neither the latents nor the caption's features are made here: the network alone."""
+    from l2p.published.pid import PublishedPiD
+    from l2p.published.pid_network import PiDNet, PiDSizes
+
+    if job.height % 32 or job.width % 32:
+        raise UserError(f"pid paints multiples of 32 px, not {job.height} x {job.width}")
+    device, dtype = torch.device(job.device), runtime.DTYPES[job.dtype]
+    sizes = PiDSizes(**TINY_PID) if job.preset == "tiny" else PiDSizes()
+    with torch.device("meta"):
+        network = PiDNet(sizes).to(dtype)
+    network = network.to_empty(device=device).eval()
+    presets.randomise(network)
+    decoder = PublishedPiD(network, "random weights")
+    clock.wrap(network, "forward", "decode")
+    clock.wrap(images, "to_uint8", "to 8-bit")
+    clock.wrap(flow.Noise, "__init__", "noise")
+    clock.wrap(flow.Noise, "rows", "noise")
+    caption = torch.ones(1, CAPTION, sizes.text_width)
+
+    def draw(number: int) -> np.ndarray:
+        latents = flow.noise(range(job.batch), sizes.latent_channels, job.height // 32, job.width // 32)
+        pictures = decoder.decode(latents, 0.0, caption, seed=number * job.batch, num_inference_steps=1)
+        return images.to_uint8(pictures)
+
+    return Path(draw, _parameters(network), 1)
 
 
 PATHS: dict[str, Callable[[Job, Clock], Path]] = {
@@ -143,6 +215,8 @@ PATHS: dict[str, Callable[[Job, Clock], Path]] = {
     "vae-tiled": lambda job, clock: teacher(job, clock, "tiled"),
     "taesd": lambda job, clock: teacher(job, clock, "taesd"),
     "vae+lanczos": lambda job, clock: teacher(job, clock, shrink=4),
+    "pid": pid,
+    "l2p-pid": lambda job, clock: teacher(job, clock, "pid", shrink=4),
 }
 
 

@@ -23,9 +23,10 @@ def bench(
     rounds: int,
     time_limit: float,
     threads: int | None = None,
+    warm_up: int = 1,
     tell: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """A row a job. Jobs of one size run interleaved; one untimed round goes first.
+    """A row a job. Jobs of one size run interleaved; ``warm_up`` untimed rounds go first.
 
     Args:
         time_limit: seconds for one picture, and for building the path; beyond, the row says "timed out".
@@ -41,11 +42,11 @@ def bench(
     for size in dict.fromkeys((job.height, job.width) for job in jobs):
         workers = [Worker(job, threads, time_limit) for job in jobs if (job.height, job.width) == size]
         try:
-            for number in range(-1, rounds):
+            for number in range(-warm_up, rounds):
                 for worker in workers:
-                    if worker.status == "ok" and worker.draw(number + 1, timed=number >= 0):
+                    if worker.status == "ok" and worker.draw(number + warm_up, timed=number >= 0):
                         tell(f"{worker.job.path} {size[1]} x {size[0]}: {worker.last:.3f} s")
-                    elif number < 0:
+                    elif number == -warm_up:
                         tell(f"{worker.job.path} {size[1]} x {size[0]}: {worker.status}")
             rows += [worker.row() for worker in workers]
         finally:

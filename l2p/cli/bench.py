@@ -24,6 +24,8 @@ PATH_NAMES = (
     "vae-tiled",
     "taesd",
     "vae+lanczos",
+    "pid",
+    "l2p-pid",
 )  # as bench.paths
 
 
@@ -35,9 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", default="1024,2048", help="sides in pixels, or HEIGHTxWIDTH, multiples of 8 (1024,2048)"
     )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="timed pictures a path, after an untimed one (5)"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed pictures a path (5)")
+    parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="untimed pictures before (1)")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once (1)")
     parser.add_argument(
         "--teacher-steps", type=int, default=8, metavar="N", help="of the latent paths; 0: decoder alone (8)"
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     paths, sizes = _paths(args.paths), _sizes(args.sizes)
     for name, low in (
         ("rounds", 1),
+        ("warm_up", 0),
         ("batch", 1),
         ("teacher_steps", 0),
         ("student_steps", 1),
@@ -97,10 +99,17 @@ def run(args: argparse.Namespace) -> None:
         "memory_budget": runtime.parse_bytes(args.memory_budget),
     }
     jobs = [Job(path=path, height=h, width=w, **common) for h, w in sizes for path in paths]
-    rows = bench(jobs, args.rounds, args.time_limit, args.threads, lambda line: print(line, file=sys.stderr))
+    rows = bench(
+        jobs,
+        args.rounds,
+        args.time_limit,
+        args.threads,
+        args.warm_up,
+        lambda line: print(line, file=sys.stderr),
+    )
     facts = {
         "machine": _machine(device, args.threads),
-        "settings": {**common, "rounds": args.rounds},
+        "settings": {**common, "rounds": args.rounds, "warm_up": args.warm_up},
         "rows": rows,
     }
     if args.json:

@@ -44,7 +44,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--paths",
         default="vae,l2p",
         metavar="LIST",
-        help="vae,l2p (default), or l2p alone: no teacher is run",
+        help="vae,l2p (default), vae,pid,l2p, or l2p alone: no teacher is run",
+    )
+    parser.add_argument(
+        "--pid",
+        metavar="FOLDER",
+        default="landscapes-4x",
+        help="the pixel diffusion decoder of the path pid (landscapes-4x)",
     )
     parser.add_argument(
         "--prompts", metavar="FILE", help="text file, a prompt a line; else as the recipe says"
@@ -138,6 +144,7 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
         prompts=args.prompts,
         paths=paths,
         clip=args.clip,
+        decoder=args.pid if "pid" in paths else None,
     )
 
 
@@ -145,11 +152,9 @@ def _paths(text: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     for path in chosen:
         if path not in PATHS:
-            raise UserError(f"--paths names {path!r}, expected a list of vae and l2p, such as vae,l2p")
-    if "pid" in chosen:
-        raise UserError(
-            "--paths names pid, the pixel diffusion decoder, which this version does not have: leave it out"
-        )
+            raise UserError(f"--paths names {path!r}, expected a list of vae, pid and l2p, such as vae,l2p")
+    if "pid" in chosen and "vae" not in chosen:
+        raise UserError("--paths names pid, which decodes what the teacher draws: add vae")
     if "l2p" not in chosen:
         raise UserError(f"--paths is {text!r}, but a student is to be measured: expected vae,l2p or l2p")
     return chosen

@@ -83,7 +83,7 @@ def from_teacher(
     geometry, empty = teacher.geometry, teacher.empty
     sizes = dict(teacher.transformer.config) if own else {**core, "cap_feat_dim": empty.embeds.shape[-1]}
     drafting = (
-        {"kind": "decoder", **_plain(teacher.vae.config)}
+        decoder_draft(teacher.vae)
         if draft == "decoder"
         else {"kind": "head", **{knob: getattr(draft, knob) for knob in DETAIL}}
     )
@@ -133,15 +133,16 @@ def _take_decoder(draft: DecoderDraft, vae: nn.Module) -> None:
     )
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    """A diffusers config as plain values that its class takes."""
+def decoder_draft(vae: nn.Module) -> dict[str, Any]:
+    """The draft of a spec that is the decoder of this ``AutoencoderKL``."""
     import inspect
 
     from diffusers import AutoencoderKL
 
     known = set(inspect.signature(AutoencoderKL.__init__).parameters) - {"self"}
-    return {
+    config = {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in config.items()
+        for key, value in vae.config.items()
         if key in known
     }
+    return {"kind": "decoder", **config}

@@ -102,10 +102,14 @@ class LatentConditioning(Conditioning):
     """Captions and latents: ``latents`` z_sigma [B, c, h, w], normalised as the teacher has them, and ``sigma`` [B].
 
     ``z_sigma = (1 - sigma) z_0 + sigma eps``; at sigma = 1 nothing is known of the picture but its caption.
+
+    ``window`` [B, 2] is for training on parts of large pictures: row and column of the core token where the noisy pixels
+    begin, whose size is the window's. Core and draft see the whole, as a decoder's norms tell other colours of a part.
     """
 
     latents: Tensor | None = None
     sigma: Tensor | None = None
+    window: Tensor | None = None
 
     @classmethod
     def of(cls, captions: Conditioning, latents: Tensor, sigma: Tensor | float) -> LatentConditioning:
@@ -119,14 +123,16 @@ class LatentConditioning(Conditioning):
         return Conditioning(self.embeds, self.lengths, self.pooled)
 
     def __getitem__(self, index: Any) -> LatentConditioning:
-        return LatentConditioning(
-            *vars(super().__getitem__(index)).values(), self.latents[index], self.sigma[index]
-        )
+        window = None if self.window is None else self.window[index]
+        captions = vars(super().__getitem__(index)).values()
+        return LatentConditioning(*captions, self.latents[index], self.sigma[index], window)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> LatentConditioning:
         """Latents and their level keep their fp32: the arithmetic of noise needs its digits."""
         moved = super().to(device, dtype)
-        return LatentConditioning(*vars(moved).values(), self.latents.to(device), self.sigma.to(device))
+        return LatentConditioning(
+            *vars(moved).values(), self.latents.to(device), self.sigma.to(device), self.window
+        )
 
 
 class PidSeen(NamedTuple):
@@ -182,7 +188,8 @@ class PidStudent(PixelStudent):
         """The core's part of :meth:`forward`.
 
         Args:
-            x_t: [B, 3, h f s, w f s] for latents [B, c, h, w]; h and w are multiples of k.
+            x_t: [B, 3, h f s, w f s] for latents [B, c, h, w], h and w multiples of k; or smaller, of whole patches, where
+                there is a window.
             t: [B].
             r: not looked at.
 
@@ -190,13 +197,23 @@ class PidStudent(PixelStudent):
             UserError: latents of other channels, or a picture that is not theirs.
         """
         spec, sigma, z = self.spec, conditioning.sigma.float(), conditioning.latents.float()
-        self.check(z, x_t)
+        window = None if conditioning.window is None else conditioning.window.tolist()
+        self.check(z, None if window else x_t)
         t = t.to(x_t.device, torch.float32)
         coarse = F.avg_pool2d(x_t.float(), spec.scale) * spec.scale  # white noise stays white
+        cell = spec.patch_size // spec.scale
+        if window:
+            size = [side * spec.compression for side in z.shape[2:]]
+            coarse = torch.stack(
+                [
+                    _placed(x, *(cell * at for at in place), *size)
+                    for x, place in zip(coarse, window, strict=True)
+                ]
+            )
         packed = patchify(z, spec.packing)
         grid = packed.repeat_interleave(spec.upsample, 1).repeat_interleave(spec.upsample, 2)
         lq = self.adapter(grid)
-        x = self.core.embed(patchify(coarse, spec.patch_size // spec.scale), sigma)
+        x = self.core.embed(patchify(coarse, cell), sigma)
         x = x + self.latent_in(grid.to(self.latent_in.weight.dtype))
 
         def inject(number: int, tokens: Tensor) -> Tensor:
@@ -210,6 +227,16 @@ class PidStudent(PixelStudent):
         ):  # z_0 has an objective of its own
             draft = self.draft(unpatchify(z_0.detach(), spec.packing))
         features = self.narrow(told).unflatten(1, features.shape[1:3])
+        if window:
+            rows, columns = (side // spec.patch_size for side in x_t.shape[2:])
+            features = torch.stack(
+                [f[r : r + rows, c_ : c_ + columns] for f, (r, c_) in zip(features, window, strict=True)]
+            )
+            parts = [
+                d[:, r * cell : (r + rows) * cell, c_ * cell : (c_ + columns) * cell]
+                for d, (r, c_) in zip(draft, window, strict=True)
+            ]
+            draft = torch.stack(parts)
         return PidSeen((features, c, x_t, t), z_0, draft.float())
 
     def paint(self, seen: PidSeen, draft: Tensor | None = None) -> Tensor:
@@ -242,6 +269,11 @@ class PidStudent(PixelStudent):
         if self.spec.upsample == 1:
             return out
         return F.avg_pool2d(out.permute(0, 3, 1, 2), self.spec.upsample).permute(0, 2, 3, 1)
+
+
+def _placed(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """A part [3, rows, columns] of a picture [3, height, width], zero elsewhere."""
+    return F.pad(x, (left, width - left - x.shape[2], top, height - top - x.shape[1]))
 
 
 class DecoderDraft(nn.Module):

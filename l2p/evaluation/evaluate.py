@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from l2p import __version__, flow
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
+from l2p.decoders.sources import Source
 from l2p.errors import UserError
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.attributes import named_labels
@@ -39,6 +41,7 @@ from l2p.students.io import tensors_of
 from l2p.students.pipeline import StudentPipeline
 
 if TYPE_CHECKING:
+    from l2p.decoders.decode import PidDecoder
     from l2p.recipe import EvaluationConfig, TeacherConfig
     from l2p.students.student import PixelStudent
     from l2p.teachers import Teacher
@@ -64,6 +67,7 @@ def evaluate(
     paths: Sequence[str] = ("vae", "l2p"),
     thorough: bool = False,
     student_folder: str | Path | None = None,
+    decoder: PidDecoder | None = None,
 ) -> dict[str, Any]:
     """Measure, and write ``output_dir/metrics.json`` and ``output_dir/evaluation/pictures.npz`` (for the report).
 
@@ -72,8 +76,10 @@ def evaluate(
         prompts: "landscapes", or a text file of prompts; there, without ground truth, attributes and Frechet distances
             are left out (None).
         cache: folder of the teacher's pictures, ``output_dir/evaluation/teacher`` by default.
-        paths: of "vae" (the teacher and its decoder) and "l2p" (the student, always drawn); "l2p" alone saves the
-            teacher's time and leaves out what compares with it.
+        paths: of "vae" (the teacher and its decoder), "pid" (the teacher and ``decoder``) and "l2p" (the student, always
+            drawn); "l2p" alone saves the teacher's time and leaves out what compares with it.
+        decoder: a pixel diffusion decoder of the teacher's latents; its pictures are measured averaged down to the
+            teacher's size, as the others are of that size.
         thorough: all figures of all pictures (else the costly ones of the first 48), and the student's pictures are
             kept on the disk, so that a run that was stopped goes on where it was.
 
@@ -113,12 +119,13 @@ def evaluate(
         for name, painter in painters.items()
     }  # fmt: skip
     yardsticks = ("real",) * known_world + ("vae",) * (known_world and with_teacher)
-    names = (*(PATHS["vae"] if with_teacher else ()), *painters, *yardsticks)
+    decoded = ("pid",) * (decoder is not None)
+    names = (*(PATHS["vae"] if with_teacher else ()), *decoded, *painters, *yardsticks)
     # seams are sought at the token's side, the fine token's and the VAE's own cell
     periods = tuple(dict.fromkeys((p, teacher.geometry.compression, 4)))
     limit = None if thorough else QUICK_LIMIT
     repeats = {"real": None, "teacher": None, "vae": "real"}
-    repeats |= {name: "teacher" if with_teacher else None for name in PAINTERS[1:]}
+    repeats |= {name: "teacher" if with_teacher else None for name in ("pid", *PAINTERS[1:])}
     sets = {name: Gathered(name, judge, periods, limit, repeats[name], clip) for name in names}
     shown = Shown(config.preview_images)
     captions: list[str] = []
@@ -126,6 +133,8 @@ def evaluate(
         texts = prompts_for(prompts, indices, EVALUATION_SEEDS)
         seeds = [EVALUATION_SEEDS + index for index in indices]
         drawn = dict(zip(PATHS["vae"], source.get(texts, seeds), strict=True)) if with_teacher else {}
+        if decoder is not None:
+            drawn["pid"] = _decoded(decoder, source.latents(texts, seeds), texts, seeds, size)
         noise = flow.noise(seeds, 3, *size)
         for name, painter in painters.items():
             if thorough:
@@ -207,6 +216,17 @@ def _batches(config: EvaluationConfig, progress: bool):
     first, last = config.seed, config.seed + config.num_images
     ranges = [range(i, min(i + config.batch_size, last)) for i in range(first, last, config.batch_size)]
     return track(ranges, "evaluating", console=Console(stderr=True), disable=not progress)
+
+
+def _decoded(
+    decoder: PidDecoder, z: torch.Tensor, texts: list[str], seeds: Sequence[int], size: tuple[int, int]
+) -> Pictures:
+    """Pictures of latents, averaged down to the size that the teacher's own decoder paints."""
+    pictures = [
+        decoder(Source(z[i : i + 1], 0.0, *size, text), seed)
+        for i, (text, seed) in enumerate(zip(texts, seeds, strict=True))
+    ]
+    return to_uint8(F.avg_pool2d(from_uint8(np.stack(pictures)), decoder.scale))
 
 
 def _paint(painter: StudentPipeline, texts: list[str], noise: torch.Tensor, name: str) -> Pictures:

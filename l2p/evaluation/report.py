@@ -31,6 +31,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAINTERS = {
     "teacher": "Teacher, {steps} steps (vae)",
     "teacher_one_step": "Teacher, one step (vae)",
+    "pid": "Teacher, {steps} steps (pid)",
     "lift": "Lift, untrained (l2p)",
     "against": "Beside: {against}",
     "student": "Student, {student_steps} (l2p)",

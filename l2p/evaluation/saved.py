@@ -22,6 +22,7 @@ def evaluate_folder(
     prompts: str | None = None,
     paths: Sequence[str] = ("vae", "l2p"),
     clip: str | None = None,
+    decoder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved student against the teacher it names; write metrics, pictures and report.html.
 
@@ -31,10 +32,11 @@ def evaluate_folder(
         prompts: "landscapes" or a text file, one prompt a line; what the recipe's corpus was drawn from if None.
         clip: folder or Hub name of a CLIP; the recipe's if None.
         paths: see :func:`l2p.evaluation.evaluate.evaluate`.
+        decoder: folder or name of a pixel diffusion decoder, for the path pid.
         out: folder of the results, ``evaluation-NAME`` beside the student by default.
 
     Raises:
-        UserError: not a student, a student that names no teacher, or the teacher cannot be found.
+        UserError: not a student, a grown student, one that names no teacher, or the teacher cannot be found.
     """
     from l2p.evaluation.report import write_report
     from l2p.lift import Lift
@@ -47,7 +49,13 @@ def evaluate_folder(
     from l2p.teachers import load_teacher
 
     student_path = Path(student_path)
-    recipe = read_config(student_path).get("recipe") or {}
+    told = read_config(student_path)
+    recipe = told.get("recipe") or {}
+    if (told.get("head") or {}).get("kind") == "grown":
+        raise UserError(
+            f"{student_path} was grown beyond its teacher, which draws no pictures of this size: compare it with "
+            "pictures that have it, --against FOLDER"
+        )
     named = teacher_config(student_path, against)
     if named is None:
         raise UserError(
@@ -73,6 +81,17 @@ def evaluate_folder(
     lift_student = from_teacher(teacher, lift, student_config, (named.height, named.width))
     out = Path(out) if out else student_path.resolve().parent / f"evaluation-{student_path.resolve().name}"
     source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
+    painter = None
+    if decoder is not None:
+        from l2p.decoders.decode import PidDecoder
+        from l2p.decoders.io import load_decoder
+
+        network = load_decoder(decoder, pipeline.device)
+        if network.spec.geometry != teacher.geometry:
+            raise UserError(
+                f"the decoder {decoder} is of other latents than those of {named.path}: name one with --pid"
+            )
+        painter = PidDecoder(network, None, pipeline.dtype, teacher.encode_prompts)
     metrics = evaluate(
         pipeline,
         teacher,
@@ -85,6 +104,7 @@ def evaluate_folder(
         paths=paths,
         thorough=True,
         student_folder=student_path,
+        decoder=painter,
     )
     write_report(out, title=f"{recipe.get('name', student_path.name)}: {student_path.name}")
     return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def fetch(source: str, files: Mapping[str, Mapping[str, str]], endpoint: str | N
             )
         return Source(path, path.name)
     file = files.get(name.repo, {}).get(file, file)
-    if not file.endswith(SUFFIXES):
+    odd = set("*?[") & set(file) or ".." in file.split("/")  # a pattern would fetch more than one file
+    if odd or not file.endswith(SUFFIXES):
         known = ", ".join(files.get(name.repo, {})) or "a file that ends in " + ", ".join(SUFFIXES)
         raise UserError(f"{name.repo} has no weights {file!r}: expected {known}")
     folder = download(name, [file, CARD], endpoint)
@@ -113,11 +115,14 @@ class Checkpoint:
 def _unpickled(path: Path) -> dict[str, Tensor]:
     # A zip is mapped, not read; older files are no zip. Neither may hold anything that runs.
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about odd pickles before it refuses them
+            state: Any = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError:  # torch's own words advise to run it
         raise UserError(
-            f"{path} is refused: it holds more than tensors, or is no PyTorch file, and nothing in it is run ({reason[:120]})"
+            f"{path} is refused: it holds more than tensors, or is no PyTorch file, and nothing in it is run"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
@@ -127,7 +132,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     odd = [
         str(name)
         for name, value in state.items()
-        if not isinstance(value, Tensor) or not isinstance(name, str)
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided
     ]
     if odd:
         raise UserError(f"{path} holds more than tensors: {weights.few(odd)}; expected tensors by name")

@@ -9,6 +9,7 @@ Legend: B batch, H W pixels, p patch side, h w token grid, d latent values of a 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -50,11 +51,12 @@ def paint(
             paint the picture whole and do not ask.
 
     Raises:
-        UserError: not even the lowest band fits into the budget.
+        UserError: not even the lowest band fits into the budget, or the result on the disk.
         ValueError: a pixel is NaN.
     """
     batch, _, noise_height, noise_width = noise.shape
     t = torch.ones(batch, device=student.device)
+    out = _pixels(batch, height, width)
     picture = _Input(student, noise, keep=memory_budget // 4)
     features, c = student.core.run(
         picture.embedded(student.latent_time(t)),
@@ -62,7 +64,6 @@ def paint(
         conditioning,
         student.step_span(t, torch.zeros_like(t)),
     )
-    out = _pixels(batch, height, width)
     if not isinstance(student.head, PatchHead):
         x_0 = student.head(features, c, picture.rows(0, noise_height), student.latent_time(t))
         out[:] = to_uint8(x_0[:, :, :height, :width])
@@ -149,9 +150,22 @@ class _Input:
 
 
 def _pixels(batch: int, height: int, width: int) -> Pictures:
-    """An array for the result; a large one lies in a file that goes when nothing holds it any more."""
+    """An array for the result; a large one lies in a file that goes when nothing holds it any more.
+
+    Raises:
+        UserError: there is no room for the file.
+    """
     shape = (batch, height, width, 3)
-    if np.prod(shape, dtype=np.int64) <= LARGE:
+    size = int(np.prod(shape, dtype=np.int64))
+    if size <= LARGE:
         return np.empty(shape, np.uint8)
     with tempfile.TemporaryFile(prefix="l2p-") as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk found when a page is written would end the process
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise UserError(
+                    f"no room for {size / 1e9:.2f} GB of pixels in {tempfile.gettempdir()} "
+                    f"({os.strerror(error.errno).lower()}): free some, or set TMPDIR to another folder"
+                ) from None
         return np.memmap(file, np.uint8, "w+", shape=shape)

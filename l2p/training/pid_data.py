@@ -1,4 +1,4 @@
-"""Batches for a pixel diffusion decoder: crops of large pictures and the latents of their small versions.
+"""Batches for a pixel diffusion decoder: windows of large pictures and the latents of the small versions, whole.
 
 Item i of a stage is a pure function of (seed, stage, i): its picture, crop, noise, noise level and what is dropped.
 
@@ -120,7 +120,7 @@ def encode_versions(
 
 
 class PidDataset(Dataset):
-    """Items of one stage: dicts of image uint8 [crop, crop, 3], latent, sigma, seed and prompt.
+    """Items of one stage: dicts of image uint8 [crop, crop, 3], its window, latent, sigma, seed and prompt.
 
     Args:
         told: ``(number of a picture, random number) -> caption``.
@@ -152,14 +152,13 @@ class PidDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(derive_seed(self.seed, f"{self.stage}/item", index))
         number = int(rng.integers(len(self.pictures)))
-        token, cell = self.spec.geometry.token_pixels * self.spec.scale, self.spec.cell
-        places = [slice(0, side) for side in self.pictures.shape[1:3]]
-        for axis, side in enumerate(self.pictures.shape[1:3]):
-            start = token * int(rng.integers((side - min(self.crop, side)) // token + 1))
-            places[axis] = slice(start, start + min(self.crop, side))
+        token = self.spec.patch_size
+        window = [
+            int(rng.integers((side - min(self.crop, side)) // token + 1)) for side in self.pictures.shape[1:3]
+        ]
+        places = [slice(token * start, token * start + self.crop) for start in window]
         version = int(rng.random() < self.small_renders) if len(self.latents) > 1 else 0
-        cells = [slice(place.start // cell, place.stop // cell) for place in places]
-        z_0 = self.latents[(version, number, slice(None), *cells)].float()
+        z_0 = self.latents[version, number].float()
         sigma = rng.random() * self.noise.max_sigma if rng.random() < self.noise.share else 0.0
         if rng.random() < self.noise.latent_dropout:
             sigma = 1.0
@@ -167,6 +166,7 @@ class PidDataset(Dataset):
         told = self.told(number, int(rng.integers(2**31)))
         return {
             "image": self.pictures[(number, *places)],
+            "window": window,
             "latent": z_0,
             "sigma": sigma,
             "seed": int(rng.integers(2**62)),
@@ -175,12 +175,13 @@ class PidDataset(Dataset):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items to images, latents z_0, pixel noise, noisy latents, their levels, and prompts."""
+    """Items to images, windows, latents z_0, pixel noise, noisy latents, their levels, and prompts."""
     images = from_uint8(np.stack([item["image"] for item in items]))
     latents = torch.stack([item["latent"] for item in items])
     seeds, sigma = [item["seed"] for item in items], torch.tensor([item["sigma"] for item in items]).float()
     return {
         "images": images,
+        "window": torch.tensor([item["window"] for item in items]),
         "latents": latents,
         "noise": flow.noise(seeds, 3, *images.shape[2:]),
         "noisy": flow.add_noise(latents, flow.noise([seed + 1 for seed in seeds], *latents.shape[1:]), sigma),
@@ -194,6 +195,7 @@ def to_batch(items: dict[str, Any], teacher: Teacher, device: torch.device | str
     moved = {name: value.to(device) for name, value in items.items() if isinstance(value, Tensor)}
     captions = teacher.encode_prompts(items["prompts"]).to(device)
     conditioning = LatentConditioning.of(captions, moved["noisy"], moved["sigma"])
+    conditioning.window = items["window"]
     return Batch(moved["images"], moved["latents"], moved["noise"], conditioning)
 
 

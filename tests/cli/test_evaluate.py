@@ -19,11 +19,12 @@ def pictures(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--paths", "vae,pid,l2p"], "pid, the pixel diffusion decoder, which this version does not have"),
+        (["--paths", "pid,l2p"], "pid, which decodes what the teacher draws: add vae"),
+        (["--paths", "vae,pid,l2p", "--pid", "nowhere"], "no pixel diffusion decoder at nowhere"),
         (["--paths", "vae"], "a student is to be measured"),
         (["--paths", "tv"], "--paths names 'tv'"),
         (["--fail-if", "nonsense"], "--fail-if 'nonsense' is no condition"),
-        (["--prompts", "nowhere.txt", "--num-images", 2], "no prompts at 'nowhere.txt'"),
+        (["--prompts", "nowhere.txt", "--num-images", 2], "nowhere.txt"),
         (["--against", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,3 +131,23 @@ def test_cut_off_weights_are_one_line(l2p, student_folder, tmp_path):
         code, out, err = l2p(*argv)
         assert code == 2 and out == "" and "model.safetensors" in err and err.count("\n") == 1
     assert not (tmp_path / "a.png").exists()
+
+
+def test_out_of_memory_is_one_line_and_leaves_nothing(l2p, student_folder, tmp_path):
+    """The address space of this very process is closed but for a little, and the allocator says no."""
+    resource = pytest.importorskip("resource")
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        pytest.skip("how much is in use is read from /proc")
+    argv = ("generate", student_folder, "a lake", "--out", tmp_path / "a.png", "--seed", 1, "--dtype", "fp32")
+    assert l2p(*argv)[0] == 0  # libraries have what they load late
+    (tmp_path / "a.png").unlink()
+    used = int(status.read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, limits[1]))
+    try:
+        code, _, err = l2p(*argv, "--height", 4096, "--width", 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert code == 2 and err.startswith("l2p: out of memory") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -54,6 +54,19 @@ def test_noise_pixels_and_latents_all_reach_the_picture(decoder, latents):
         assert (draw(noise, latents, 0.5) - first).abs().max() > 1e-4
 
 
+def test_a_window_is_painted_as_a_part_of_the_whole(decoder, latents):
+    """But for the noise around it, which the core sees, and for the head's own edge: both are kept out here."""
+    torch.nn.init.zeros_(decoder.core.embedder.weight)
+    noise = torch.randn(1, 3, 256, 192)
+    whole, part = (LatentConditioning.of(decoder.empty, latents, 0.3) for _ in range(2))
+    part.window = torch.tensor([[1, 1]])
+    with torch.no_grad():
+        drawn = decoder(noise, torch.ones(1), whole)[:, :, 64:192, 64:]
+        window = decoder(noise[:, :, 64:192, 64:], torch.ones(1), part)
+    inner = (slice(None), slice(None), slice(48, -48), slice(48, -48))
+    torch.testing.assert_close(window[inner], drawn[inner], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 @pytest.mark.parametrize(
     "channels, compression, packing, upsample", [(4, 8, 2, 1), (6, 16, 1, 2), (5, 32, 1, 4)]

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from l2p import flow
+from l2p.decoders.build import from_teacher as decoder_from_teacher
+from l2p.decoders.io import save_decoder
 from l2p.errors import UserError
 from l2p.evaluation import evaluate as module
 from l2p.evaluation.evaluate import EVALUATION_SEEDS, PAINTERS, evaluate
@@ -170,8 +172,16 @@ def test_a_saved_student_is_evaluated_beside_its_teacher(run, teacher, students,
         },
     }
     save_student(students["patch"], tmp_path / "student", teacher.text_encoder, {"recipe": recipe})
-    metrics = evaluate_folder(tmp_path / "student", num_images=3, progress=False, device="cpu", dtype="fp32")
+    head = HeadConfig(fine_patch=4, width=16, num_blocks=1, head_dim=16, tile=4, halo=2)
+    save_decoder(decoder_from_teacher(teacher, 2, head, adapter_width=8, features=8), tmp_path / "decoder")
+    metrics = evaluate_folder(
+        tmp_path / "student", num_images=3, progress=False, device="cpu", dtype="fp32",
+        paths=("vae", "pid", "l2p"), decoder=tmp_path / "decoder",
+    )  # fmt: skip
     assert metrics["settings"]["num_images"] == 3 and metrics["settings"]["teacher_steps"] == 2
+    assert (
+        metrics["pid"]["psnr_to_teacher"] > 40
+    )  # untrained, it is the teacher's own decoder, up and down again
     assert (tmp_path / "evaluation-student" / "report.html").is_file()
     # the linear student of the same lift, built anew from what the saved one holds, is the lift of the first run
     assert np.isfinite(metrics["lift"]["psnr_to_teacher"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,13 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             ):
                 p.add_(1)
     return module
+
+
+class Doubled(dict):
+    """Weights that become fp64 when they are looked at: a whole published network would take 11 GB otherwise."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return super().__getitem__(name).detach().double().numpy()
 
 
 @pytest.fixture

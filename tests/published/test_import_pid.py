@@ -104,6 +104,8 @@ def spoiled(path: Path, kind: str) -> None:
         torch.save([torch.zeros(1)], path)
     elif kind == "nested":
         torch.save({"net": {"a": torch.zeros(1)}}, path)
+    elif kind == "sparse":
+        torch.save({"net.a": torch.eye(2).to_sparse()}, path)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ def spoiled(path: Path, kind: str) -> None:
         ("no zip of torch", "is broken or cut short"),
         ("a list", "holds a list, expected tensors by name"),
         ("nested", "holds more than tensors: net; expected tensors by name"),
+        ("sparse", "holds more than tensors: net.a; expected tensors by name"),
     ],
 )
 def test_files_that_are_no_weights(kind, message, file, tmp_path, l2p):
@@ -166,6 +169,8 @@ def test_wrong_variants(file, tiny_pid, tmp_path, l2p):
         (["nowhere.pth", "--out", "x"], "no file 'nowhere.pth': expected a file, or USER/NAME:FILE"),
         (["nvidia/PiD", "--out", "x"], "no file 'nvidia/PiD'"),
         (["nvidia/PiD:pid-flux", "--out", "x"], "nvidia/PiD has no weights 'pid-flux': expected pid-flux-2k"),
+        (["nvidia/PiD:*.pth", "--out", "x"], "nvidia/PiD has no weights '*.pth'"),
+        (["nvidia/PiD:../a.pth", "--out", "x"], "nvidia/PiD has no weights '../a.pth'"),
         (["someone/else:model", "--out", "x"], "expected a file that ends in .safetensors"),
         (
             ["nvidia/PiD:pid-flux-2k", "--out", "x"],

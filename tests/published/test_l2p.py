@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from l2p.students.student import PixelStudent
 from l2p.teachers import Conditioning
 
 from . import l2p_reference as reference
-from .conftest import randomised
+from .conftest import Doubled, randomised
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 NARROW = (
@@ -274,3 +275,28 @@ def test_generate_and_info_on_the_command_line(imported, tmp_path, l2p):
     assert code == 2 and "--guidance-scale is 0.0, expected 1 (none) to 1000" in err
     code, out, _ = l2p("info", folder)
     assert code == 0 and "30, guided with 2" in out and "zhen-nan/L2P" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", L2P_VARIANTS)
+def test_the_published_widths_themselves(name):
+    """One block of each kind at the published widths, 0.6 B random weights in fp32, and the whole head: against fp64."""
+    variant = L2P_VARIANTS[name]
+    variant = replace(variant, core={**variant.core, "n_layers": 1, "n_refiner_layers": 1})
+    student = randomised(PixelStudent(variant.spec())).eval()
+    state = student.state_dict()
+    w = Doubled({published: state[own] for published, (own, _) in names(variant).items()})
+    p, generator = variant.patch_size, torch.Generator().manual_seed(2)
+    x_t = torch.randn(1, 3, 2 * p, 2 * p, generator=generator)
+    embeds = torch.randn(1, 9, 2560, generator=generator)
+    with torch.no_grad():
+        u = (
+            student.velocity(x_t, torch.tensor([0.6]), Conditioning(embeds, torch.tensor([9])))[0]
+            .double()
+            .numpy()
+        )
+    told = w, x_t[0].double().numpy(), float(np.float32(0.6)), embeds[0].double().numpy()
+    expected = reference.velocity(*told, variant.core, p, variant.levels)
+    error = np.sqrt(((u - expected) ** 2).mean() / (expected**2).mean())
+    print(f"{name}: {sum(t.numel() for t in student.parameters()):,} values, relative RMS {error:.1e}")
+    assert error < 1e-4

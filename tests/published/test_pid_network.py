@@ -13,7 +13,7 @@ from l2p.published.pid_network import PiDNet, PiDSizes
 from l2p.published.pid_positions import patch_angles, pixel_positions, text_angles
 
 from . import pid_reference as reference
-from .conftest import randomised
+from .conftest import Doubled, randomised
 
 SHAPES = {variant.sizes: name for name, variant in pid.PID_VARIANTS.items()}  # one variant a network
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -150,13 +150,6 @@ def test_no_caption_is_no_tokens(tiny_pid_net):
         ours = net(**given).numpy()
     one = [given[k][1].numpy() for k in ("x_t", "t", "prompt_embeds", "latents", "sigma")]
     np.testing.assert_allclose(ours[1], reference.network(arrays(net), *one, asdict(net.sizes)), **CLOSE)
-
-
-class Doubled(dict):
-    """Weights that become fp64 when they are looked at: the whole network would take 11 GB otherwise."""
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return super().__getitem__(name).detach().double().numpy()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
 from l2p.patches import patchify
+from l2p.students import painting
 from l2p.students.build import from_teacher
 from l2p.students.heads import PatchHead
 from l2p.students.heads import patch as patch_head
@@ -149,6 +151,24 @@ def test_bands_grow_with_the_budget_and_too_little_is_one_line(teacher, lift, st
     assert bands[2] // head.fine_patch * (2048 // head.fine_patch) <= patch_head.LARGEST_BAND
     with pytest.raises(UserError, match=r"memory budget of 0\.05 GB is too small .*: give 0\.\d+ GB or more"):
         fit_band(student, (1, 3, 2048, 2048), 5 * 10**7)
+
+
+def test_no_room_for_the_pixels_is_one_line(teacher, lift, student_config, captions, monkeypatch):
+    """The file of a large picture is refused before anything is painted, by a limit that the system itself keeps."""
+    resource = pytest.importorskip("resource")
+    student = from_teacher(teacher, lift, student_config("patch")).eval()
+    noise = flow.Noise.of_seeds([3], 3, 64, 64)
+    monkeypatch.setattr(painting, "LARGE", 1000)
+    whole = paint(student, noise, captions([5]), 64, 64)
+    assert isinstance(whole, np.memmap) and whole.shape == (1, 64, 64, 3)
+    monkeypatch.setattr(student.core, "run", None)  # whose call would be another error
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 64 * 64 - 1, hard))
+    try:
+        with pytest.raises(UserError, match=r"no room for 0\.00 GB of pixels in .* set TMPDIR"):
+            paint(student, noise, captions([5]), 64, 64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 PEAK = r"""

@@ -87,10 +87,7 @@ def test_items_are_functions_of_their_number_and_crops_match_their_latents(tmp_p
     run = pid.PidRun(recipe, pid.PidFolder(tmp_path, asdict(recipe)), torch.device("cpu"), torch.float32)
     spec = run.new_student().spec
     pictures = np.arange(4 * 64 * 64 * 3, dtype=np.uint32).astype(np.uint8).reshape(4, 64, 64, 3)
-    # a latent that tells where it is: channel 0 its row, channel 1 its column, channel 2 its picture
-    places = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"))
-    latents = torch.zeros(1, 4, 16, 4, 4)
-    latents[0, :, :2], latents[0, :, 2] = places, torch.arange(4.0)[:, None, None]
+    latents = torch.arange(4.0)[None, :, None, None, None].expand(1, 4, 16, 4, 4)  # each tells its picture
     made = [
         PidDataset(pictures, latents, lambda n, style: f"{n}", spec, NoiseConfig(), 32, 5, "flow", 64, 0.0)
         for _ in range(2)
@@ -99,8 +96,8 @@ def test_items_are_functions_of_their_number_and_crops_match_their_latents(tmp_p
     for index in range(64):
         item, again = (dataset[index] for dataset in made)
         assert all(np.array_equal(item[key], again[key]) for key in item)
-        row, column, number = (int(item["latent"][channel, 0, 0]) for channel in range(3))
-        wanted = pictures[number, 16 * row : 16 * row + 32, 16 * column : 16 * column + 32]
+        (row, column), number = item["window"], int(item["latent"][0, 0, 0])
+        wanted = pictures[number, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
         assert np.array_equal(item["image"], wanted) and item["prompt"] in ("", str(number))
         levels.append(item["sigma"])
     assert 0.5 < np.mean([level > 0 for level in levels]) < 0.95 and max(levels) == 1.0
