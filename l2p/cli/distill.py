@@ -17,6 +17,7 @@ examples:
   l2p distill recipes/quickstart.yaml name=longer one_step.steps=2000 one_step.objectives.pairs.latent=1
   l2p distill recipes/quickstart.yaml --resume never
   l2p distill recipes/z-image-turbo-1k.yaml --tiny
+  torchrun --nproc-per-node 8 --no-python l2p distill recipes/z-image-turbo-1k.yaml parallel.strategy=fsdp
 """
 WHEN_STOPPED = "; what is done is kept: run the same command again to go on from here"
 
@@ -46,11 +47,13 @@ def run(args: argparse.Namespace) -> None:
         return _run_tiny(recipe, args)
     if args.dry_run:
         return _print_plan(recipe)
-    from l2p import runtime
+    from l2p import processes, runtime
     from l2p.training import distill
 
     runtime.hush_loaders()
-    _print_result(distill.run(recipe, resume=args.resume))
+    result = distill.run(recipe, resume=args.resume)
+    if processes.place().rank == 0:
+        _print_result(result)
 
 
 def _run_tiny(recipe: Recipe, args: argparse.Namespace) -> None:
