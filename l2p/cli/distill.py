@@ -97,11 +97,13 @@ def _parameters(recipe: Recipe) -> str:
     """Parameters of the teacher's transformer, which becomes the student's core; read without its weights."""
     from pathlib import Path
 
-    from l2p.teachers import BUNDLED
+    from l2p.teachers import BUNDLED, published_as
 
     folders = [BUNDLED / recipe.teacher.path, Path(recipe.teacher.path)]
     folder = next((f for f in folders if (f / "model_index.json").is_file()), None)
     if folder is None:
+        if found := published_as(recipe.teacher.path):
+            return f"{found[1].parameters:.1f} B in the teacher's network"
         return f"not known before {recipe.teacher.path} is here"
     from l2p.cli.info import count_parameters
 

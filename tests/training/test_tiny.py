@@ -57,6 +57,8 @@ def test_a_dry_run_of_the_tiny_twin_writes_nothing(l2p, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = (RECIPES / "sdxl-1k.yaml", "--tiny", "--dry-run", "logging.tensorboard=false")
     code, out, _ = l2p("distill", *argv)
+    full = l2p("distill", RECIPES / "sdxl-1k.yaml", "--dry-run", "logging.tensorboard=false")[1]
+    assert "2.6 B in the teacher's network" in full
     assert code == 0 and "sdxl-1k-tiny" in out and "core: tiny" in out and not list(tmp_path.iterdir())
 
 
