@@ -10,10 +10,10 @@ TORCH ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(if $(TORCH),-torch-$(TORCH))
 
-.PHONY: help install quickstart test slow teacher teachers judge ablation lint clean
+.PHONY: help install quickstart test slow test-scale teacher teachers judge ablation lint clean
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo "  TORCH=2.9.1 takes another torch, PYTHON=python3.12 another Python, VENV=path another place."
 
 install: $(STAMP)  ## make the environment (about 6 GB, once)
@@ -34,13 +34,16 @@ quickstart: $(STAMP)  ## distil the bundled teacher into a one-step pixel studen
 	@$(BIN)/l2p distill recipes/quickstart.yaml
 
 # The tests are many small tensors: more threads than two only wait for each other.
-test slow: export OMP_NUM_THREADS ?= 2
+test slow test-scale: export OMP_NUM_THREADS ?= 2
 
 test: $(STAMP)  ## the whole suite but the slow tests
 	@$(BIN)/python -m pytest
 
 slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow
+
+test-scale: $(STAMP)  ## the proofs on several processes, and the planner's
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/training/test_processes.py tests/training/test_memory.py
 
 teacher: $(STAMP)  ## train the bundled teacher anew (hours)
 	@$(BIN)/l2p train-teacher recipes/teacher-landscapes.yaml

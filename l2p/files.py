@@ -28,20 +28,20 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    _remove(partial)
+    remove(partial)
     try:
         yield partial
         _flush(partial)
         if partial.is_dir() and path.exists():  # a full folder cannot be renamed over: step aside first
             old = path.with_name(f".{path.name}.old")
-            _remove(old)
+            remove(old)
             os.replace(path, old)
             os.replace(partial, path)
-            _remove(old)
+            remove(old)
         else:
             os.replace(partial, path)
     except BaseException as error:
-        _remove(partial)
+        remove(partial)
         if (number := re.search(r"\(os error (\d+)\)$", str(error))) and not isinstance(error, OSError):
             # safetensors is written in Rust and tells of a full disk in words alone
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
@@ -59,7 +59,8 @@ def _flush(path: Path) -> None:
                 os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Takes away a file or a whole folder, where there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -165,6 +165,7 @@ class StageConfig:
     enabled: bool = True
     steps: int = knob(100, low=1)
     batch_size: int = knob(32, low=1)
+    accumulate: int = knob(1, low=1)
     learning_rate: float = knob(1e-3, low=0)
     warmup_steps: int = knob(20, low=0)
     weight_decay: float = knob(0.0, low=0)
@@ -202,6 +203,15 @@ class EvaluationConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """How several processes share the training; see docs/scale.md. One process reads none of it."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    teacher: Literal["whole", "sharded", "offloaded"] = "whole"
+    timeout_minutes: float = knob(30.0, low=0.1)
+
+
+@dataclass
 class LoggingConfig:
     tensorboard: bool = False
     wandb: bool = False
@@ -226,6 +236,7 @@ class Recipe:
     one_step: StageConfig = field(default_factory=_one_step)
     match: StageConfig = field(default_factory=_match)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 

@@ -45,8 +45,19 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps. UserError when it is not here."""
+def threads_of(processes: int) -> int:
+    """Threads of each of several processes that share this machine."""
+    return int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, usable_cores() // processes)
+
+
+def pick_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
+    """The device called `name`: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps. UserError when it is not here.
+
+    Args:
+        local_rank: of one of several processes on this machine, which take a CUDA device each.
+    """
+    if local_rank is not None and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        name = f"cuda:{local_rank}"
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")

@@ -24,7 +24,7 @@ def schema_of(name: str) -> type:
         from l2p.training.head import HeadRecipe
 
         return HeadRecipe
-    if name == "landscapes-512":
+    if name in ("landscapes-512", "z-image-4k"):
         from l2p.training.grow import GrowRecipe
 
         return GrowRecipe
@@ -78,6 +78,7 @@ def test_a_shipped_recipe_loads_and_its_header_says_how_to_run_it(path):
         "head": "train-",
         "judge": "train-",
         "landscapes-512": "grow",
+        "z-image-4k": "grow",
         "ablation": "ablate",
         "corpus": "synthesize",
         "pid": "train-pid",
@@ -263,6 +264,27 @@ def test_a_real_model_s_recipe_says_how_to_try_it(name):
     for command in (f"{name}.yaml --tiny", f"{name}.yaml --dry-run", f"l2p generate runs/{name}/student"):
         assert command in header
     assert "GB" in header and "not measured" in header and "icence" in header
+
+
+def test_the_4k_recipe_grows_the_published_student():
+    """Z-Image's real sizes at patch 64, on the meta device: the core's grid and nearly its parameters stay."""
+    import torch
+
+    from l2p.students.build import published_spec
+    from l2p.students.grow import grown_spec
+    from l2p.students.heads import DETAIL
+    from l2p.students.student import PixelStudent
+    from l2p.training.grow import check_sizes
+
+    small, recipe = load_recipe(RECIPES / "z-image-turbo-1k.yaml"), load_recipe(RECIPES / "z-image-4k.yaml", schema=schema_of("z-image-4k"))  # fmt: skip
+    assert recipe.student == f"{small.output_dir}/student" and recipe.teacher == small.teacher.path
+    spec = published_spec(recipe.teacher, small.student, (small.teacher.height, small.teacher.width))
+    grown = grown_spec(spec, recipe.factor, {knob: getattr(recipe.head, knob) for knob in DETAIL})
+    assert (grown.patch_size, grown.height, grown.width) == (64, *check_sizes(recipe.pictures.sizes)[0])
+    assert all(height % 64 == width % 64 == 0 for height, width in recipe.pictures.sizes)
+    with torch.device("meta"):
+        student = PixelStudent(grown)
+    assert sum(p.numel() for p in student.parameters()) / 1e9 == pytest.approx(6.27, abs=0.02)
 
 
 def test_a_recipe_extends_another(write, tmp_path):

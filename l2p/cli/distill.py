@@ -17,6 +17,7 @@ examples:
   l2p distill recipes/quickstart.yaml name=longer one_step.steps=2000 one_step.objectives.pairs.latent=1
   l2p distill recipes/quickstart.yaml --resume never
   l2p distill recipes/z-image-turbo-1k.yaml --tiny
+  torchrun --nproc-per-node 8 --no-python l2p distill recipes/z-image-turbo-1k.yaml parallel.strategy=fsdp
 """
 WHEN_STOPPED = "; what is done is kept: run the same command again to go on from here"
 
@@ -46,11 +47,13 @@ def run(args: argparse.Namespace) -> None:
         return _run_tiny(recipe, args)
     if args.dry_run:
         return _print_plan(recipe)
-    from l2p import runtime
+    from l2p import processes, runtime
     from l2p.training import distill
 
     runtime.hush_loaders()
-    _print_result(distill.run(recipe, resume=args.resume))
+    result = distill.run(recipe, resume=args.resume)
+    if processes.place().rank == 0:
+        _print_result(result)
 
 
 def _run_tiny(recipe: Recipe, args: argparse.Namespace) -> None:
@@ -94,11 +97,13 @@ def _parameters(recipe: Recipe) -> str:
     """Parameters of the teacher's transformer, which becomes the student's core; read without its weights."""
     from pathlib import Path
 
-    from l2p.teachers import BUNDLED
+    from l2p.teachers import BUNDLED, published_as
 
     folders = [BUNDLED / recipe.teacher.path, Path(recipe.teacher.path)]
     folder = next((f for f in folders if (f / "model_index.json").is_file()), None)
     if folder is None:
+        if found := published_as(recipe.teacher.path):
+            return f"{found[1].parameters:.1f} B in the teacher's network"
         return f"not known before {recipe.teacher.path} is here"
     from l2p.cli.info import count_parameters
 

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     runtime.hush_loaders()
     resume = args.resume == "auto"
     if args.tiny:
-        from l2p.training.tiny import prepare_growth, shrunk_growth
+        from l2p.training.tiny_others import prepare_growth, shrunk_growth
 
         small = shrunk_growth(recipe)
         prepare_growth(recipe, small)

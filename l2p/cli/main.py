@@ -1,6 +1,6 @@
 """`l2p VERB ...`: finds the verb, and turns every foreseeable failure into one line on stderr.
 
-Exit codes: 0 done, 1 `doctor` found something broken or a gate of `evaluate` failed, 2 a mistake of the user or of the machine, 130 Ctrl-C.
+Exit codes: 0 done, 1 `doctor` found something broken, a gate of `evaluate` failed or `plan` found what does not fit, 2 a mistake of the user or of the machine, 130 Ctrl-C.
 A failure that is none of these is a bug, and shows its traceback; L2P_DEBUG=1 shows the traceback of all.
 """
 
@@ -22,6 +22,7 @@ from l2p.errors import UserError, out_of_memory
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
     "synthesize": "draw the corpus alone: prompts, filters, pictures, by one process or many",
+    "plan": "count what a recipe's training needs on so many GPUs, and what to change",
     "grow": "a student to a larger patch and resolution",
     "generate": "draw pictures from prompts",
     "info": "what a student is",
@@ -117,8 +118,18 @@ def _named(error: OSError) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"l2p: {line}", file=sys.stderr)
+    if not _others_tell():
+        print(f"l2p: {line}", file=sys.stderr)
     return code
+
+
+def _others_tell() -> bool:
+    """Whether this is one of several processes that fail together, and another says why."""
+    if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        return False
+    from l2p import processes
+
+    return not processes.is_first_to_tell()
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:

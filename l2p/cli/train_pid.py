@@ -11,6 +11,7 @@ from l2p.recipe import load_recipe
 EXAMPLES = """\
 examples:
   l2p train-pid recipes/pid-landscapes.yaml
+  l2p train-pid recipes/pid-flux-4x.yaml --tiny
   l2p train-pid recipes/pid-landscapes.yaml name=first-look flow.steps=20 few_step.steps=20 one_step.steps=20
 """
 WHEN_STOPPED = "; run the same command again to go on from the last checkpoint"
@@ -19,6 +20,11 @@ WHEN_STOPPED = "; run the same command again to go on from the last checkpoint"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file such as recipes/pid-landscapes.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="changes to the recipe")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="every stage for two steps on a random pipeline of the teacher's family: about a minute, no download",
+    )
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),
@@ -33,4 +39,11 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = load_recipe(args.recipe, args.overrides, schema=pid.PidRecipe)
     runtime.hush_loaders()
-    print(f"the decoder is in {pid.run(recipe, resume=args.resume == 'auto')}")
+    resume = args.resume == "auto"
+    if args.tiny:
+        from l2p.training.tiny_others import prepare_decoder, shrunk_decoder
+
+        small = shrunk_decoder(recipe)
+        prepare_decoder(recipe, small)
+        recipe, resume = small, False
+    print(f"the decoder is in {pid.run(recipe, resume=resume)}")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from l2p.corpus.manifest import drawn, indices_of, read_manifest
 from l2p.corpus.samples import FACTS, IMAGES, LATENT, OLD_LATENT, TRAJECTORY, decode_image, decode_tensors
-from l2p.corpus.shards import drawn, indices_of, read_manifest, scan, sha256_of
+from l2p.corpus.shards import scan, sha256_of
 from l2p.errors import UserError
 
 _MAX_OPEN = 64  # file handles a worker keeps, well below the 256 that some systems allow

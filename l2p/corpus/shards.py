@@ -22,75 +22,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2p.corpus.manifest import MANIFEST, check_same, drawn, manifest_of, read_manifest
 from l2p.corpus.samples import OLD_PARTS, PARTS, Sample
 from l2p.errors import UserError
-from l2p.files import atomic_path, check_writable, read_json, write_json
+from l2p.files import atomic_path, check_writable, write_json
 
-FORMATS = (1, 2)  # 1 had no "parts": they were OLD_PARTS
-MANIFEST = "manifest.json"
 _BLOCK = tarfile.BLOCKSIZE
 _SHARDS = "shard-" + "[0-9]" * 6 + ".tar"
 
 
 def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a corpus, joined from those of all its processes.
-
-    Returns:
-        ``format``, ``settings``, ``parts`` (suffixes of a sample's members) and ``shards`` of name, first, count, bytes
-        and sha256; where a scorer dropped pictures, a shard also has ``dropped`` (index and score of each).
-
-    Raises:
-        UserError: no manifest, or one that this version does not read.
-    """
-    folder = Path(folder)
-    paths = [folder / MANIFEST, *sorted(folder.glob("manifest-*.json"))]
-    found = [manifest for path in paths if (manifest := _read(path)) is not None]
-    if not found:
-        raise UserError(f"{folder} is no corpus: {MANIFEST} is missing; make it with `l2p synthesize`")
-    for other in found[1:]:
-        check_same(folder, found[0], other)
-    shards: dict[str, dict[str, Any]] = {}
-    for shard in (shard for manifest in found for shard in manifest["shards"]):
-        known = shards.get(shard["name"], shard)
-        if known != shard:  # drawn again by another process: true is what the file says
-            path = folder / shard["name"]
-            known = shard if path.is_file() and path.stat().st_size == shard["bytes"] else known
-        shards[shard["name"]] = known
-    return found[0] | {"shards": [shards[name] for name in sorted(shards)]}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = read_json(path)
-    except UserError:
-        if path.is_file():
-            raise
-        return None  # there is none, or another process has just joined it
-    version = manifest.get("format") if isinstance(manifest, dict) else None
-    if version not in FORMATS:
-        raise UserError(
-            f"{path} has corpus format {version!r}, this version reads {FORMATS[0]} and {FORMATS[1]}: "
-            "delete the folder to redraw it"
-        )
-    settings = manifest["settings"]
-    if version == 1:
-        settings = {"solver": "teacher"} | settings  # the first ones knew no other
-    return manifest | {"settings": settings, "parts": manifest.get("parts", list(OLD_PARTS))}
-
-
-def check_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises UserError, naming the first difference, where two manifests tell of different samples."""
-    old, new = made["settings"] | {"parts": made["parts"]}, wanted["settings"] | {"parts": wanted["parts"]}
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            raise UserError(
-                f"the corpus in {folder} was made with {key}={_short(old.get(key))}, this run has "
-                f"{key}={_short(new.get(key))}: delete the folder or choose another corpus.path"
-            )
 
 
 def scan(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -270,21 +212,7 @@ class ShardWriter:
         write_json(self.folder / f"manifest-{self.rank}.json", self._manifest(mine))
 
     def _manifest(self, shards: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        old = self.parts == list(OLD_PARTS)
-        head = {"format": 1, "settings": self.settings} if old else {"format": 2, "settings": self.settings}
-        parts = {} if old else {"parts": self.parts}
-        return head | parts | {"shards": [shards[name] for name in sorted(shards)]}
-
-
-def drawn(shard: dict[str, Any]) -> int:
-    """Samples that were drawn for a shard: those in it and those that a scorer dropped."""
-    return shard["count"] + len(shard.get("dropped", ()))
-
-
-def indices_of(shard: dict[str, Any]) -> list[int]:
-    """The numbers of a shard's samples."""
-    dropped = {index for index, _ in shard.get("dropped", ())}
-    return [i for i in range(shard["first"], shard["first"] + drawn(shard)) if i not in dropped]
+        return manifest_of(self.settings, self.parts, [shards[name] for name in sorted(shards)])
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, parts: Sequence[str]) -> None:
@@ -313,8 +241,3 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 and text.isalnum() else repr(value)

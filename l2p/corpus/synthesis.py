@@ -6,7 +6,6 @@ Sample ``i`` starts from the pixel noise of seed ``seed + i``, seen by the teach
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from l2p.corpus.prompts import fingerprint, prompts_for, short_name
 from l2p.corpus.quality import Scorer
 from l2p.corpus.samples import FACTS, LATENT, TRAJECTORY, Sample
 from l2p.corpus.shards import ShardWriter
+from l2p.corpus.trajectory import Recorder
 from l2p.errors import UserError
 from l2p.locks import locked
 from l2p.patches import patchify
@@ -186,7 +186,7 @@ def _draw(
     conditioning = teacher.encode_prompts(
         prompts
     )  # outside autocast: the encoder's cache outlives this stage
-    recorder = _Recorder(teacher)
+    recorder = Recorder(teacher)
     with runtime.autocast(teacher.device, dtype):
         sampler = recorder.teacher if config.trajectory_points else teacher
         z = sampler.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale, solver=solver)
@@ -211,33 +211,6 @@ def _draw(
         )
         for row, index in enumerate(indices)
     ]
-
-
-class _Recorder:
-    """Notes the latents at which a teacher's sampler asks for a velocity, through a copy of that teacher."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        self.teacher = copy.copy(teacher)
-        self.states: dict[float, Tensor] = {}  # by time; a solver that asks twice at a time counts once
-
-        def velocity(z_t: Tensor, t: Tensor, *args, **kwargs) -> Tensor:
-            self.states.setdefault(float(t[0]), z_t)
-            return teacher.velocity(z_t, t, *args, **kwargs)
-
-        self.teacher.velocity = velocity
-
-    def pick(self, count: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Points [B, count, c, h, w] float16 evenly along the way, without its noise, which the seed gives; and their times."""
-        if not count:
-            return None, None
-        times = sorted(self.states, reverse=True)[1:]
-        if count > len(times):
-            raise UserError(
-                f"corpus.trajectory_points is {count}, but this teacher's sampler passes {len(times)} points"
-            )
-        chosen = [times[round(place)] for place in np.linspace(0, len(times) - 1, count)]
-        points = torch.stack([self.states[t].to(torch.float16) for t in chosen], 1)
-        return points.cpu().numpy(), np.array(chosen, np.float32)
 
 
 def _solver(

@@ -36,7 +36,7 @@ def evaluate_folder(
         out: folder of the results, ``evaluation-NAME`` beside the student by default.
 
     Raises:
-        UserError: not a student, a student that names no teacher, or the teacher cannot be found.
+        UserError: not a student, a grown student, one that names no teacher, or the teacher cannot be found.
     """
     from l2p.evaluation.report import write_report
     from l2p.lift import Lift
@@ -49,7 +49,13 @@ def evaluate_folder(
     from l2p.teachers import load_teacher
 
     student_path = Path(student_path)
-    recipe = read_config(student_path).get("recipe") or {}
+    told = read_config(student_path)
+    recipe = told.get("recipe") or {}
+    if (told.get("head") or {}).get("kind") == "grown":
+        raise UserError(
+            f"{student_path} was grown beyond its teacher, which draws no pictures of this size: compare it with "
+            "pictures that have it, --against FOLDER"
+        )
     named = teacher_config(student_path, against)
     if named is None:
         raise UserError(

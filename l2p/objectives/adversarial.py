@@ -128,7 +128,7 @@ class AdversarialObjective(CriticObjective):
         from l2p.images import from_uint8
         from l2p.landscapes import render_batch
 
-        picks = torch.randint(len(RENDERS), (len(images),), generator=ctx.generator).tolist()
+        picks = ctx.randint(len(RENDERS), len(images)).tolist()
         rendered = from_uint8(render_batch([RENDERS[i] for i in picks], *images.shape[2:]))
         conditioning = ctx.teacher.encode_prompts(prompts_for(LANDSCAPES, picks, RENDERS.start))
         return rendered.to(images.device), captions(conditioning.to(images.device))

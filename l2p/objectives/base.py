@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from l2p import flow
+from l2p import flow, processes
 from l2p.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,22 @@ class Batch:
         return replace(self, **{name: value[index] for name, value in vars(self).items()})
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of a step's batch is at hand: number `index` of `count` equal ones, in the batch's order."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, total: int) -> slice:
+        """The part's place among `total` things."""
+        size = total // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+WHOLE = Share()
+
+
 class StepContext:
     """One training step, as the objectives see it.
 
@@ -54,6 +70,8 @@ class StepContext:
         generator: the source of every random number of this step; on the CPU, so that a step is the same everywhere.
         step: number of the optimiser step.
         num_steps: steps the student draws a picture in.
+        share: which part of the step's batch this is, where processes or accumulation divide it. Random numbers are those
+            of the whole batch, of which the part gets its own: so the step is the same however it is divided.
     """
 
     def __init__(
@@ -65,8 +83,9 @@ class StepContext:
         generator: torch.Generator,
         step: int = 0,
         num_steps: int = 1,
+        share: Share = WHOLE,
     ) -> None:
-        self.student, self.teacher, self.lift = student, teacher, lift
+        self.student, self.teacher, self.lift, self.share = student, teacher, lift, share
         self.batch, self.generator, self.step, self.num_steps = batch, generator, step, num_steps
 
     @cached_property
@@ -123,19 +142,46 @@ class StepContext:
             )
         return given(x_t, times[-1].expand(len(noise)))
 
-    def randn(self, *shape: int) -> Tensor:
-        """Standard normal numbers of this step, on the batch's device."""
-        return torch.randn(shape, generator=self.generator, device=self.generator.device).to(
-            self.batch.images
-        )
+    def randn(self, *shape: int, axis: int = 0) -> Tensor:
+        """Standard normal numbers of this step, on the batch's device; ``axis`` is the batch's."""
+        whole = [n * self.share.count if i == axis else n for i, n in enumerate(shape)]
+        drawn = torch.randn(whole, generator=self.generator, device=self.generator.device)
+        return self._own(drawn, axis).to(self.batch.images)
 
-    def choose(self, fraction: float) -> Tensor | slice:
-        """Indices of a random ``fraction`` of the batch, at least one sample; everything (a slice) at 1."""
+    def rand(self, count: int) -> Tensor:
+        """Even numbers [count] of this step in [0, 1), one a picture, on the generator's device."""
+        drawn = torch.rand(count * self.share.count, generator=self.generator, device=self.generator.device)
+        return self._own(drawn)
+
+    def randint(self, high: int, count: int) -> Tensor:
+        """Whole numbers [count] of this step below ``high``, one a picture, on the generator's device."""
+        size = (count * self.share.count,)
+        return self._own(torch.randint(high, size, generator=self.generator, device=self.generator.device))
+
+    def _own(self, drawn: Tensor, axis: int = 0) -> Tensor:
+        """This share of numbers drawn for the whole batch."""
+        place = self.share.of(drawn.shape[axis])
+        return drawn.narrow(axis, place.start, place.stop - place.start)
+
+    def choose(self, fraction: float) -> tuple[Tensor | slice, float]:
+        """A random ``fraction`` of the step's batch, at least one picture.
+
+        Returns:
+            indices of those at hand (everything, a slice, at 1), perhaps none, and the factor with which their mean counts:
+            1 where the batch is whole, else so that the shares' mean is that of all chosen.
+        """
         if fraction >= 1:
-            return slice(None)
-        count = max(1, round(fraction * len(self.batch)))
-        order = torch.randperm(len(self.batch), generator=self.generator, device=self.generator.device)
-        return order[:count].sort().values.to(self.batch.images.device)
+            return slice(None), 1.0
+        total = len(self.batch) * self.share.count
+        count = max(1, round(fraction * total))
+        order = torch.randperm(total, generator=self.generator, device=self.generator.device)
+        chosen, place = order[:count].sort().values, self.share.of(total)
+        chosen = chosen[(chosen >= place.start) & (chosen < place.stop)] - place.start
+        return chosen.to(self.batch.images.device), self.share.count * len(chosen) / count
+
+    def everyone(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Values of all processes' parts of the batch, joined along its axis ``dim``; without gradient."""
+        return processes.gather(x, dim)
 
 
 class Objective(nn.Module):
@@ -199,6 +245,10 @@ class CriticObjective(Objective):
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        if stage.accumulate > 1:
+            raise UserError(
+                f"objectives.{cls.name} trains a network of its own on whole batches: set accumulate to 1"
+            )
         if recipe.dtype == "fp16":
             raise UserError(
                 f"objectives.{cls.name} trains a network of its own, for which fp16 has no loss scale: "

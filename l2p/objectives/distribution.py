@@ -153,8 +153,7 @@ class DistributionObjective(CriticObjective):
 
     def _times(self, ctx: StepContext, count: int, highest: float) -> Tensor:
         """Times [count] in [t_min, highest], shifted."""
-        drawn = torch.rand(count, generator=ctx.generator, device=ctx.generator.device)
-        drawn = flow.shift_time(drawn, self.shift)
+        drawn = flow.shift_time(ctx.rand(count), self.shift)
         return (self.t_min + (highest - self.t_min) * drawn).to(ctx.batch.images.device)
 
 

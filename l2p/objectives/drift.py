@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2p.errors import UserError
-from l2p.objectives.base import Objective, StepContext, within
+from l2p.objectives.base import WHOLE, Objective, Share, StepContext, within
 from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class DriftObjective(Objective):
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
         if stage.batch_size < 2:
             raise UserError(f"objectives.drift needs a batch_size of at least 2, got {stage.batch_size}")
+        if stage.accumulate > 1:
+            raise UserError("objectives.drift compares the pictures of a whole batch: set accumulate to 1")
         if knobs["features"] == "teacher" and knobs["feature_scale"] != 1:
             raise UserError(
                 "objectives.drift.feature_scale is the encoder's: leave it at 1 with features: teacher"
@@ -89,7 +91,7 @@ class DriftObjective(Objective):
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         x = ctx.picture
-        if len(x) < 2:
+        if len(x) * ctx.share.count < 2:
             raise UserError("the drift objective needs a batch of at least 2 pictures: they push each other")
         found, wanted = self._compare(ctx, x)
         losses = []
@@ -98,7 +100,12 @@ class DriftObjective(Objective):
         ):  # bf16 would round small differences of distances away
             for f, g in zip(found, wanted, strict=True):
                 spaces = zip(pool_cells(f, self.grids), pool_cells(g, self.grids), strict=True)
-                losses += [drift_loss(cells, targets, self.temperatures) for cells, targets in spaces]
+                losses += [
+                    drift_loss(
+                        cells, ctx.everyone(targets, 1), self.temperatures, ctx.everyone(cells, 1), ctx.share
+                    )
+                    for cells, targets in spaces
+                ]
         return {"drift": torch.stack(losses).mean()}
 
     def _compare(self, ctx: StepContext, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -128,20 +135,30 @@ def pool_cells(features: Tensor, grids: tuple[int, ...]) -> list[Tensor]:
     return spaces
 
 
-def drift_loss(x: Tensor, positives: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+def drift_loss(
+    x: Tensor,
+    positives: Tensor,
+    temperatures: tuple[float, ...],
+    everyone: Tensor | None = None,
+    share: Share = WHOLE,
+) -> Tensor:
     """Drifting loss of samples x [L, B, C], each other's negatives, towards positives [L, N, C]; the mean over L.
 
     Distances are measured in units of their mean, and each temperature's force is scaled to unit RMS.
+
+    Args:
+        everyone: all samples of the step where x is but a share of them; x itself if None.
     """
     x, positives = x.float(), positives.detach().float()
     with torch.no_grad():
-        scale = _mean_distance(x, positives) / x.shape[-1] ** 0.5  # so that a distance is about sqrt(C)
-        y, here = positives / scale, x / scale
+        crowd = x if everyone is None else everyone.float()
+        scale = _mean_distance(crowd, positives) / x.shape[-1] ** 0.5  # so that a distance is about sqrt(C)
+        y, here = positives / scale, crowd / scale
         force = torch.zeros_like(here)
         for temperature in temperatures:
             field = drift_field(here, y, here, temperature * x.shape[-1] ** 0.5, self_pairs=True)
             force += field / field.square().mean((1, 2), keepdim=True).sqrt().clamp(min=_TINY)
-        target = here + force
+        target = (here + force)[:, share.of(crowd.shape[1])]
     return (x / scale - target).square().mean()
 
 

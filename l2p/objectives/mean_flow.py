@@ -123,9 +123,9 @@ class MeanFlowObjective(Objective):
 
     def times(self, ctx: StepContext, count: int) -> tuple[Tensor, Tensor]:
         """Ends r and starts t [count] of the steps, r <= t."""
-        drawn = torch.sigmoid(self.mean + self.std * ctx.randn(2, count).float())
+        drawn = torch.sigmoid(self.mean + self.std * ctx.randn(2, count, axis=1).float())
         r, t = flow.shift_time(drawn, self.shift).sort(dim=0).values
-        share = torch.rand(count, generator=ctx.generator, device=ctx.generator.device).to(t)
+        share = ctx.rand(count).to(t)
         return torch.where(share < self.equal, t, r), t
 
 

@@ -127,8 +127,10 @@ class PairsObjective(Objective):
         if self.latent:
             terms["latent"] = self.latent * self._latent(ctx, x, target)
         if self.perceptual:
-            some = ctx.choose(self.perceptual_fraction)
-            terms["perceptual"] = self.perceptual * self._compare(x[some], target[some])
+            some, factor = ctx.choose(self.perceptual_fraction)
+            # Where others have all that were chosen, the term is still there, and so is its gradient.
+            distance = self._compare(x[some], target[some]) if factor else x.sum() * 0
+            terms["perceptual"] = self.perceptual * factor * distance
         return terms
 
     def _compare(self, x: Tensor, target: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     odd = [
         str(name)
         for name, value in state.items()
-        if not isinstance(value, Tensor) or not isinstance(name, str)
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided
     ]
     if odd:
         raise UserError(f"{path} holds more than tensors: {weights.few(odd)}; expected tensors by name")

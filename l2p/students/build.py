@@ -155,7 +155,7 @@ def from_teacher(
     sizes = transformer.config
     if config.core is not None:
         transformer, kind, options = None, OWN_CORE, {}
-        sizes = own_core(config.core, teacher.empty.embeds.shape[-1])
+        sizes = own_core(config.core, teacher.text_encoder.width)
     spec = student_spec(sizes, teacher.geometry, lift.scale, config, size, origin, kind, options)
     with torch.device("meta"):  # a large core is never initialised only to be overwritten
         student = PixelStudent(spec)

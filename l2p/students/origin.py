@@ -16,7 +16,10 @@ def teacher_config(folder: str | Path, against: str | None = None) -> TeacherCon
         against: another teacher (folder or name on the Hub) to draw with the same settings.
     """
     config = read_config(folder)
-    origin = {**(config.get("teacher") or {}), **((config.get("recipe") or {}).get("teacher") or {})}
+    told = (config.get("recipe") or {}).get("teacher") or {}
+    if isinstance(told, str):  # a recipe that needs no more of its teacher than its name
+        told = {"path": told}
+    origin = {**(config.get("teacher") or {}), **told}
     name = against or origin.get("path") or origin.get("name")
     if not name:
         return None

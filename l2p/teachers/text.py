@@ -41,6 +41,11 @@ class PromptEncoder(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """The language models, by the name of their folder."""
 
+    @property
+    def width(self) -> int:
+        """C, numbers a token has."""
+        return self.empty().embeds.shape[-1]
+
     @abstractmethod
     def _read(self, prompts: Sequence[str]) -> list[Row]:
         """Features of a few prompts."""

@@ -16,11 +16,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from l2p import flow
+from l2p import flow, processes
+from l2p.errors import UserError
 from l2p.images import from_uint8
-from l2p.objectives.base import Batch
+from l2p.objectives.base import WHOLE, Batch, Share
 
 RAM_BUDGET = 2 * 1024**3  # bytes; a corpus below this is read once and kept
+
+
+def shares_of(batch_size: int, accumulate: int) -> list[Share]:
+    """This process' parts of a step's batch, `accumulate` of them.
+
+    Raises:
+        UserError: the batch cannot be divided so.
+    """
+    count = processes.size() * accumulate
+    if batch_size % count:
+        raise UserError(
+            f"batch_size is {batch_size}, which {processes.size()} processes with accumulate={accumulate} cannot share "
+            f"evenly: take a multiple of {count}"
+        )
+    return [Share(processes.rank() * accumulate + part, count) for part in range(accumulate)]
 
 
 def derive_seed(seed: int, stage: str, step: int) -> int:
@@ -38,21 +54,34 @@ class StepSampler(Sampler[list[int]]):
     """Batches for steps start..total - 1: epochs of fresh permutations laid end to end, cut into batches.
 
     A batch may span two epochs, so no remainder is lost and every batch is full, whatever the corpus' size.
-    Its length is the stage's `total_steps`, whatever `start` is: Lightning counts batches of the whole stage.
+    Its length is that of the whole stage, whatever `start` is: so does Lightning count batches.
+
+    Args:
+        shares: the parts of each step's batch that this process draws, one after the other.
     """
 
     def __init__(
-        self, indices: Sequence[int], batch_size: int, seed: int, stage: str, total_steps: int, start: int = 0
+        self,
+        indices: Sequence[int],
+        batch_size: int,
+        seed: int,
+        stage: str,
+        total_steps: int,
+        start: int = 0,
+        shares: Sequence[Share] = (WHOLE,),
     ):
         self.indices, self.batch_size, self.seed, self.stage = list(indices), batch_size, seed, stage
-        self.total_steps, self.start = total_steps, start
+        self.total_steps, self.start, self.shares = total_steps, start, shares
         self._permutations: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        return self.total_steps
+        return self.total_steps * len(self.shares)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (self.batch(step) for step in range(self.start, self.total_steps))
+        for step in range(self.start, self.total_steps):
+            batch = self.batch(step)
+            for share in self.shares:
+                yield batch[share.of(len(batch))]
 
     def batch(self, step: int) -> list[int]:
         """Indices of one step's batch."""
@@ -93,6 +122,7 @@ class DistillDataModule(pl.LightningDataModule):
             read in this process, anything else by workers.
         teacher: encodes the prompts (`encode_prompts`), each of them once.
         held_out: pairs at the corpus' end that are never trained on.
+        shares: the parts of each step's batch that this process trains on.
     """
 
     def __init__(
@@ -104,11 +134,12 @@ class DistillDataModule(pl.LightningDataModule):
         stage: str,
         total_steps: int,
         held_out: int = 0,
+        shares: Sequence[Share] = (WHOLE,),
     ):
         super().__init__()
         self.dataset, self.teacher, self.batch_size = dataset, teacher, batch_size
         self.seed, self.stage_name, self.total_steps = seed, stage, total_steps
-        self.indices = range(len(dataset) - held_out)
+        self.indices, self.shares = range(len(dataset) - held_out), shares
 
     def setup(self, stage: str) -> None:
         if not isinstance(self.dataset, list):
@@ -123,7 +154,13 @@ class DistillDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         start = self.trainer.global_step if self.trainer is not None else 0
         sampler = StepSampler(
-            self.indices, self.batch_size, self.seed, self.stage_name, self.total_steps, start
+            self.indices,
+            self.batch_size,
+            self.seed,
+            self.stage_name,
+            self.total_steps,
+            start,
+            self.shares,
         )
         workers = 0 if isinstance(self.dataset, list) else max(1, min(8, (os.cpu_count() or 2) - 1))
         return DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)

@@ -9,24 +9,28 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from l2p import runtime
+import torch
+
+from l2p import processes, runtime
 from l2p.corpus import check_solver, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import EVALUATION_SEEDS
-from l2p.files import atomic_path, read_json, write_text
+from l2p.files import atomic_path, read_json, remove, write_text
 from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
 from l2p.students.lora import check_peft
 from l2p.training import stages
 from l2p.training.advice import advised
-from l2p.training.callbacks import load_checkpoint
+from l2p.training.data import shares_of
 from l2p.training.fit import check_loggers
 from l2p.training.progress import CONSOLE
 from l2p.training.run_folder import STAGES, RunFolder
+from l2p.training.sharded import load_checkpoint
 from l2p.training.stages import Run
 
 TRAINING = ("transfer", "one_step", "match")
@@ -35,6 +39,8 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str, Any]:
     """Distil as the recipe says, from wherever an earlier run of it stopped.
+
+    Of several processes (see `l2p.processes`) all train, and the first does the rest while the others wait.
 
     Args:
         resume: "auto" goes on where the folder stands; "never" removes what earlier runs left and starts anew;
@@ -54,12 +60,19 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
         if source is not None:  # before a teacher of many gigabytes is fetched
             prompts_for(source, range(1))
     folder = RunFolder(recipe.output_dir, asdict(recipe))
-    runtime.setup(recipe.threads, recipe.seed)
-    device = runtime.pick_device(recipe.device)
-    context = Run(recipe, folder, device, runtime.pick_dtype(recipe.dtype, device), progress)
+    here = processes.place()
+    runtime.setup(
+        recipe.threads or (None if here.size == 1 else runtime.threads_of(here.local_size)), recipe.seed
+    )
+    device = runtime.pick_device(recipe.device, here.local_rank if here.size > 1 else None)
+    dtype = runtime.pick_dtype(recipe.dtype, device)
+    if here.size > 1 and recipe.parallel.strategy == "fsdp" and dtype == torch.float16:
+        raise UserError("parallel.strategy=fsdp has no loss scale for fp16: set dtype to bf16 or fp32")
+    context = Run(recipe, folder, device, dtype, progress and here.rank == 0)
     try:
-        with folder.locked():
-            return _run(context, resume)
+        with processes.together(device, recipe.parallel.timeout_minutes):
+            with folder.locked() if here.rank == 0 else nullcontext():
+                return _run(context, resume)
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
@@ -104,7 +117,7 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
         if stage in TRAINING:
             terms = " + ".join(check_objectives(config.objectives)) if config.enabled else ""
             work[stage] = f"{config.steps} steps of {config.batch_size} pictures, {terms}"
-        started = folder.checkpoint(stage).is_file()
+        started = bool(folder.checkpoints(stage))
         state = "done" if folder.summary(stage) else "started" if started else "new"
         rows.append(
             {"stage": stage, "state": state if _enabled(recipe, stage) else "off", "work": work[stage]}
@@ -115,25 +128,32 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
 def _run(context: Run, resume: str) -> dict[str, Any]:
     recipe, folder = context.recipe, context.folder
     started_at = time.monotonic()
-    if resume == "never":
-        folder.clear()
-    elif resume != "auto":
-        _go_back_to(Path(resume), folder, recipe)
     enabled = [stage for stage in STAGES if _enabled(recipe, stage)]
-    summaries = {stage: folder.summary(stage) for stage in enabled}
-    _save_recipe(folder)
+    for stage in set(enabled) & set(TRAINING):
+        config = getattr(recipe, stage)
+        try:
+            shares_of(config.batch_size, config.accumulate)
+        except UserError as error:
+            raise UserError(f"{stage}: {error}") from None
 
+    def prepare() -> dict[str, Any]:
+        if resume == "never":
+            folder.clear()
+        elif resume != "auto":
+            _go_back_to(Path(resume), folder, recipe)
+        found = {stage: folder.summary(stage) for stage in enabled}
+        _save_recipe(folder)
+        return found
+
+    summaries = processes.from_first(prepare)
     previous: str | None = None
     for stage in enabled:
         if summaries[stage] is not None:
             _tell(context, f"{stage}: done before, {_in_words(summaries[stage])}")
         else:
-            started = time.monotonic()
-            figures, warnings = _work(context, stage, previous)
-            seconds = max(time.monotonic() - started, figures.get("seconds", 0.0))
-            summaries[stage] = folder.finish(stage, seconds, figures, warnings)
+            summaries[stage] = _work(context, stage, previous)
             _tell(context, f"{stage}: {_in_words(summaries[stage])}")
-            for warning in warnings:
+            for warning in summaries[stage]["warnings"] if processes.rank() == 0 else ():
                 CONSOLE.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
         if stage in TRAINING:
             previous = stage
@@ -150,7 +170,7 @@ def _run(context: Run, resume: str) -> dict[str, Any]:
 
 def _go_back_to(checkpoint: Path, folder: RunFolder, recipe: Recipe) -> None:
     """Make a checkpoint the present one of its stage, and forget that stage's end and all that came after."""
-    tag = load_checkpoint(checkpoint)["l2p"]
+    tag = load_checkpoint(checkpoint, only=())["l2p"]
     stage = tag["stage"]
     if not _enabled(recipe, stage):
         raise UserError(
@@ -159,25 +179,40 @@ def _go_back_to(checkpoint: Path, folder: RunFolder, recipe: Recipe) -> None:
     folder.check_settings(stage, tag["settings"])
     folder.forget_from(stage)
     for later in TRAINING[TRAINING.index(stage) + 1 :]:
-        folder.checkpoint(later).unlink(missing_ok=True)
-    if not folder.checkpoint(stage).exists() or not checkpoint.samefile(folder.checkpoint(stage)):
-        with atomic_path(folder.checkpoint(stage)) as partial:
-            shutil.copyfile(checkpoint, partial)
+        for path in folder.checkpoints(later):
+            remove(path)
+    own = folder.checkpoint(stage, checkpoint.is_dir())
+    if not own.exists() or not checkpoint.samefile(own):
+        with atomic_path(own) as partial:
+            (shutil.copytree if checkpoint.is_dir() else shutil.copyfile)(checkpoint, partial)
+    for path in folder.checkpoints(stage):
+        if path != own:
+            remove(path)
 
 
 @advised
-def _work(context: Run, stage: str, previous: str | None) -> tuple[dict[str, Any], list[str]]:
-    """Do one stage, from its checkpoint where it has one; `previous` is the training stage before it."""
+def _work(context: Run, stage: str, previous: str | None) -> dict[str, Any]:
+    """Do one stage, from its checkpoint where it has one, and mark it done; `previous` is the training stage before it.
+
+    Returns:
+        the stage's summary.
+    """
+    started = time.monotonic()
+
+    def finish(figures: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+        seconds = max(time.monotonic() - started, figures.get("seconds", 0.0))
+        return context.folder.finish(stage, seconds, figures, warnings)
+
     if stage in TRAINING:
-        checkpoint = context.folder.checkpoint(stage)
-        return stages.train(context, stage, previous, checkpoint if checkpoint.is_file() else None)
-    if stage == "student":
-        return stages.write_the_student(context, previous)
-    return {
+        trained = stages.train(context, stage, previous, context.latest(stage))
+        return processes.from_first(lambda: finish(*trained))
+    work = {
         "lift": stages.fit_the_lift,
         "corpus": stages.draw_the_corpus,
+        "student": lambda run: stages.write_the_student(run, previous),
         "evaluation": stages.evaluate_the_student,
-    }[stage](context)
+    }[stage]
+    return processes.from_first(lambda: finish(*work(context)))
 
 
 def _enabled(recipe: Recipe, stage: str) -> bool:

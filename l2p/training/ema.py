@@ -15,6 +15,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from l2p.training.after_step import AfterStep
+
 
 class EMA:
     """fp32 average of a module's trainable parameters, keyed by name.
@@ -84,7 +86,7 @@ class EMA:
         return ((name, p) for name, p in module.named_parameters() if name in self.average)
 
 
-class EMACallback(pl.Callback):
+class EMACallback(AfterStep):
     """Keeps an `EMA` of `getattr(pl_module, attribute)`, updated after each optimiser step and checkpointed."""
 
     def __init__(self, decay: float, warmup: bool = True, attribute: str = "student"):
@@ -97,7 +99,7 @@ class EMACallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ema.to(pl_module.device)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ema.update(getattr(pl_module, self.attribute))
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 
+from l2p import processes
 from l2p.errors import UserError
+from l2p.objectives.base import WHOLE
 from l2p.training.callbacks import (
     AtomicCheckpointIO,
     CsvLog,
@@ -25,11 +26,12 @@ from l2p.training.callbacks import (
     KeepLast,
     NaNGuard,
     Preview,
-    load_checkpoint,
 )
 from l2p.training.ema import EMACallback
 from l2p.training.module import DistillModule
 from l2p.training.progress import TrainingBar
+from l2p.training.sharded import load_checkpoint
+from l2p.training.strategies import environment, trainer_settings
 
 if TYPE_CHECKING:
     from l2p.recipe import LoggingConfig, StageConfig
@@ -56,11 +58,17 @@ def fit(
         UserError: a loss or gradient that is not finite, or a checkpoint of other settings.
         KeyboardInterrupt: Ctrl-C; the step under way was finished and kept.
     """
-    folder, path, seed = run.folder, run.folder.checkpoint(stage), run.recipe.seed
+    folder, seed, sharded = run.folder, run.recipe.seed, run.strategy == "fsdp"
+    path, other = folder.checkpoint(stage, sharded), folder.checkpoint(stage, not sharded)
     if resume_from is not None:
         check_checkpoint(run, stage, resume_from)
-    module = DistillModule(student, run.teacher, run.lift, objectives, config, stage, seed)
     data = run.data(stage, config)
+    shares = getattr(data, "shares", (WHOLE,))
+    if len(shares) != config.accumulate:
+        raise UserError(
+            f"{stage}.accumulate is {config.accumulate}, but this stage takes a step's batch whole: set it to 1"
+        )
+    module = DistillModule(student, run.teacher, run.lift, objectives, config, stage, seed, shares)
     ema, log, interrupt = EMACallback(config.ema_decay), CsvLog(folder.log(stage)), Interrupt()
 
     def preview(step: int) -> float:
@@ -74,17 +82,17 @@ def fit(
         log,
         TrainingBar(stage, config.steps, run.progress),
         interrupt,
-        KeepLast(path, config.checkpoint_every, {"stage": stage, "settings": folder.settings(stage)}),
+        KeepLast(path, config.checkpoint_every, {"stage": stage, "settings": folder.settings(stage)}, other),
     ]
     with _quiet(), _deterministic(), _signals_restored():
         trainer = pl.Trainer(
-            accelerator="gpu" if run.device.type == "cuda" else run.device.type,
-            devices=[run.device.index or 0] if run.device.type == "cuda" else 1,
+            **trainer_settings(run.strategy, run.device),
+            accumulate_grad_batches=config.accumulate,
             precision=PRECISION[run.dtype],
             max_steps=config.steps,
             max_epochs=-1,
             callbacks=callbacks,
-            logger=_loggers(run.recipe.logging, folder.path, run.recipe.name, stage),
+            logger=not processes.rank() and _loggers(run.recipe.logging, folder.path, run.recipe.name, stage),
             log_every_n_steps=1,
             default_root_dir=folder.path,
             deterministic="warn",
@@ -93,8 +101,9 @@ def fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            # One device: a cluster's handling of signals stays out.
-            plugins=[LightningEnvironment(), AtomicCheckpointIO()],
+            plugins=[environment(run.strategy)]
+            if sharded
+            else [environment(run.strategy), AtomicCheckpointIO()],
         )
         try:
             trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
@@ -108,7 +117,7 @@ def fit(
 
 def check_checkpoint(run: Run, stage: str, path: Path) -> None:
     """Raises UserError where a checkpoint is not of this stage with these settings."""
-    tag = load_checkpoint(path)["l2p"]
+    tag = load_checkpoint(path, only=())["l2p"]
     if tag["stage"] != stage:
         raise UserError(f"{path} is a checkpoint of the {tag['stage']} stage, not of {stage}")
     run.folder.check_settings(stage, tag["settings"])

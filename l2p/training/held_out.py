@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2p import processes
 from l2p.evaluation.fidelity import psnr
 from l2p.images import labelled_grid, save_png, to_uint8
 from l2p.objectives.base import Batch
@@ -58,6 +59,7 @@ class HeldOut:
             pictures = self.paint(student, num_steps)
             figures.append(float(psnr(pictures, self.batch.images).mean()))
             rows[f"{label}\n{num_steps} step{'s' * (num_steps > 1)}"] = to_uint8(pictures)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(labelled_grid(rows, self.prompts), path)
+        if processes.rank() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_png(labelled_grid(rows, self.prompts), path)
         return figures

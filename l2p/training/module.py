@@ -7,15 +7,16 @@ The teacher and the frozen helpers of objectives never enter `state_dict`, so a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from l2p import processes
 from l2p.errors import UserError
-from l2p.objectives.base import Batch, StepContext
+from l2p.objectives.base import WHOLE, Batch, Share, StepContext
 from l2p.recipe import StageConfig
 from l2p.training.critics import Critics
 from l2p.training.data import step_generator
@@ -30,6 +31,7 @@ class DistillModule(pl.LightningModule):
         objectives: name -> objective; each knows its own weight.
         config: the stage's steps, optimiser and learning rate.
         stage, seed: with the step number, what every random number depends on.
+        shares: the parts of a step's batch that come one after the other, their gradients added up.
     """
 
     def __init__(
@@ -41,9 +43,14 @@ class DistillModule(pl.LightningModule):
         config: StageConfig,
         stage: str,
         seed: int,
+        shares: Sequence[Share] = (WHOLE,),
     ):
         super().__init__()
-        self.student, self.objectives = student, objectives
+        self.student, self.objectives, self.shares = student, objectives, shares
+        # DDP looks after the student; the critics bring their own gradients to the mean.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"objectives.{name}" for name, _ in (*objectives.named_parameters(), *objectives.named_buffers())
+        ]
         self._foreign = {"teacher": teacher, "lift": lift}  # in a dictionary, so that nothing is registered
         self.config, self.stage_name, self.seed = config, stage, seed
         self.terms: dict[str, Tensor] = {}
@@ -51,8 +58,11 @@ class DistillModule(pl.LightningModule):
             None  # of a checkpoint, until the module is on its device
         )
 
+    def configure_model(self) -> None:
+        """The student comes as it is to be trained, sharded where that is asked for: nothing is left to do."""
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        step = self.global_step
+        step, part = self.global_step, batch_idx % len(self.shares)
         set_lr(self.optimizers(), lr_scale(step, self.config.steps, self.config.warmup_steps))
         context = StepContext(
             student=self.student,
@@ -60,6 +70,7 @@ class DistillModule(pl.LightningModule):
             generator=step_generator(self.seed, self.stage_name, step),
             step=step,
             num_steps=self.student.spec.num_steps,
+            share=self.shares[part],
             **self._foreign,
         )
         terms = self.critics.step(context)
@@ -68,9 +79,12 @@ class DistillModule(pl.LightningModule):
             for term, value in objective(context).items():
                 terms[f"{name}/{term}"] = value.detach()
                 loss = loss + objective.weight * value
-        self.terms = {"loss": loss.detach(), **terms}
-        if self.trainer.loggers:
-            self.log_dict(self.terms, batch_size=len(batch.images))
+        terms = processes.mean({"loss": loss.detach(), **terms})
+        if part:  # the mean over the parts so far
+            terms = {name: self.terms[name] + (terms[name] - self.terms[name]) / (part + 1) for name in terms}
+        self.terms = terms
+        if self.trainer.loggers and part == len(self.shares) - 1:
+            self.log_dict(self.terms, batch_size=len(batch.images), rank_zero_only=True)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from l2p.errors import UserError
+from l2p.training.sharded import first_row
 
 # Matrices that read from or write to a foreign space (pixels, captions, time) are no hidden layers.
 BORDER_LAYERS = re.compile(
@@ -38,8 +40,46 @@ class ConvMuon(torch.optim.Muon if hasattr(torch.optim, "Muon") else object):
             super().__init__(params, **settings)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        with _as_matrices([p for group in self.param_groups for p in group["params"]]):
+        params = [p for group in self.param_groups for p in group["params"]]
+        if isinstance(params[0], DTensor):
+            return self._step_sharded()
+        with _as_matrices(params):
             return super().step(closure)
+
+    @torch.no_grad()
+    def _step_sharded(self) -> None:
+        """The same step where each process holds some rows of every weight, gradient and momentum.
+
+        Newton-Schulz needs whole matrices: each update is gathered, orthogonalised by all alike, and every process keeps
+        its rows of the result.
+        """
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                rows = p.to_local()
+                gradient = p.grad.to_local().flatten(1)
+                state, shape = self.state[p], (p.shape[0], p.shape[1:].numel())
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = _rows(torch.zeros_like(gradient), p, shape)
+                momentum = state["momentum_buffer"].to_local()
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+                # A weight and a gradient of the update's shape, for torch's own step to work on.
+                whole = nn.Parameter(torch.zeros(shape, dtype=p.dtype, device=rows.device))
+                whole.grad = _rows(update, p, shape).full_tensor()
+                torch.optim.Muon(
+                    [whole],
+                    lr=group["lr"],
+                    weight_decay=0.0,
+                    momentum=0.0,
+                    nesterov=False,
+                    ns_coefficients=group["ns_coefficients"],
+                    eps=group["eps"],
+                    ns_steps=group["ns_steps"],
+                    adjust_lr_fn=group["adjust_lr_fn"],
+                ).step()
+                start = first_row(p.shape, p.device_mesh)
+                rows.mul_(1 - group["lr"] * group["weight_decay"])
+                rows.add_(whole[start : start + len(rows)].view_as(rows))
 
 
 @contextmanager
@@ -53,6 +93,18 @@ def _as_matrices(params: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for p, shape in shapes:
             _reshape(p, shape)
+
+
+def _rows(local: Tensor, like: DTensor, shape: tuple[int, int]) -> DTensor:
+    """A matrix of which this process has the rows `local`, divided as the sharded weight `like` is."""
+    return DTensor.from_local(
+        local,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=(shape[1], 1),
+    )
 
 
 def _reshape(p: nn.Parameter, shape: Sequence[int]) -> None:

@@ -129,6 +129,7 @@ class PidRun:
     dtype: torch.dtype
     progress: bool = True
     lift: None = None
+    strategy: str = "one"  # process
 
     @cached_property
     def teacher(self) -> Teacher:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from l2p.training.after_step import AfterStep
 from l2p.training.module import DistillModule
 
 CONSOLE = Console(stderr=True)
@@ -76,7 +76,7 @@ def bar(title: str, total: int, visible: bool = True) -> Iterator[Bar]:
         shown.stop()
 
 
-class TrainingBar(pl.Callback):
+class TrainingBar(AfterStep):
     """The bar of a training stage, with its loss terms."""
 
     def __init__(self, title: str, total: int, visible: bool = True):
@@ -85,7 +85,7 @@ class TrainingBar(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: DistillModule) -> None:
         self.bar.start(trainer.global_step)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: DistillModule, *_: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, pl_module: DistillModule) -> None:
         note = "  ".join(
             f"{name.rpartition('/')[2]} {float(value):.3g}" for name, value in pl_module.terms.items()
         )

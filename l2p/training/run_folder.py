@@ -19,6 +19,7 @@ from typing import Any
 from l2p.errors import UserError
 from l2p.files import read_json, write_json
 from l2p.locks import locked
+from l2p.training.sharded import step_of
 
 STAGES = ("lift", "corpus", "transfer", "one_step", "match", "student", "evaluation")
 # What each stage reads of the recipe, besides what the stages before it read.
@@ -34,7 +35,7 @@ READS: dict[str, tuple[str, ...]] = {
 # Knobs that change how often or where something is written, not what comes out.
 NO_EFFECT = (
     "checkpoint_every", "preview_every", "path", "cache", "latency_runs", "peak_memory", "min_r2", "image_format",
-    "latents", "trajectory_points",
+    "latents", "trajectory_points", "accumulate",
 )  # fmt: skip
 OURS = ("lift", "corpus", "checkpoints", "logs", "previews", "stages", "student", "evaluation")
 OUR_FILES = ("recipe.yaml", "lift.safetensors", "metrics.json", "report.html")
@@ -84,8 +85,18 @@ class RunFolder:
     def grid(self, stage: str) -> Path:
         return self.path / "lift" / "grid.png" if stage == "lift" else self.path / "stages" / f"{stage}.png"
 
-    def checkpoint(self, stage: str) -> Path:
-        return self.path / "checkpoints" / f"{stage}.ckpt"
+    def checkpoint(self, stage: str, sharded: bool = False) -> Path:
+        """Where a stage under way is kept: a file, or a folder that sharded processes share."""
+        return self.path / "checkpoints" / f"{stage}.{'shards' if sharded else 'ckpt'}"
+
+    def checkpoints(self, stage: str) -> list[Path]:
+        """Those that are here; two where a kill came between writing the newer and removing the older kind."""
+        return [path for path in (self.checkpoint(stage), self.checkpoint(stage, True)) if path.exists()]
+
+    def latest(self, stage: str) -> Path | None:
+        """The checkpoint to go on from: of two the one of more steps."""
+        found = self.checkpoints(stage)
+        return max(found, key=step_of) if len(found) > 1 else next(iter(found), None)
 
     def log(self, stage: str) -> Path:
         return self.path / "logs" / f"{stage}.csv"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2p import flow
+from l2p import flow, processes
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
 from l2p.corpus.prompts import LANDSCAPES
 from l2p.corpus.synthesis import LIFT, latent_noise, weights_fingerprint
@@ -34,12 +34,13 @@ from l2p.students.io import load_student, save_student
 from l2p.students.lora import merged
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
-from l2p.training.callbacks import load_checkpoint
-from l2p.training.data import DistillDataModule, held_out_batch, in_memory, step_generator
+from l2p.training.data import DistillDataModule, held_out_batch, in_memory, shares_of, step_generator
 from l2p.training.fit import fit
 from l2p.training.held_out import HeldOut
 from l2p.training.progress import bar
 from l2p.training.run_folder import RunFolder
+from l2p.training.sharded import is_sharded, load_checkpoint, shard
+from l2p.training.strategies import shard_frozen, shard_student
 
 LIFT_SEED = 8_000_000  # landscapes from here on are for the lift alone: no corpus and no test draws them
 MAX_TOKENS = 131_072  # tokens the lift is fitted on: enough for 768 dimensions many times over
@@ -68,6 +69,15 @@ class Run:
     @cached_property
     def lift(self) -> Lift:
         return Lift.load(self.folder.path / "lift.safetensors").to(self.device)
+
+    @property
+    def strategy(self) -> str:
+        """How the training is divided: "one" process, "ddp", or "fsdp", where each process holds a share of the student."""
+        return self.recipe.parallel.strategy if processes.size() > 1 else "one"
+
+    def latest(self, stage: str) -> Path | None:
+        """The checkpoint of a stage that there is, if any; the same in all processes."""
+        return processes.from_first(lambda: self.folder.latest(stage))
 
     @property
     def corpus_folder(self) -> Path:
@@ -102,6 +112,7 @@ class Run:
             stage,
             config.steps,
             self.num_held_out,
+            shares_of(config.batch_size, config.accumulate),
         )
 
     def new_student(self, head: str | None = None) -> nn.Module:
@@ -116,13 +127,18 @@ class Run:
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not
             guidance = self.recipe.teacher.guidance_scale
             student = from_teacher(self.teacher, self.lift, config, size, guidance)
-            return student.to(self.device).float()
+            # Whole, a student that needs sharding may be too large for the device.
+            return student.to("cpu" if self.strategy == "fsdp" else self.device).float()
 
-    def trained_student(self, stage: str | None) -> nn.Module:
-        """The averaged student as a training stage left it; the untrained one for None."""
+    def trained_student(self, stage: str | None, checkpoint: Path | None) -> nn.Module:
+        """The averaged student that a training stage left in a checkpoint; the untrained one for None."""
         student = self.new_student()
-        if stage is not None:
-            load_averaged(student, self.folder.checkpoint(stage))
+        if checkpoint is not None:
+            load_averaged(student, checkpoint)
+        elif stage is not None:
+            raise UserError(
+                f"{self.folder.checkpoint(stage)} is gone, which later stages start from: rerun with --resume never"
+            )
         return student
 
 
@@ -132,16 +148,22 @@ def corpus_folder(recipe: Recipe) -> Path:
 
 
 def load_averaged(student: nn.Module, path: Path) -> None:
-    """Fill a student with the moving average that a checkpoint holds."""
-    checkpoint = load_checkpoint(path)
+    """Fill a student, sharded or whole, with the moving average that a checkpoint holds."""
+    shards = [value for value in student.state_dict().values() if is_sharded(value)]
+    mesh = shards[0].device_mesh if shards else None
+    wanted = ("state_dict/student.", "callbacks/EMACallback/average")
+    checkpoint = load_checkpoint(path, wanted, mesh)
     own = {
         name[len("student.") :]: v
         for name, v in checkpoint["state_dict"].items()
         if name.startswith("student.")
     }
-    averaged = checkpoint["callbacks"]["EMACallback"]["average"]
+    state = {**own, **checkpoint["callbacks"]["EMACallback"]["average"]}
+    if mesh is not None:
+        held = {name for name, value in student.state_dict().items() if is_sharded(value)}
+        state = {name: shard(value, mesh) if name in held else value for name, value in state.items()}
     try:
-        student.load_state_dict({**own, **averaged}, strict=True)
+        student.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(f"{path} is of another student: start anew with --resume never") from error
 
@@ -318,13 +340,19 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.recipe.seed)  # a critic starts alike in every run, resumed or not
         objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
-    student = run.trained_student(previous)
+    student = run.trained_student(previous, run.latest(previous) if previous else None)
+    if run.strategy == "fsdp":
+        shard_student(student, run.device)
+    keeping = run.recipe.parallel.teacher
+    if processes.size() > 1 and keeping != "whole":
+        run.held_out  # noqa: B018 - made while the teacher is whole
+        shard_frozen(run.teacher.transformer, run.device, keeping == "offloaded")
     num_steps = run.recipe.student.num_steps
     if stage == "transfer":
         num_steps = max(MANY_STEPS, num_steps)
     before = run.held_out.measure(student, num_steps)
     fitted = fit(run, stage, config, student, objectives, num_steps, resume_from)
-    load_averaged(student, run.folder.checkpoint(stage))
+    load_averaged(student, run.latest(stage))
     student.to(run.device)  # Lightning leaves it on the CPU
     after = run.held_out.show(student, [num_steps], run.folder.grid(stage))[0]
     warnings = []
@@ -333,12 +361,14 @@ def train(
             f"{stage} moved the pictures away from the teacher's: {before:.1f} -> {after:.1f} dB on "
             f"{run.num_held_out} held-out pairs; look at {run.folder.grid(stage)}"
         )
+    if processes.size() > 1 and keeping != "whole":
+        del run.teacher  # the next to ask loads a whole one
     return {"psnr_before": before, "psnr": after, "preview_steps": num_steps, **fitted}, warnings
 
 
 def write_the_student(run: Run, last: str | None) -> tuple[dict[str, Any], list[str]]:
     """Save the averaged student of training stage `last` as a folder that needs nothing else to draw."""
-    student = run.trained_student(last)
+    student = run.trained_student(last, run.folder.latest(last) if last else None)
     extra = {"recipe": run.folder.recipe, "stage": last}
     save_student(student, run.folder.path / "student", text_encoder=run.teacher.text_encoder, extra=extra)
     return {"parameters": sum(p.numel() for p in student.parameters()), "trained_by": last}, []

@@ -17,8 +17,8 @@ from typing import Any
 from l2p import runtime
 from l2p.corpus import CorpusDataset
 from l2p.corpus.dataset import verify
+from l2p.corpus.manifest import drawn, read_manifest
 from l2p.corpus.prompt_list import REPORT, needs_list
-from l2p.corpus.shards import drawn, read_manifest
 from l2p.corpus.synthesis import LIFT, WAIT, lift_fingerprint, parts_of, the_prompts
 from l2p.errors import UserError
 from l2p.files import read_json
@@ -68,7 +68,7 @@ def run(
     if not prompts_only:
         context.lift = _the_lift(context, share).to(device)
         draw_a_share(context, share)
-        if is_complete(recipe, folder):
+        if summary(recipe, folder)["complete"]:
             save_grid(folder, recipe.corpus.num_pairs, share[0])
     return summary(recipe, folder) | {"seconds": round(time.monotonic() - started, 1)}
 
@@ -93,10 +93,6 @@ def _the_lift(context: Run, share: tuple[int, int]) -> Lift:
 
 def is_begun(folder: Path) -> bool:
     return any(folder.glob("manifest*.json"))
-
-
-def is_complete(recipe: Recipe, folder: Path) -> bool:
-    return sum(drawn(shard) for shard in read_manifest(folder)["shards"]) >= recipe.corpus.num_pairs
 
 
 def summary(recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TypeVar
 
 from l2p.corpus.prompts import LANDSCAPES
 from l2p.files import atomic_path, write_text
-from l2p.recipe import HeadConfig, Recipe, StageConfig, StudentConfig
-from l2p.teachers import BUNDLED, Teacher, load_teacher, tiny
+from l2p.recipe import HeadConfig, Recipe, StageConfig
+from l2p.teachers import BUNDLED, tiny
 
-if TYPE_CHECKING:
-    from l2p.training.grow import GrowRecipe
-
+S = TypeVar("S", bound=StageConfig)
 SIDE = 64  # pixels
 STEPS = 2
 
@@ -34,10 +30,7 @@ def shrunk(recipe: Recipe) -> Recipe:
     prompts = recipe.corpus.prompts
     if prompts != LANDSCAPES and not Path(prompts).is_file():
         prompts = f"{folder}/tiny-prompts.txt"
-    path = recipe.teacher.path
-    if not _is_bundled(path):
-        tiny.name_for(path)
-        path = f"{folder}/tiny-teacher"
+    path = stand_in(recipe.teacher.path, folder)
     steps = min(STEPS, recipe.teacher.num_inference_steps)
     teacher = replace(
         recipe.teacher, path=path, revision=None, num_inference_steps=steps, height=SIDE, width=SIDE
@@ -45,7 +38,9 @@ def shrunk(recipe: Recipe) -> Recipe:
     corpus = replace(recipe.corpus, prompts=prompts, num_pairs=16, num_inference_steps=steps, path=None)
     # a scorer would leave nothing of noise
     corpus = replace(corpus, num_prompts=None, llm=None, quality=None)
-    student = replace(recipe.student, core=recipe.student.core and "tiny", head=_head(recipe.student.head))
+    student = replace(
+        recipe.student, core=recipe.student.core and "tiny", head=small_head(recipe.student.head)
+    )
     return replace(
         recipe,
         name=name,
@@ -55,9 +50,9 @@ def shrunk(recipe: Recipe) -> Recipe:
         corpus=replace(corpus, batch_size=min(4, corpus.batch_size), shard_size=8),
         lift=replace(recipe.lift, num_images=32, min_r2=-1.0),  # random latents explain no pixels
         student=student,
-        transfer=_stage(recipe.transfer),
-        one_step=_stage(recipe.one_step),
-        match=_stage(recipe.match),
+        transfer=small_stage(recipe.transfer),
+        one_step=small_stage(recipe.one_step),
+        match=small_stage(recipe.match),
         evaluation=replace(
             recipe.evaluation,
             num_images=4,
@@ -75,72 +70,41 @@ def shrunk(recipe: Recipe) -> Recipe:
 
 def prepare(recipe: Recipe, tiny_recipe: Recipe) -> None:
     """Write the pipeline, and the prompts where there are none, that the tiny twin of a recipe names."""
-    if not _is_bundled(recipe.teacher.path):
-        name = tiny.name_for(recipe.teacher.path)
-        with atomic_path(tiny_recipe.teacher.path) as partial:
-            tiny.save(name, partial, recipe.seed)
-        prompts = tiny.prompts_for(name)
-    else:
-        prompts = tiny.WORDS
+    path = recipe.teacher.path
+    write_stand_in(path, tiny_recipe.teacher.path, recipe.seed)
     if tiny_recipe.corpus.prompts not in (LANDSCAPES, recipe.corpus.prompts):
+        prompts = tiny.WORDS if _is_bundled(path) else tiny.prompts_for(tiny.name_for(path))
         write_text(tiny_recipe.corpus.prompts, "\n".join(prompts) + "\n")
 
 
-def shrunk_growth(recipe: GrowRecipe) -> GrowRecipe:
-    """As :func:`shrunk`, for `l2p grow`: the student is a tiny one too, and grows by the same factor."""
-    folder, side = f"{recipe.output_dir}-tiny", SIDE * recipe.factor
-    teacher = recipe.teacher
-    if not _is_bundled(teacher):
-        tiny.name_for(teacher)
-        teacher = f"{folder}/tiny-teacher"
-    return replace(
-        recipe,
-        name=f"{recipe.name}-tiny",
-        output_dir=folder,
-        device="auto",
-        student=f"{folder}/tiny-student",
-        teacher=teacher,
-        head=_head(recipe.head),
-        pictures=replace(recipe.pictures, sizes=[[side, side]], inversion_steps=STEPS),
-        optim=replace(recipe.optim, steps=STEPS, batch_size=1, warmup_steps=1, checkpoint_every=STEPS),
-        preview_images=1,
-    )
+def stand_in(teacher: str, folder: str) -> str:
+    """Path of the tiny pipeline that stands for a teacher, in the run's folder; the bundled one stands for itself.
+
+    Raises:
+        UserError: a teacher whose family cannot be told.
+    """
+    if _is_bundled(teacher):
+        return teacher
+    tiny.name_for(teacher)
+    return f"{folder}/tiny-teacher"
 
 
-def prepare_growth(recipe: GrowRecipe, tiny_recipe: GrowRecipe) -> None:
-    """Write the pipeline and the untrained student that the tiny twin of a recipe of `l2p grow` names."""
-    from l2p.students.io import save_student
-
-    if tiny_recipe.teacher != recipe.teacher:
-        with atomic_path(tiny_recipe.teacher) as partial:
-            tiny.save(tiny.name_for(recipe.teacher), partial, recipe.seed)
-    teacher = load_teacher(tiny_recipe.teacher)
-    with torch.random.fork_rng(devices=[]), atomic_path(tiny_recipe.student) as partial:
-        torch.manual_seed(recipe.seed)
-        save_student(_untrained(teacher), partial, text_encoder=teacher.text_encoder)
-
-
-def _untrained(teacher: Teacher) -> torch.nn.Module:
-    """A student of a teacher through a lift that was fitted to nothing."""
-    from l2p.lift import Lift
-    from l2p.students.build import from_teacher
-
-    p, d = teacher.geometry.token_pixels, teacher.geometry.token_dim
-    basis = torch.linalg.qr(torch.randn(3 * p**2, d, dtype=torch.float64))[0]
-    lift = Lift(basis, 1.0, torch.zeros(3 * p**2, dtype=torch.float64), r2=0.0, r2_lstsq=0.0, r2_pca=0.0)
-    head = HeadConfig(fine_patch=p // 2, width=32, num_blocks=1)
-    return from_teacher(teacher, lift, StudentConfig(patch_size=p, head=head), (SIDE, SIDE))
+def write_stand_in(teacher: str, path: str, seed: int) -> None:
+    """Write the pipeline that :func:`stand_in` names."""
+    if path != teacher:
+        with atomic_path(path) as partial:
+            tiny.save(tiny.name_for(teacher), partial, seed)
 
 
 def _is_bundled(path: str) -> bool:
     return (BUNDLED / path / "model_index.json").is_file()
 
 
-def _head(head: HeadConfig) -> HeadConfig:
+def small_head(head: HeadConfig) -> HeadConfig:
     return replace(head, width=head.head_dim, num_blocks=min(1, head.num_blocks), pretrained=None)
 
 
-def _stage(stage: StageConfig) -> StageConfig:
+def small_stage(stage: S) -> S:
     return replace(
         stage,
         steps=STEPS,

@@ -104,6 +104,8 @@ def spoiled(path: Path, kind: str) -> None:
         torch.save([torch.zeros(1)], path)
     elif kind == "nested":
         torch.save({"net": {"a": torch.zeros(1)}}, path)
+    elif kind == "sparse":
+        torch.save({"net.a": torch.eye(2).to_sparse()}, path)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ def spoiled(path: Path, kind: str) -> None:
         ("no zip of torch", "is broken or cut short"),
         ("a list", "holds a list, expected tensors by name"),
         ("nested", "holds more than tensors: net; expected tensors by name"),
+        ("sparse", "holds more than tensors: net.a; expected tensors by name"),
     ],
 )
 def test_files_that_are_no_weights(kind, message, file, tmp_path, l2p):

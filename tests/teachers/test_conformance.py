@@ -154,6 +154,7 @@ def test_a_prompt_reads_the_same_alone_and_in_company(case):
     """Captions of several lengths in one batch, each with its own mask."""
     teacher = case.teacher
     both = teacher.encode_prompts(case.prompts)
+    assert both.embeds.shape[-1] == teacher.text_encoder.width
     t = torch.tensor([0.4, 0.8])
     with torch.no_grad():
         together = teacher.velocity(case.eps, t, both)

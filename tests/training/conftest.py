@@ -60,6 +60,12 @@ def prompts(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def recipe(tiny_pipeline, prompts, tmp_path) -> Recipe:
+    """The tiny recipe, of which nothing has run."""
+    return tiny_recipe(tiny_pipeline, prompts, tmp_path / "run")
+
+
 @pytest.fixture(scope="session")
 def prepared(tiny_pipeline, prompts, tmp_path_factory) -> Path:
     """A run's folder with its lift and corpus, and nothing trained."""
@@ -72,6 +78,17 @@ def prepared(tiny_pipeline, prompts, tmp_path_factory) -> Path:
         with pytest.raises(_Stopped):
             distill.run(recipe, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def another_run(prepared, tiny_pipeline, prompts):
+    """`another_run(name)`: as `new_run`, for the whole session, and with its evaluation."""
+
+    def make(name: str) -> Recipe:
+        shutil.copytree(prepared, prepared.with_name(name))
+        return tiny_recipe(tiny_pipeline, prompts, prepared.with_name(name))
+
+    return make
 
 
 @pytest.fixture

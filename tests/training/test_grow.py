@@ -7,10 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from l2p.errors import UserError
+from l2p.evaluation.saved import evaluate_folder
 from l2p.landscapes import Scene, render
 from l2p.patches import patchify
 from l2p.recipe import load_recipe
 from l2p.students.io import load_student
+from l2p.students.origin import teacher_config
 from l2p.teachers import load_teacher
 from l2p.training import grow
 
@@ -86,6 +88,10 @@ def test_a_run_and_its_resumption(tmp_path, small_student, tiny_pipeline):
     assert (tmp_path / "run" / "grow-000002.png").is_file()
     for name, value in small.head.state_dict().items():  # frozen
         assert torch.equal(grown.head.inner.state_dict()[name], value), name
+    folder = tmp_path / "run" / "student"
+    assert teacher_config(folder).path == str(tiny_pipeline)
+    with pytest.raises(UserError, match="was grown beyond its teacher.*--against FOLDER"):
+        evaluate_folder(folder)
     again = grow.run(recipe_for(tmp_path, small_student, tiny_pipeline, "optim.steps=4"))
     assert not torch.equal(load_student(again).head.conv_out.weight, grown.head.conv_out.weight)
 

@@ -57,6 +57,8 @@ def test_a_dry_run_of_the_tiny_twin_writes_nothing(l2p, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = (RECIPES / "sdxl-1k.yaml", "--tiny", "--dry-run", "logging.tensorboard=false")
     code, out, _ = l2p("distill", *argv)
+    full = l2p("distill", RECIPES / "sdxl-1k.yaml", "--dry-run", "logging.tensorboard=false")[1]
+    assert "2.6 B in the teacher's network" in full
     assert code == 0 and "sdxl-1k-tiny" in out and "core: tiny" in out and not list(tmp_path.iterdir())
 
 
@@ -68,14 +70,16 @@ def test_the_bundled_teacher_is_its_own_tiny_twin():
 
 def test_a_growing_runs_on_its_tiny_twin(l2p, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = (
-        RECIPES / "landscapes-512.yaml",
-        "--tiny",
-        "teacher=Tongyi-MAI/Z-Image-Turbo",
-        "dtype=fp32",
-        "factor=2",
-    )
-    code, out, err = l2p("grow", *argv)
-    assert code == 0 and "the grown student is in runs/landscapes-512-tiny/student" in out, err
-    config = read_json("runs/landscapes-512-tiny/student/config.json")
+    code, out, err = l2p("grow", RECIPES / "z-image-4k.yaml", "--tiny", "dtype=fp32", "factor=2")
+    assert code == 0 and "the grown student is in runs/z-image-4k-tiny/student" in out, err
+    config = read_json("runs/z-image-4k-tiny/student/config.json")
     assert config["patch_size"] == 32 and config["head"]["factor"] == 2 and config["height"] == 128
+
+
+@pytest.mark.slow
+def test_a_decoder_trains_on_its_tiny_twin(l2p, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = l2p("train-pid", RECIPES / "pid-flux-4x.yaml", "--tiny", "dtype=fp32")
+    assert code == 0 and "the decoder is in runs/pid-flux-4x-tiny/decoder" in out, err
+    for stage in ("flow", "few_step", "one_step"):
+        assert Path(f"runs/pid-flux-4x-tiny/stages/{stage}.json").is_file()

@@ -1,0 +1,170 @@
+"""Checkpoints of a run: one file of one process, or a folder into which each process wrote its shards.
+
+Both hold the same dictionary. In a folder the tensors lie in torch's distributed format, each under its place in the
+dictionary, and `rest.pt` has all else, with a mark where a tensor belongs. The format knows rows, not processes: any
+number of them reads what any other number wrote.
+
+    STAGE.shards/latest         name of the folder that counts: a step's folder is whole before it is named
+    STAGE.shards/step-000120/   .metadata, *.distcp, rest.pt
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import zeros as sharded_zeros
+
+from l2p import processes
+from l2p.errors import UserError
+from l2p.files import atomic_path, write_text
+
+LATEST, REST = "latest", "rest.pt"
+MARK = "__tensor__"
+
+
+def save_sharded(state: dict[str, Any], folder: Path) -> None:
+    """Write a nested dictionary, the shards of its tensors by those who hold them; all processes call it together."""
+    import torch.distributed.checkpoint as dcp
+
+    tensors: dict[str, Tensor] = {}
+
+    def part(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        key = "/".join(map(str, path))
+        tensors[key] = leaf
+        return {MARK: key, "sharded": is_sharded(leaf)}
+
+    rest = _map(state, part)
+    step = folder / f"step-{int(state['global_step']):06d}"
+    current = processes.from_first(lambda: _named(folder))
+    if current is not None and current.name == step.name:  # saved twice at one step: the same numbers again
+        return
+    processes.from_first(lambda: shutil.rmtree(step, ignore_errors=True))  # half a folder that a kill left
+    dcp.save(tensors, checkpoint_id=step)
+
+    def conclude() -> None:
+        with atomic_path(step / REST) as partial:
+            torch.save(rest, partial)
+        write_text(folder / LATEST, step.name)
+        for other in folder.glob("step-*"):
+            if other != step:
+                shutil.rmtree(other)
+
+    processes.from_first(conclude)
+
+
+def load_checkpoint(
+    path: Path, only: Sequence[str] | None = None, mesh: DeviceMesh | None = None
+) -> dict[str, Any]:
+    """A checkpoint of ours, on the CPU.
+
+    Args:
+        only: how the places of wanted tensors begin, such as "state_dict/student."; None is all. The others are left out
+            of a folder, whose reading costs; a file's are mapped into memory in any case.
+        mesh: where given, what lies in shards is read as this process' shards on the mesh's device.
+
+    Raises:
+        UserError: a missing, broken or foreign file or folder.
+    """
+    try:
+        if path.is_dir():
+            checkpoint = _load_folder(path, only, mesh)
+        elif path.is_file():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            raise UserError(f"no checkpoint at {path}")
+    except UserError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
+        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "l2p" not in checkpoint:
+        raise UserError(f"{path} is no checkpoint of `l2p distill`")
+    return checkpoint
+
+
+def step_of(path: Path) -> int:
+    """The step a checkpoint was kept at; -1 where there is none."""
+    if path.is_dir():
+        named = _named(path)
+        return -1 if named is None else int(named.name.removeprefix("step-"))
+    return load_checkpoint(path, only=())["l2p"]["step"] if path.is_file() else -1
+
+
+def _named(folder: Path) -> Path | None:
+    latest = folder / LATEST
+    return folder / latest.read_text().strip() if latest.is_file() else None
+
+
+def _load_folder(folder: Path, only: Sequence[str] | None, mesh: DeviceMesh | None) -> dict[str, Any]:
+    import torch.distributed.checkpoint as dcp
+
+    step = _named(folder)
+    if step is None:
+        raise UserError(f"no checkpoint at {folder}")
+    rest = torch.load(step / REST, map_location="cpu", weights_only=True)
+    known = dcp.FileSystemReader(step).read_metadata().state_dict_metadata
+    tensors: dict[str, Tensor] = {}
+
+    def part(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not _is_mark(leaf):
+            return leaf
+        key = leaf[MARK]
+        if only is not None and not key.startswith(tuple(only)):
+            return None
+        if key not in tensors:
+            shape, dtype = known[key].size, known[key].properties.dtype
+            if mesh is not None and leaf["sharded"]:
+                tensors[key] = sharded_zeros(*shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+            else:
+                tensors[key] = torch.empty(shape, dtype=dtype)
+        return tensors[key]
+
+    state = _map(rest, part)
+    alone = mesh is None or not dist.is_initialized()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone on purpose
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(step), no_dist=alone)
+    return state
+
+
+def shard(value: Tensor, mesh: DeviceMesh) -> DTensor:
+    """This process' rows of a whole tensor that all have; one that is sharded already stays as it is."""
+    if is_sharded(value):
+        return value
+    start, stop = (first_row(value.shape, mesh, ahead) for ahead in (0, 1))
+    local = value[start:stop].to(mesh.device_type, copy=True)
+    return DTensor.from_local(
+        local, mesh, [Shard(0)], run_check=False, shape=value.shape, stride=value.contiguous().stride()
+    )
+
+
+def first_row(shape: torch.Size, mesh: DeviceMesh, ahead: int = 0) -> int:
+    """The first row that this process, or one `ahead` of it, has of a tensor divided by rows, as torch deals them out."""
+    return min(shape[0], -(-shape[0] // mesh.size()) * (mesh.get_local_rank() + ahead))
+
+
+def is_sharded(value: Any) -> bool:
+    return isinstance(value, DTensor)
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, dict) and MARK in value
+
+
+def _map(value: Any, change: Callable[[tuple[Any, ...], Any], Any], path: tuple[Any, ...] = ()) -> Any:
+    """A nested dictionary or list with every leaf changed; marks are leaves."""
+    if isinstance(value, dict) and not _is_mark(value):
+        return {key: _map(item, change, (*path, key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(item, change, (*path, i)) for i, item in enumerate(value))
+    return change(path, value)
