@@ -1,6 +1,6 @@
 """Train a pixel diffusion decoder: latents, noisy or not, to pictures of one, two, four or eight times the side.
 
-Three stages, each with a checkpoint: a many-step pixel flow, few steps, one step."""
+Its stages, each with a checkpoint: a many-step pixel flow, few steps, one step, and all together."""
 
 from __future__ import annotations
 

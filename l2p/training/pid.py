@@ -36,7 +36,7 @@ from l2p.training.teacher import PicturesConfig, render_pictures
 
 FIRST_SCENE = 10_000_000  # landscapes from here on are for decoders alone
 HELD_OUT = 9_999_900  # below the first scene of training: shown and measured at every preview
-STAGES = ("flow", "few_step", "one_step")
+STAGES = ("flow", "few_step", "one_step", "polish")
 OBJECTIVES = ("flow", "latents", "pairs", "adversarial", "drift", "color", "energy")
 NO_EFFECT = ("checkpoint_every", "preview_every")
 
@@ -93,6 +93,7 @@ class PidRecipe:
     flow: PidStage = field(default_factory=PidStage)
     few_step: PidStage = field(default_factory=lambda: PidStage(num_steps=4))
     one_step: PidStage = field(default_factory=PidStage)
+    polish: PidStage = field(default_factory=lambda: PidStage(enabled=False, num_steps=4))
     preview_images: int = knob(4, low=1)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -297,6 +298,7 @@ def run(recipe: PidRecipe, resume: bool = True, progress: bool = True) -> Path:
             summary = folder.summary(stage) or _train(context, stage, config, previous)
             seconds[stage], previous = summary["figures"]["seconds"], stage
         student = context.trained(previous)
+        student.spec.num_steps = min(getattr(recipe, stage).num_steps for stage in seconds)
         out = folder.path / "decoder"
         extra = {"recipe": asdict(recipe), "stage": previous}
         save_decoder(student, out, extra, torch.float16)

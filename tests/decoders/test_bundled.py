@@ -19,14 +19,14 @@ def test_it_comes_with_what_made_it():
     folder = BUNDLED / NAME
     assert (folder / "model.safetensors").stat().st_size < 25e6
     config = read_json(folder / "config.json")
-    assert config["stage"] == "one_step" and config["recipe"]["seed"] == 0
+    assert config["stage"] == "polish" and config["recipe"]["seed"] == 0
     from pathlib import Path
 
     from l2p.training.pid import PidRecipe
 
     shipped = load_recipe(Path(__file__).parents[2] / "recipes" / "pid-landscapes.yaml", schema=PidRecipe)
     made = config["recipe"]
-    for stage in ("flow", "few_step", "one_step"):
+    for stage in ("flow", "few_step", "one_step", "polish"):
         assert made[stage]["objectives"] == getattr(shipped, stage).objectives
         assert made[stage]["steps"] == getattr(shipped, stage).steps
         assert (folder / f"{stage}-log.csv").is_file()
