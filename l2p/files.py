@@ -14,6 +14,8 @@ from typing import Any
 from l2p.errors import UserError
 
 PathLike = str | os.PathLike[str]
+UMASK = os.umask(0)
+os.umask(UMASK)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -49,11 +51,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    # A full disk may show only when the data reach it: ask before the old file is given up.
+    # A full disk may show only when the data reach it: ask before the old file is given up. And safetensors leaves its
+    # files to their owner alone, whatever the umask says.
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDWR)
             try:
+                file.chmod(file.stat().st_mode | (0o666 & ~UMASK))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from l2p import files
 from l2p.errors import UserError
@@ -163,3 +164,12 @@ def test_a_full_disk_that_safetensors_tells_in_words_is_an_os_error(tmp_path):
         partial.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert raised.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
+def test_weights_are_as_readable_as_any_new_file(tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "any").touch()
+    with files.atomic_path(tmp_path / "model.safetensors") as partial:
+        save_file({"x": torch.zeros(4)}, partial)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode

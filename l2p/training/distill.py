@@ -83,6 +83,14 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
 
 def check(recipe: Recipe) -> None:
     """Find what can be found wrong without loading anything. Raises UserError."""
+    check_stages(recipe)
+    check_loggers(recipe.logging)
+    if recipe.student.lora is not None:
+        check_peft()
+
+
+def check_stages(recipe: Recipe) -> None:
+    """What of `check` asks nothing of this machine: a plan is made where the run's packages need not be."""
     for name in TRAINING:
         config = getattr(recipe, name)
         if config.enabled:
@@ -90,9 +98,6 @@ def check(recipe: Recipe) -> None:
                 check_combinations(config, recipe)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
-    check_loggers(recipe.logging)
-    if recipe.student.lora is not None:
-        check_peft()
     check_solver(recipe.corpus, recipe.teacher.num_inference_steps)
     if recipe.seed + recipe.corpus.num_pairs > EVALUATION_SEEDS:
         raise UserError(

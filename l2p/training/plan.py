@@ -19,7 +19,7 @@ from typing import Any
 
 from l2p.errors import UserError
 from l2p.recipe import Recipe, StageConfig
-from l2p.training.distill import TRAINING, check
+from l2p.training.distill import TRAINING, check_stages
 from l2p.training.memory import StageBytes, stage_bytes
 
 HEADROOM = 0.9  # of a GPU's memory; the rest is for CUDA's context, NCCL's buffers and fragmentation
@@ -65,7 +65,7 @@ def plan(recipe: Recipe, gpus: int, vram: int) -> list[dict[str, Any]]:
     Raises:
         UserError: a mistake in the recipe, or a batch that so many GPUs cannot share.
     """
-    check(recipe)
+    check_stages(recipe)
     stages = [stage for stage in TRAINING if getattr(recipe, stage).enabled]
     if not stages:
         raise UserError("no training stage is enabled: there is nothing to plan")

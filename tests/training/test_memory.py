@@ -163,7 +163,9 @@ def test_the_plan_names_the_change_that_makes_it_fit(recipe, monkeypatch, vram, 
 
 
 def test_the_command(recipe, tmp_path, l2p, monkeypatch):
+    """It asks for none of the run's packages, which need not be where the plan is made."""
     path = tmp_path / "recipe.yaml"
+    recipe.logging.wandb = True
     OmegaConf.save(OmegaConf.structured(recipe), path)
     monkeypatch.setattr(
         "l2p.training.plan.stage_bytes", lambda recipe, stage, checkpointing: counts(checkpointing)
