@@ -17,6 +17,11 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help=student_help())
+    parser.add_argument(
+        "--pid",
+        metavar="FOLDER",
+        help="pixel diffusion decoder of the path pid; else landscapes-4x, for students of that teacher",
+    )
     add_address(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
@@ -31,5 +36,5 @@ def run(args: argparse.Namespace) -> None:
 
     runtime.setup()
     runtime.hush_loaders()
-    painter = Painter(folder, args.device, args.dtype, name=Path(args.student).name)
+    painter = Painter(folder, args.device, args.dtype, name=Path(args.student).name, decoder=args.pid)
     serve(demo_app(painter, args.host), args.host, args.port, "demo")

@@ -115,6 +115,8 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
     if args.json not in (None, "-"):
         from l2p.files import check_writable
 
+        if Path(args.json).is_dir():
+            raise UserError(f"--json is {args.json}, a folder: expected a file, such as figures.json")
         check_writable(Path(args.json).parent)
     from l2p import runtime
 

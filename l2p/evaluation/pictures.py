@@ -47,7 +47,8 @@ def evaluate_pictures(
     """Measure the pictures of ``folder`` beside those of ``against``; write metrics, pictures and report.html to ``out``.
 
     Args:
-        prompts: text file whose n-th line told the n-th picture, for the attributes; None leaves them out.
+        prompts: text file whose n-th line told the n-th picture, for the attributes; None leaves them out. Pictures of
+            equal names are held against the same prompt on both sides.
         num_images: the first so many pictures of each; all if None.
         settings: more lines for the report.
         clip: folder or Hub name of a CLIP; None leaves its figures out.
@@ -86,7 +87,7 @@ def evaluate_pictures(
         kept.add(batches)
         for name, pictures in batches.items():
             images = {key: from_uint8(value) for key, value in batches.items()}
-            some = texts[first : first + len(pictures)] if texts and name == "student" else None
+            some = texts[first : first + len(pictures)] if texts and (paired or name == "student") else None
             sets[name].update(images, named_labels(some) if some else None, None, None, some)
         return_free_memory()
     metrics: dict[str, Any] = {}

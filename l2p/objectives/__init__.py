@@ -25,6 +25,7 @@ from l2p.objectives.flow import FlowObjective
 from l2p.objectives.latents import LatentsObjective
 from l2p.objectives.mean_flow import MeanFlowObjective
 from l2p.objectives.pairs import PairsObjective
+from l2p.objectives.spectrum import SpectrumObjective
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -41,6 +42,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mean_flow": MeanFlowObjective,
     "color": ColorObjective,
     "energy": EnergyObjective,
+    "spectrum": SpectrumObjective,
 }
 
 _KIND_NAMES = {int: "an integer", bool: "true or false", str: "a text"}

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from l2p.errors import UserError
 from l2p.review.serving import LOCAL, new_app, page
+
+if TYPE_CHECKING:
+    from l2p.decoders.decode import PidDecoder
+    from l2p.evaluation.references import TeacherPictures
+    from l2p.images import Pictures
+
+DECODER = "landscapes-4x"  # of the path pid, where none is named
+PATHS = ("l2p", "vae", "pid")
 
 SIDE = 8  # pixels; a side is a multiple of it
 MAX_SIDE = 2048
@@ -21,7 +29,7 @@ MAX_PROMPT = 1000  # characters
 
 @dataclass(frozen=True)
 class Wish:
-    """A request that can be drawn; ``path`` is "l2p" or "vae"."""
+    """A request that can be drawn; ``path`` is "l2p", "vae" or "pid"."""
 
     prompt: str
     seed: int
@@ -45,59 +53,130 @@ class Wish:
             if not SIDE <= numbers[key] <= MAX_SIDE or numbers[key] % SIDE:
                 raise UserError(f"{key} must be a multiple of {SIDE} from {SIDE} to {MAX_SIDE}")
         path = given.get("path")
-        if path not in ("l2p", "vae"):
-            raise UserError("path must be l2p (the student) or vae (its teacher and decoder)")
+        if path not in PATHS:
+            raise UserError(
+                "path must be l2p (the student), vae (its teacher and decoder) or pid (teacher and pixel decoder)"
+            )
         return cls(prompt.strip(), **numbers, path=path)
 
 
 class Painter:
-    """A student's folder, and its teacher once it is asked for; one picture at a time. The page calls it `name`."""
+    """A student's folder, and its teacher and decoder once they are asked for; one picture at a time.
+
+    Args:
+        name: what the page calls it; the folder's name if None.
+        decoder: name or folder of a pixel diffusion decoder for the path pid; None takes the bundled one where it is
+            of the student's teacher.
+
+    Raises:
+        UserError: ``decoder`` is none, or the student names no teacher whose latents it could decode.
+    """
 
     def __init__(
-        self, student: str | Path, device: str = "auto", dtype: str = "auto", name: str | None = None
+        self,
+        student: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        name: str | None = None,
+        decoder: str | None = None,
     ) -> None:
         from l2p.students.origin import teacher_config
         from l2p.students.pipeline import load
 
         self.teacher = teacher_config(student)
+        self.decoder, self.scale = self._find(decoder)
         self.name = name or Path(student).resolve().name
         self.pipeline = load(student, device, dtype)
-        self._teacher: dict[tuple[int, int], Any] = {}
+        self._source: TeacherPictures | None = None
+        self._pid: PidDecoder | None = None
         self._lock = threading.Lock()
+
+    def _find(self, decoder: str | None) -> tuple[Path | None, int]:
+        """Folder and scale of the decoder; none where the bundled one is of another teacher."""
+        from l2p.decoders.io import find_decoder, read_spec
+
+        if self.teacher is None:
+            if decoder is not None:
+                raise UserError(
+                    "--pid decodes what a teacher draws, and this student does not say which it has"
+                )
+            return None, 1
+        folder = find_decoder(decoder or DECODER)
+        spec = read_spec(folder)
+        fits = decoder is not None or spec.teacher.get("name") == self.teacher.path
+        return (folder, spec.scale) if fits else (None, 1)
 
     @property
     def about(self) -> dict[str, Any]:
         """What the page shows first."""
         spec = self.pipeline.student.spec
+        paths = ["l2p", *(["vae"] if self.teacher else []), *(["pid"] if self.decoder else [])]
         return {
             "name": self.name,
             "height": spec.height or 128,
             "width": spec.width or 128,
-            "paths": ["l2p", *(["vae"] if self.teacher else [])],
+            "paths": paths,
+            "scale": self.scale,
             "device": str(self.pipeline.device),
         }
 
-    def draw(self, wish: Wish) -> tuple[np.ndarray, float]:
-        """The picture, uint8 [H, W, 3], and the milliseconds from prompt to picture (a teacher's loading left out)."""
-        with self._lock:
-            size = (wish.height, wish.width)
-            paint = self.pipeline.generate if wish.path == "l2p" else self._teacher_of(size)
-            start = time.perf_counter()
-            image = paint(wish.prompt, seeds=wish.seed, height=wish.height, width=wish.width)[0]
-            return np.asarray(image), 1000 * (time.perf_counter() - start)
+    def draw(self, wish: Wish) -> tuple[Pictures, float]:
+        """The picture, uint8 [H, W, 3], and the milliseconds from prompt to picture (what is loaded first left out).
 
-    def _teacher_of(self, size: tuple[int, int]):
-        from l2p.review.pairs import teacher_painter
+        The path pid paints ``scale`` times the size that is wished for.
+        """
+        with self._lock:
+            if wish.path != "l2p":
+                self._load(wish)
+            start = time.perf_counter()
+            picture = self._paint(wish)
+            return picture, 1000 * (time.perf_counter() - start)
+
+    def _paint(self, wish: Wish) -> Pictures:
+        from l2p import flow
+        from l2p.decoders.sources import Source
+
+        size = (wish.height, wish.width)
+        if wish.path == "l2p":
+            return np.asarray(
+                self.pipeline.generate(wish.prompt, seeds=wish.seed, height=size[0], width=size[1])[0]
+            )
+        z = self._source.sample(
+            [wish.prompt], flow.noise([wish.seed], 3, *size), self.teacher.num_inference_steps
+        )
+        if wish.path == "vae":
+            return self._source.decode(z)[0]
+        return self._pid(Source(z.float(), 0.0, *size, wish.prompt), wish.seed)
+
+    def _load(self, wish: Wish) -> None:
+        """Teacher and decoder, once. Raises UserError for a wish that they cannot fulfil."""
+        from l2p.decoders.decode import PidDecoder
+        from l2p.decoders.io import load_decoder
+        from l2p.review.pairs import teacher_source
 
         if self.teacher is None:
             raise UserError("this student does not say which teacher it comes from: choose the path l2p")
         cell = self.pipeline.student.spec.patch_size
-        if size[0] % cell or size[1] % cell:
+        if wish.height % cell or wish.width % cell:
             raise UserError(f"the teacher draws multiples of {cell} pixels: choose another size")
-        if size not in self._teacher:
-            sized = replace(self.teacher, height=size[0], width=size[1])
-            self._teacher = {size: teacher_painter(sized, self.pipeline)}
-        return self._teacher[size]
+        if wish.path == "pid":
+            if self.decoder is None:
+                raise UserError(
+                    "no decoder of this teacher's latents is at hand: name one with l2p demo --pid"
+                )
+            if self.scale * max(wish.height, wish.width) > MAX_SIDE:
+                raise UserError(
+                    f"the path pid paints {self.scale} times as large: choose at most {MAX_SIDE // self.scale} pixels"
+                )
+        if self._source is None:
+            self._source = teacher_source(self.teacher, self.pipeline)
+        if wish.path == "pid" and self._pid is None:
+            network, teacher = load_decoder(self.decoder, self.pipeline.device), self._source.teacher
+            if network.spec.geometry != teacher.geometry:
+                raise UserError(
+                    f"the decoder {self.decoder} is of other latents than those of {self.teacher.path}"
+                )
+            self._pid = PidDecoder(network, None, self.pipeline.dtype, teacher.encode_prompts)
 
 
 def demo_app(painter: Painter, host: str = LOCAL):
@@ -119,6 +198,12 @@ def demo_app(painter: Painter, host: str = LOCAL):
     @app.post("/api/draw")
     def draw(given: dict[str, Any]) -> dict[str, Any]:
         picture, milliseconds = painter.draw(Wish.check(given))
-        return {"picture": png_uri(picture), "milliseconds": round(milliseconds, 1)}
+        height, width = picture.shape[:2]
+        return {
+            "picture": png_uri(picture),
+            "milliseconds": round(milliseconds, 1),
+            "height": height,
+            "width": width,
+        }
 
     return app

@@ -16,6 +16,7 @@ from l2p.errors import UserError
 from l2p.files import check_writable, holds_pictures, picture_files, read_json, write_json
 
 if TYPE_CHECKING:
+    from l2p.evaluation.references import TeacherPictures
     from l2p.recipe import TeacherConfig
     from l2p.students.pipeline import StudentPipeline
 
@@ -197,18 +198,24 @@ def _draw(
     ]
 
 
-def teacher_painter(config: TeacherConfig, pipeline: StudentPipeline):
-    """``(prompt, seeds, height, width) -> [picture]`` of a teacher, from the pixel noise of a student's pipeline."""
-    from PIL import Image
-
-    from l2p import flow
+def teacher_source(config: TeacherConfig, pipeline: StudentPipeline) -> TeacherPictures:
+    """A teacher that paints from the pixel noise of a student's pipeline."""
     from l2p.evaluation.references import TeacherPictures
     from l2p.runtime import frozen_dtype
     from l2p.teachers import load_teacher
 
     weights = frozen_dtype(pipeline.device, pipeline.dtype)
     teacher = load_teacher(config.path, config.revision, pipeline.device, weights)
-    source = TeacherPictures(teacher, pipeline.student.basis, config, pipeline.dtype, Path())
+    return TeacherPictures(teacher, pipeline.student.basis, config, pipeline.dtype, Path())
+
+
+def teacher_painter(config: TeacherConfig, pipeline: StudentPipeline):
+    """``(prompt, seeds, height, width) -> [picture]`` of a teacher, from the pixel noise of a student's pipeline."""
+    from PIL import Image
+
+    from l2p import flow
+
+    source = teacher_source(config, pipeline)
 
     def paint(prompt: str, seeds: int, height: int, width: int) -> list[Image.Image]:
         noise = flow.noise([seeds], 3, height, width)

@@ -37,7 +37,7 @@ from l2p.training.teacher import PicturesConfig, render_pictures
 FIRST_SCENE = 10_000_000  # landscapes from here on are for decoders alone
 HELD_OUT = 9_999_900  # below the first scene of training: shown and measured at every preview
 STAGES = ("flow", "few_step", "one_step", "polish")
-OBJECTIVES = ("flow", "latents", "pairs", "adversarial", "drift", "color", "energy")
+OBJECTIVES = ("flow", "latents", "pairs", "adversarial", "drift", "color", "energy", "spectrum")
 NO_EFFECT = ("checkpoint_every", "preview_every")
 
 

@@ -80,7 +80,13 @@ def test_a_missing_object_is_read_off_the_prompts(tmp_path):
         without, with_houses, tmp_path / "out", prompts=str(tmp_path / "prompts.txt"), progress=False
     )
     assert metrics["student"]["attribute_accuracy_by_attribute"]["house"] < 0.3
-    assert metrics["against"]["attribute_accuracy"] is None
+    assert metrics["against"]["attribute_accuracy"] > 0.9  # pictures of equal names show the same prompt
+    (line,) = [line for line in metrics["alarms"] if line.startswith("missing")]
+    assert line.startswith(f"missing: house is as prompts name it in 0 % of {len(scenes)} pictures")
+    same = evaluate_pictures(
+        with_houses, with_houses, tmp_path / "same", prompts=str(tmp_path / "prompts.txt"), progress=False
+    )
+    assert not same["alarms"]
 
 
 def test_sets_of_other_names_are_compared_as_sets(renders, clean, tmp_path):

@@ -16,11 +16,14 @@ GOOD = {"prompt": "a lake", "seed": 7, "height": 32, "width": 48, "path": "l2p"}
 class FakePainter:
     """Says what it was asked for by a colour."""
 
-    about = {"name": "quick", "height": 32, "width": 48, "paths": ["l2p", "vae"], "device": "cpu"}
+    about = {"name": "quick", "height": 32, "width": 48, "device": "cpu"}
+    about |= {"paths": ["l2p", "vae", "pid"], "scale": 4}
 
     def draw(self, wish):
-        red = 250 if wish.path == "vae" else 10
-        return np.full((wish.height, wish.width, 3), (red, wish.seed % 256, 0), np.uint8), 12.34
+        red = {"l2p": 10, "vae": 250, "pid": 130}[wish.path]
+        scale = 4 if wish.path == "pid" else 1
+        size = (scale * wish.height, scale * wish.width, 3)
+        return np.full(size, (red, wish.seed % 256, 0), np.uint8), 12.34
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ class FakePainter:
         ({"seed": True}, "whole number"),
         ({"height": 7}, "multiple of 8"),
         ({"width": 4096}, "multiple of 8"),
-        ({"path": "pid"}, "path must be l2p"),
+        ({"path": "gan"}, "path must be l2p"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(change, message):
@@ -71,6 +74,9 @@ def test_the_page(chromium, until, serve):
     one("#draw").click()
     until(lambda: "vae, 48" in one("#caption").text)
     assert "<b>a river</b>" in one("#caption").text
+    Select(one("#path")).select_by_visible_text("pid: its teacher, pixel decoder, 4 × as large")
+    one("#draw").click()
+    until(lambda: "pid, 192 × 128" in one("#caption").text)
     before = one("#seed").get_property("value")
     one("#another").click()
     until(lambda: one("#seed").get_property("value") != before)

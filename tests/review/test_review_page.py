@@ -38,7 +38,10 @@ def test_a_review_by_mouse_and_by_keys(chromium, until, address, review, tmp_pat
     shown = one('.shown[data-side="right"]')
     width, height = shown.size["width"], shown.size["height"]
     start = ActionChains(chromium).move_to_element_with_offset(shown, -width // 4, -height // 4)
-    start.click_and_hold().move_by_offset(width // 2, height // 4).release().perform()
+    start.click_and_hold().move_by_offset(width // 2, height // 4).perform()
+    growing = one(".shown i.growing")  # the box is seen while it is drawn
+    assert growing.size["width"] == pytest.approx(width / 2, abs=0.03 * width)
+    ActionChains(chromium).release().perform()
     until(lambda: len(chromium.find_elements(By.CSS_SELECTOR, ".shown i")) == 1)
     assert kept.of("Ann") == {}
     one("#next").click()

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const element = (id) => document.getElementById(id);
-  const names = { l2p: "l2p: the student, no decoder", vae: "vae: its teacher and decoder" };
+  const names = { l2p: "l2p: the student, no decoder", vae: "vae: its teacher and decoder", pid: "pid: its teacher, pixel decoder" };
 
   const ask = async (path, body) => {
     const options = body === undefined ? {} :
@@ -36,7 +36,7 @@
     element("empty").hidden = true;
     const time = document.createElement("strong");
     time.textContent = `${made.milliseconds.toFixed(0)} ms`;
-    element("caption").replaceChildren(time, ` ${wish.path}, ${wish.width} × ${wish.height}, seed ${wish.seed}: ${wish.prompt}`);
+    element("caption").replaceChildren(time, ` ${wish.path}, ${made.width} × ${made.height}, seed ${wish.seed}: ${wish.prompt}`);
   });
 
   element("form").addEventListener("submit", (event) => {
@@ -55,7 +55,7 @@
     for (const path of about.paths) {
       const option = document.createElement("option");
       option.value = path;
-      option.textContent = names[path];
+      option.textContent = path === "pid" ? `${names[path]}, ${about.scale} × as large` : names[path];
       element("path").append(option);
     }
   });

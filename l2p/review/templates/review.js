@@ -33,6 +33,10 @@
     }
   };
 
+  const place = (mark, box) => {
+    mark.style.cssText =
+      `left:${100 * box.x}%;top:${100 * box.y}%;width:${100 * box.w}%;height:${100 * box.h}%`;
+  };
   const draw = () => {
     for (const question of ["follows", "real"])
       document.querySelectorAll(`[data-question="${question}"] button`).forEach((button) =>
@@ -40,8 +44,7 @@
     document.querySelectorAll(".shown i").forEach((mark) => mark.remove());
     for (const box of answer.boxes) {
       const mark = document.createElement("i");
-      mark.style.cssText =
-        `left:${100 * box.x}%;top:${100 * box.y}%;width:${100 * box.w}%;height:${100 * box.h}%`;
+      place(mark, box);
       document.querySelector(`.shown[data-side="${box.side}"]`).append(mark);
     }
     element("next").disabled = !(answer.follows && answer.real);
@@ -85,6 +88,11 @@
     draw();
   };
 
+  for (const side of ["left", "right"])
+    element(side).addEventListener("error", () => {
+      element("error").textContent = "A picture cannot be read. Start l2p review again: what you judged is kept.";
+      element("error").hidden = false;
+    });
   element("enter").addEventListener("submit", (event) => {
     event.preventDefault();
     reviewer = element("name").value.trim();
@@ -123,19 +131,28 @@
         w: Math.abs(from[0] - to[0]), h: Math.abs(from[1] - to[1]),
       };
     };
+    const outline = document.createElement("i");
+    outline.className = "growing";
     shown.addEventListener("pointerdown", (event) => {
       from = at(event);
       shown.setPointerCapture(event.pointerId);
+    });
+    shown.addEventListener("pointermove", (event) => {
+      if (!from) return;
+      place(outline, box(event));
+      shown.append(outline);
     });
     shown.addEventListener("pointerup", (event) => {
       if (!from) return;
       const made = box(event);
       from = null;
+      outline.remove();
       if (made.w > 0.01 && made.h > 0.01) answer.boxes.push(made);
       draw();
     });
     shown.addEventListener("pointercancel", () => {
       from = null;
+      outline.remove();
     });
   });
 
