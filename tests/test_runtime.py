@@ -141,14 +141,14 @@ FAULTS = """
 import resource, torch
 from l2p import runtime
 
-def faults():
+def faults(count):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)  # freed at once
+    torch.ones(count)  # freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(faults(), faults())
+print(faults(2**25), faults(2**24))
 runtime.keep_freed_memory()
-print(faults(), faults())
+print(faults(2**25), faults(2**24))  # which finds room in what the one before has left
 """
 
 
