@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
 TOKENS = 1024  # at a time through norms and layers: enough for full speed of the products, little enough for the cache
+FROM = 512  # tokens of a batch; below, diffusers' own is as quick or quicker
 QUERIES = 512  # at a time against all keys of one head
 
 
@@ -28,6 +29,7 @@ def suits(block: nn.Module, x: Tensor, mask: Tensor | None) -> bool:
     """Whether :func:`block_forward` may stand for ``block(x, mask, ...)`` here."""
     return (
         mask is None
+        and x.shape[0] * x.shape[1] >= FROM
         and x.device.type == "cpu"
         and x.dtype != torch.float64
         and block.attention_norm1.weight.device.type == "cpu"

@@ -10,11 +10,12 @@ from l2p.teachers.z_image_block import block_forward, suits
 
 
 @pytest.fixture
-def case():
+def case(monkeypatch):
     """Blocks with weights of their own in every place, and inputs whose tokens no step divides."""
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
     torch.manual_seed(0)
+    monkeypatch.setattr(z_image_block, "FROM", 2 * 70)
     blocks = [ZImageTransformerBlock(0, 64, 2, 2, 1e-5, True, modulation=on) for on in (True, False)]
     for parameter in (p for block in blocks for p in block.parameters() if p.ndim == 1):
         parameter.data.uniform_(0.5, 1.5)
@@ -51,5 +52,6 @@ def test_what_it_does_not_do_is_left_to_diffusers(case):
     with torch.no_grad():
         assert not suits(blocks[0], x, torch.ones(2, 70, dtype=torch.bool))
         assert not suits(blocks[0], x.to("meta"), None)
+        assert not suits(blocks[0], x[:1], None)
         blocks[1].compile()
         assert not suits(blocks[1], x, None)
