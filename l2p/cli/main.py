@@ -97,6 +97,8 @@ def explain(error: Exception) -> str | None:
         return text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the device{_named(error)}: free some and run the same command again"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return f"file too large for this disk, or for `ulimit -f`{_named(error)}"
     if isinstance(error, PermissionError):
         return f"permission denied{_named(error)}"
     if isinstance(error, OSError) and error.strerror and error.filename:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from l2p.evaluation import color, grid, marks
+from l2p.evaluation import color, marks
+from l2p.evaluation.bootstrap import wilson_interval
 
 REPEATED_PICTURES = 0.1
+MISSED = 0.1  # by which an attribute is surely found less often than in the reference
 FINE = (0.5, 2.0)  # of the reference's energy above 0.25 cycles a pixel
 
 
@@ -20,10 +22,10 @@ def alarms(metrics: dict[str, Any]) -> list[str]:
     reference = metrics.get("real") or metrics.get("teacher") or metrics.get("against") or {}
     lines = []
     seams = student.get("seams", {})
-    if seams.get("alarming") and seams["strength"] > 1.1 * reference.get("seams", {}).get("strength", 1.0):
+    if seams.get("alarming") and seams["strength"] > 1.1 * seams.get("strength_in_reference", 1.0):
         lines.append(
             f"seams every {seams['period']} px ({seams['axis']}, from {seams['offset']}): steps {seams['strength']:.2f} "
-            f"times those beside them, limit {grid.ALARM:g}"
+            f"times those beside them, limit {seams['limit']:g}"
         )
     share = student.get("grid_share")
     if share is not None and share > max(marks.ALARM, 2 * reference.get("grid_share", 0.0)):
@@ -47,4 +49,20 @@ def alarms(metrics: dict[str, Any]) -> list[str]:
         lines.append(
             f"{what}: {fine:.2f} of the reference's fine structure, expected {FINE[0]:g} to {FINE[1]:g}"
         )
+    return lines + _missed(student, reference)
+
+
+def _missed(student: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    """Attributes that prompts name and the judge does not find, where it finds them in the reference."""
+    lines, expected = [], reference.get("attribute_accuracy_by_attribute") or {}
+    for name, share in (student.get("attribute_accuracy_by_attribute") or {}).items():
+        asked = student.get("attributes_asked", {}).get(name, 0)
+        if not asked or expected.get(name) is None:
+            continue
+        most = wilson_interval(round(share * asked), asked)[1]
+        if most < expected[name] - MISSED:
+            lines.append(
+                f"missing: {name} is as prompts name it in {100 * share:.0f} % of {asked} pictures, "
+                f"in {100 * expected[name]:.0f} % of the reference's"
+            )
     return lines

@@ -28,12 +28,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything the template needs, in SVG units."""
+    """Everything the template needs, in SVG units; ``data`` is what is drawn, as JSON: name to xs and ys."""
 
     title: str
     lines: list[Line]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    data: dict[str, dict[str, list[float]]]
 
 
 def line_chart(
@@ -75,6 +76,10 @@ def line_chart(
         lines,
         [Tick(x_at(x), f"{x:g}") for x in _even_ticks(x_low, x_high, 5)],
         [Tick(y_at(y), f"{y:.3g}") for y in heights],
+        {
+            name: {"x": [x for x, _ in points], "y": [float(f"{y:.5g}") for _, y in points]}
+            for name, points in kept.items()
+        },
     )
 
 

@@ -13,6 +13,7 @@ from l2p.evaluation.fidelity import psnr
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, gaussian_distance
 from l2p.evaluation.judge import Judge
 from l2p.evaluation.seams import seam_index, seam_ratio
+from l2p.landscapes import ATTRIBUTES
 
 
 class Figures:
@@ -95,6 +96,7 @@ class Figures:
         }
         if self.judge is not None:
             values["attribute_accuracy_by_attribute"] = self.score.by_attribute
+            values["attributes_asked"] = dict(zip(ATTRIBUTES, self.score.asked.tolist(), strict=True))
             hits, asked = int(self.score.hits.sum()), int(self.score.asked.sum())
             values["attribute_accuracy_interval"] = list(wilson_interval(hits, asked))
         return values

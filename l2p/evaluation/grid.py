@@ -6,7 +6,8 @@ without a grid leaves every line near 1. A grid raises the lines of one comb, ``
 standard errors they stand above the others; as some thousand combs are tried, a score below ``MIN_SCORE`` is chance.
 
 Real photographs that were stored as JPEG carry a true grid of 8 pixels: strengths of 1.05 to 1.4 were measured on
-scikit-image's. Hence ``ALARM``.
+scikit-image's. Hence ``ALARM`` at JPEG's own periods. At others a grid is told from 1.15 on where it is beyond doubt
+(``SURE_SCORE``): steps between patches are drowned by leaves and grass, but they stand in line.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor
 
 MIN_SCORE = 6.0
 ALARM = 1.5
+SURE_SCORE = 10.0  # no clean set or photograph has more, but at JPEG's periods
+FAINT_ALARM = 1.15
+JPEG = (4, 8)  # pixels: its blocks, and half of them
 _FLOOR = 1e-3  # an eighth of an 8-bit level: even areas count as 1, whatever their rounding
 
 
@@ -41,7 +45,12 @@ class Seams(NamedTuple):
     @property
     def alarming(self) -> bool:
         """Too strong to be chance or a good JPEG."""
-        return self.score >= MIN_SCORE and self.strength >= ALARM
+        return self.score >= MIN_SCORE and self.strength >= self.limit
+
+    @property
+    def limit(self) -> float:
+        """Strength from which it alarms."""
+        return FAINT_ALARM if self.score >= SURE_SCORE and self.period not in JPEG else ALARM
 
 
 class SeamSearch:
@@ -68,15 +77,26 @@ class SeamSearch:
             self._profiles[axis] = self._profiles.get(axis, 0) + profile
         self._count += len(images)
 
-    def result(self) -> Seams:
-        """The most striking comb; raises ValueError before the first picture or where no period fits three times."""
+    def strength(self, period: int, offset: int, axis: str) -> float:
+        """Strength of one comb, 1 for none; raises ValueError before the first picture or where it has no line."""
+        profile = self._profile(axis)
+        on = _offsets(profile, period) == offset
+        if not on.any():
+            raise ValueError(f"the pictures are too small for a line {offset} px from their edge")
+        return float(profile[on].mean() / profile[~on].mean())
+
+    def _profile(self, axis: str) -> Tensor:
         if not self._count:
             raise ValueError("no pictures yet: call update first")
+        return self._profiles[axis] / self._count
+
+    def result(self) -> Seams:
+        """The most striking comb; raises ValueError before the first picture or where no period fits three times."""
         found = [
             seams
-            for axis, profile in self._profiles.items()
+            for axis in ("rows", "columns")
             for period in range(self.low, self.high + 1)
-            if (seams := _best_offset(profile / self._count, period, axis)) is not None
+            if (seams := _best_offset(self._profile(axis), period, axis)) is not None
         ]
         if not found:
             raise ValueError(f"the pictures are too small for three periods of {self.low} px")
@@ -90,13 +110,18 @@ def find_seams(images: Tensor, low: int = 4, high: int = 64) -> Seams:
     return search.result()
 
 
+def _offsets(profile: Tensor, period: int) -> Tensor:
+    """The comb of a period that each line belongs to."""
+    # entry i is the step from pixel i + 1 to pixel i + 2: the border stands before pixel i + 2
+    return (torch.arange(len(profile)) + 2) % period
+
+
 def _best_offset(profile: Tensor, period: int, axis: str) -> Seams | None:
     """The offset whose lines stand out most."""
     size = len(profile)
     if size < 3 * period:
         return None
-    # entry i is the step from pixel i + 1 to pixel i + 2: the border stands before pixel i + 2
-    offset = (torch.arange(size) + 2) % period
+    offset = _offsets(profile, period)
     ones = torch.ones_like(profile)
     count = torch.zeros(period, dtype=torch.float64).index_add_(0, offset, ones)
     on = torch.zeros(period, dtype=torch.float64).index_add_(0, offset, profile)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for
+from l2p.corpus.prompts import LANDSCAPES, is_endless, one_each, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.clip import Clip
@@ -36,7 +36,6 @@ def evaluate_pictures(
     out: str | Path,
     *,
     prompts: str | None = None,
-    first_prompt: int = 0,
     num_images: int | None = None,
     progress: bool = True,
     settings: dict[str, Any] | None = None,
@@ -47,7 +46,8 @@ def evaluate_pictures(
     """Measure the pictures of ``folder`` beside those of ``against``; write metrics, pictures and report.html to ``out``.
 
     Args:
-        prompts: text file whose n-th line told the n-th picture, for the attributes; None leaves them out.
+        prompts: text file whose n-th line told the n-th picture, for the attributes; None leaves them out. Pictures of
+            equal names are held against the same prompt on both sides.
         num_images: the first so many pictures of each; all if None.
         settings: more lines for the report.
         clip: folder or Hub name of a CLIP; None leaves its figures out.
@@ -57,7 +57,7 @@ def evaluate_pictures(
         the content of metrics.json: summary, student (the pictures of ``folder``), against, settings, alarms.
 
     Raises:
-        UserError: a folder without pictures, pictures of several sizes, or a file that is none.
+        UserError: a folder without pictures, pictures of several sizes, a file that is none, or fewer prompts.
     """
     import torch
 
@@ -78,15 +78,13 @@ def evaluate_pictures(
         "student": Gathered("student", judge, tuple(periods), None, "against" if paired else None, network),
     }
     kept = Shown(shown)
-    texts = (
-        prompts_for(prompts, range(first_prompt, first_prompt + len(files["student"]))) if prompts else None
-    )
+    texts = one_each(prompts, len(files["student"]), "pictures") if prompts else None
     for batches in _batches(files, sizes, progress):
         first = sets["student"].seen
         kept.add(batches)
         for name, pictures in batches.items():
             images = {key: from_uint8(value) for key, value in batches.items()}
-            some = texts[first : first + len(pictures)] if texts and name == "student" else None
+            some = texts[first : first + len(pictures)] if texts and (paired or name == "student") else None
             sets[name].update(images, named_labels(some) if some else None, None, None, some)
         return_free_memory()
     metrics: dict[str, Any] = {}

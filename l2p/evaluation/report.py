@@ -22,7 +22,7 @@ from l2p.errors import UserError
 from l2p.evaluation.charts import HEIGHT, LEFT, RIGHT, WIDTH, line_chart
 from l2p.evaluation.history import png_uri, read_history
 from l2p.evaluation.shown import FILE
-from l2p.evaluation.tables import INVENTED, table
+from l2p.evaluation.tables import INVENTED, NAMED, table
 from l2p.evaluation.tables import RIGHT as FIGURES
 from l2p.evaluation.tables import number as _number
 from l2p.files import read_json, write_text
@@ -41,12 +41,13 @@ MAPS = {"free noise": "Invention map", "departure": "Departure from the teacher"
 MAP_COLOR = (255, 60, 0)
 
 
-def write_report(folder: str | Path, title: str | None = None) -> Path:
+def write_report(folder: str | Path, title: str | None = None, recipe: str | None = None) -> Path:
     """Write ``folder/report.html``.
 
     Args:
         folder: where `evaluate` wrote, which is the run's own folder after a distillation.
         title: the run's name if None.
+        recipe: YAML of the distillation where the folder does not hold it.
 
     Raises:
         UserError: metrics.json or the pictures are missing or broken.
@@ -74,9 +75,11 @@ def write_report(folder: str | Path, title: str | None = None) -> Path:
     yardsticks = {name: text for name, text in YARDSTICKS.items() if name in metrics}
     made = [
         table("Right and sharp", "figures", FIGURES, metrics, labels, yardsticks),
+        table("Attribute by attribute", "attributes", NAMED, metrics, labels, yardsticks),
         table("Invented", "invented", INVENTED, metrics, labels, yardsticks),
     ]
     history = read_history(folder, settings)
+    history.recipe = history.recipe or recipe
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

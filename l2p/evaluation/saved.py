@@ -38,6 +38,8 @@ def evaluate_folder(
     Raises:
         UserError: not a student, a grown student, one that names no teacher, or the teacher cannot be found.
     """
+    import yaml
+
     from l2p.evaluation.report import write_report
     from l2p.lift import Lift
     from l2p.recipe import EvaluationConfig, HeadConfig, StudentConfig
@@ -106,5 +108,6 @@ def evaluate_folder(
         student_folder=student_path,
         decoder=painter,
     )
-    write_report(out, title=f"{recipe.get('name', student_path.name)}: {student_path.name}")
+    written = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else None
+    write_report(out, f"{recipe.get('name', student_path.name)}: {student_path.name}", written)
     return metrics

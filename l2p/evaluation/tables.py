@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from l2p.landscapes import ATTRIBUTES
+
 
 class Column(NamedTuple):
     """A figure: its path in a painter's object, title, decimals, factor, and what is better.
@@ -56,6 +58,10 @@ INVENTED = (
     Column("invention", "Invention", 4, 1, -1),
     Column("departure", "Departure", 4, 1, -1),
 )
+NAMED = tuple(
+    Column(f"attribute_accuracy_by_attribute.{name}", f"{name.capitalize()} %", 1, 100, 1)
+    for name in ATTRIBUTES
+)
 NOTES = {
     "attribute_accuracy": (
         "Attributes",
@@ -66,6 +72,11 @@ NOTES = {
         "Fréchet",
         "Distance between feature distributions, on the judge’s features; lower is nearer. Real renders of the same "
         "scenes give its floor for this number of pictures. It is not FID.",
+    ),
+    "attribute_accuracy_by_attribute.time": (
+        "Attribute by attribute",
+        "The same for one attribute at a time, over the prompts that name it: an object that a painter leaves out "
+        "shows here. The row of real renders is the judge’s own accuracy.",
     ),
     "kernel": ("Kernel", "The same without assuming a Gaussian, and unbiased: about 0 where sets do not differ."),
     "precision": (
@@ -200,6 +211,10 @@ def _merit(values: dict[str, Any], column: Column) -> float | None:
     if value is None:
         return None
     shown = round(value * column.factor, column.digits)
+    if column.better < 0:
+        shown = max(
+            shown, 0.0
+        )  # unbiased distances scatter around 0: less than nothing is no better than nothing
     return shown * column.better if column.better else -round(abs(shown - 1), column.digits)
 
 

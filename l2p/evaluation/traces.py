@@ -62,7 +62,12 @@ class Traces:
         """JSON values; ``clean`` is the set whose fine structure counts as 1."""
         seams = self.seams.result()
         values: dict[str, Any] = {
-            "seams": {**seams._asdict(), "alarming": seams.alarming},
+            "seams": {
+                **seams._asdict(),
+                "limit": seams.limit,
+                "alarming": seams.alarming,
+                "strength_in_reference": clean.seams.strength(seams.period, seams.offset, seams.axis),
+            },
             "high_frequency_ratio": _mean(self.fine) / max(_mean(clean.fine), 1e-12),
             "spectrum": {
                 "frequencies": [round(f, 5) for f in self.frequencies.tolist()],

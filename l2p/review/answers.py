@@ -124,13 +124,23 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _replay(path: Path) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
     for value in _lines(path):
-        if "undo" in value:
-            answers.pop(value["undo"], None)
-        elif value.get("pair"):
-            answers.pop(value["pair"], None)  # an answer given anew is the last one
-            boxes = [Box(**box) for box in value["boxes"]]
-            answers[value["pair"]] = Answer(value["pair"], value["follows"], value["real"], boxes)
+        try:
+            if "undo" in value:
+                answers.pop(value["undo"], None)
+            elif value.get("pair"):
+                answers.pop(value["pair"], None)  # an answer given anew is the last one
+                answers[value["pair"]] = _answer(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} holds a line that is no answer: mend or delete it") from error
     return answers
+
+
+def _answer(value: dict[str, Any]) -> Answer:
+    """Raises KeyError, TypeError or ValueError for what `Answers.add` did not write."""
+    votes = {question: value[question] for question in QUESTIONS}
+    if not set(votes.values()) <= set(CHOICES):
+        raise ValueError(f"expected {CHOICES}, got {votes}")
+    return Answer(value["pair"], **votes, boxes=[Box(**box) for box in value["boxes"]])
 
 
 def _name(path: Path) -> str:

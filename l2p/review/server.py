@@ -34,7 +34,10 @@ def review_app(review: Review, folder: str | Path, host: str = LOCAL):
         item = review.pair(pair)
         if item is None or side not in ("left", "right"):
             raise UserError("there is no such picture in this review")
-        return FileResponse(getattr(item, review.sides(reviewer, pair)[side]))
+        path = Path(getattr(item, review.sides(reviewer, pair)[side]))
+        if not path.is_file():
+            raise UserError("the picture is gone from the disk: start the review again")
+        return FileResponse(path)
 
     @app.post("/api/answer")
     def answer(reviewer: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -102,15 +102,16 @@ def read_weights(
 ) -> dict[str, Tensor]:
     """The tensors themselves, in the number format they were saved in or the one that ``dtypes`` has for their name.
 
-    One at a time is cast, so that a large network is never held in two formats.
+    One at a time is read and cast, so that a large network is never held twice. On a CPU each is copied out of a mapping
+    of its own: the pages of one that stayed open would be resident beside the copies until the last tensor.
     """
-    dtypes = dtypes or {}
+    dtypes, on_cpu = dtypes or {}, torch.device(device).type == "cpu"
     state: dict[str, Tensor] = {}
-    for path in sorted({entry.file for entry in entries.values()}):
-        with _opened(path, str(device)) as file:
-            for key, entry in entries.items():
-                if entry.file == path:
-                    state[key] = file.get_tensor(key).to(dtypes.get(key))
+    for key, entry in entries.items():
+        with _opened(entry.file, str(device)) as file:
+            tensor = file.get_tensor(key)
+            state[key] = tensor.to(dtypes.get(key) or tensor.dtype, copy=on_cpu)
+            del tensor
     return state
 
 

@@ -151,3 +151,21 @@ def test_out_of_memory_is_one_line_and_leaves_nothing(l2p, student_folder, tmp_p
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert code == 2 and err.startswith("l2p: out of memory") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("large", [10**9, 1000])
+def test_a_disk_that_fills_up_leaves_no_half_picture(l2p, student_folder, tmp_path, monkeypatch, large):
+    """The system cuts the file off in the middle, be it written by Pillow or some rows at a time."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr("l2p.images.LARGE", large)
+    argv = ("generate", student_folder, "a lake", "--height", 512, "--width", 512, "--seed", 1, "--out", tmp_path / "a.png")  # fmt: skip
+    assert l2p(*argv)[0] == 0
+    before = (tmp_path / "a.png").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        code, out, err = l2p(*argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and out == "" and "file too large" in err.lower() and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.png"] and (tmp_path / "a.png").read_bytes() == before

@@ -9,6 +9,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from l2p.evaluation import color_difference, color_drift, find_seams, grid_share, repeated_share, seam_index
 from l2p.evaluation.attributes import AttributeScore, named_labels
 from l2p.evaluation.color import ALARM as COLOR_ALARM
+from l2p.evaluation.grid import ALARM as SEAM_ALARM
 from l2p.evaluation.grid import SeamSearch
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.marks import ALARM as MARKS_ALARM
@@ -60,6 +61,32 @@ def test_seams_at_an_unexpected_period_are_found_and_measured(renders, period, o
     for planted, axis in ((renders + stripes, "columns"), (renders + stripes[:, None], "rows")):
         found = find_seams(planted)
         assert found.alarming and (found.period, found.offset, found.axis) == (period, offset, axis)
+
+
+@pytest.mark.parametrize("period", [14, 20, 32])
+def test_patches_of_uneven_light_are_found_in_texture(period):
+    # every patch of every picture is lighter or darker by chance; bricks, grass and gravel drown most of the steps
+    names = [name for name in PHOTOGRAPHS if name != "rocket"]
+    clean = torch.cat([photograph(name)[:, :, 100:228, 60:188] for name in names])
+    side = -(-128 // period)
+    light = 0.03 * torch.randn(len(clean), 1, side, side, generator=torch.Generator().manual_seed(period))
+    light = light.repeat_interleave(period, 2).repeat_interleave(period, 3)[:, :, :128, :128]
+    found = find_seams(from_uint8(to_uint8((clean + light).clamp(-1, 1))))
+    assert found.alarming and (found.period, found.offset) == (period, 0)
+    assert found.strength < SEAM_ALARM and not find_seams(clean).alarming
+
+
+def test_the_strength_of_a_comb_is_asked_for_in_another_set(renders):
+    stripes = 0.03 * (torch.arange(128) // 12 % 2 * 2.0 - 1)
+    planted, clean = SeamSearch(), SeamSearch()
+    planted.update(renders + stripes)
+    clean.update(renders)
+    found = planted.result()
+    place = (found.period, found.offset, found.axis)
+    assert planted.strength(*place) == pytest.approx(found.strength, rel=1e-12)
+    assert clean.strength(*place) == pytest.approx(1, abs=0.1)
+    with pytest.raises(ValueError, match="too small for a line 200 px"):
+        clean.strength(300, 200, "rows")
 
 
 def test_the_faint_grid_of_a_jpeg_is_told_but_is_no_alarm():

@@ -80,7 +80,13 @@ def test_a_missing_object_is_read_off_the_prompts(tmp_path):
         without, with_houses, tmp_path / "out", prompts=str(tmp_path / "prompts.txt"), progress=False
     )
     assert metrics["student"]["attribute_accuracy_by_attribute"]["house"] < 0.3
-    assert metrics["against"]["attribute_accuracy"] is None
+    assert metrics["against"]["attribute_accuracy"] > 0.9  # pictures of equal names show the same prompt
+    (line,) = [line for line in metrics["alarms"] if line.startswith("missing")]
+    assert line.startswith(f"missing: house is as prompts name it in 0 % of {len(scenes)} pictures")
+    same = evaluate_pictures(
+        with_houses, with_houses, tmp_path / "same", prompts=str(tmp_path / "prompts.txt"), progress=False
+    )
+    assert not same["alarms"]
 
 
 def test_sets_of_other_names_are_compared_as_sets(renders, clean, tmp_path):
@@ -108,6 +114,9 @@ def test_what_cannot_be_measured_is_named(renders, clean, tmp_path):
     (mixed / "zz.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="zz.png is no picture"):
         evaluate_pictures(mixed, clean, tmp_path / "out", progress=False)
+    (tmp_path / "short.txt").write_text("a lake\na house\n")
+    with pytest.raises(UserError, match="short.txt holds 2 prompts for 6 pictures"):
+        evaluate_pictures(clean, clean, tmp_path / "out", prompts=str(tmp_path / "short.txt"), progress=False)
     small = fill(tmp_path / "small", renders[:3, :16, :16])
     with pytest.raises(UserError, match="expected at least 32 x 32"):
         evaluate_pictures(small, clean, tmp_path / "out", progress=False)

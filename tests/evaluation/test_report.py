@@ -134,6 +134,32 @@ def test_history_shows_stages_curves_and_previews(folder):
     from l2p.evaluation.history import png_uri
 
     assert png_uri(grid["student, 1 step"][2]) in text and png_uri(grid["teacher"][0]) in text
+    link = next(a["href"] for tag, a in page.tags if a.get("download") == "curve-2.json")
+    curve = json.loads(base64.b64decode(link.partition("base64,")[2]))
+    assert curve == {"one step": {"x": [50, 100, 150, 200], "y": [22.5, 25.0, 27.5, 30.0]}}
+
+
+def test_the_recipe_of_a_student_and_each_attribute(folder):
+    values = metrics()
+    values["student"]["attribute_accuracy_by_attribute"] = {"house": 0.125, "water": 1.0, "sky": None}
+    values["real"]["attribute_accuracy_by_attribute"] = {"house": 0.984, "water": 1.0, "sky": None}
+    (folder / "metrics.json").write_text(json.dumps(values))
+    text = write_report(folder, recipe=f"name: {HOSTILE}\n").read_text()
+    page = Page(text)
+    assert f"name: {HOSTILE}" in page.text and "House %" in page.text and "Sky %" not in page.text
+    link = next(a["href"] for tag, a in page.tags if a.get("download") == "attributes.json")
+    found = json.loads(base64.b64decode(link.partition("base64,")[2]))
+    assert found["student"]["attribute_accuracy_by_attribute.house"] == 0.125
+    assert "12.5" in page.text and "98.4" in page.text
+
+
+def test_less_than_nothing_is_no_better_than_nothing(folder):
+    values = metrics()
+    for name, kernel in (("teacher", -0.4), ("student", -0.1), ("lift", 0.2)):
+        values[name]["kernel"] = kernel  # unbiased: sets that do not differ scatter around 0
+    (folder / "metrics.json").write_text(json.dumps(values))
+    text = write_report(folder).read_text()
+    assert "class=best>-400.0" in text and "class=best>-100.0" in text and "class=best>200.0" not in text
 
 
 def test_missing_or_foreign_files_are_named(folder):

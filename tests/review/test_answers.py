@@ -65,3 +65,21 @@ def test_names():
     for name in ("", "   ", "x" * 81):
         with pytest.raises(UserError, match="1 to 80"):
             file_name(name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"pair": "0001"}',
+        '{"pair": "0001", "follows": "c", "real": "a", "boxes": []}',
+        '{"pair": "0001", "follows": "a", "real": "a", "boxes": [{"of": "a"}]}',
+        '{"pair": ["0001"], "follows": "a", "real": "a", "boxes": []}',
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path, line):
+    answers = Answers(tmp_path)
+    answers.add("Ann", FIRST)
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UserError, match="holds a line that is no answer"):
+        answers.of("Ann")

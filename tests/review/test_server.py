@@ -1,6 +1,7 @@
 """The review's server: blind, strict, and everything on the disk before the next pair."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,11 +63,17 @@ def test_a_wrong_answer_is_refused_and_not_kept(address, call, tmp_path, change,
     assert Answers(tmp_path / "review" / "answers").all() == {}
 
 
-def test_strangers_are_refused(address, call):
+def test_strangers_are_refused(address, call, review):
     assert call(address, "/api/state", reviewer=" ")[0] == 400
     assert call(address, "/api/state", reviewer="Ann", host="evil.example")[0] == 400
     assert call(address, "/api/picture", reviewer="Ann", pair="../x", side="left")[0] == 400
     assert call(address, "/api/picture", reviewer="Ann", pair="0000", side="a")[0] == 400
+    status, error = call(address, "/api/picture", reviewer="Ann", pair="0000", side="left")
+    assert status == 200
+    for picture in review.pairs[0].a, review.pairs[0].b:
+        Path(picture).unlink()
+    status, error = call(address, "/api/picture", reviewer="Ann", pair="0000", side="left")
+    assert status == 400 and "gone from the disk" in error["detail"]
     assert call(address, "/docs")[0] == 404
 
 

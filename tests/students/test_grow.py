@@ -101,6 +101,18 @@ def test_grown_students_paint_in_bands_travel_and_grow_again(small, captions, tm
     assert abs(painted.astype(int) - expected).max() <= 1 and (painted != expected).mean() < 1e-2
 
 
+def test_bands_of_a_grown_head_are_those_of_the_whole(small, captions, randomised):
+    grown = grow(small, 2, DETAIL)
+    randomised(grown.head, std=0.02)
+    eps, conditioning = flow.noise([1], 3, 96, 64), captions([5])
+    with torch.no_grad():
+        whole = grown(eps, torch.ones(1), conditioning)
+        for band in (8, 24, 40):
+            grown.head.band_height = band
+            found = grown(eps, torch.ones(1), conditioning)
+            assert (found - whole).square().mean().sqrt() < 1e-6 * whole.square().mean().sqrt()
+
+
 def test_a_given_draft_replaces_the_inner_heads(small, captions):
     grown, draft = grow(small, 2, DETAIL), torch.rand(1, 3, 32, 32)
     with torch.no_grad():

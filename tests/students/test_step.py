@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from l2p import flow
 from l2p.students.build import from_teacher
 from l2p.students.grow import grow
 from l2p.students.io import load_student, save_student, saved_dtype
-from l2p.students.presets import random_student
+from l2p.students.presets import preset_spec, random_student
+from l2p.students.student import PixelStudent
 from l2p.teachers.protocol import Conditioning
 
 SYNCHRONISING = {
@@ -90,3 +93,32 @@ def test_weights_are_cast_as_they_are_read(teacher, lift, student_config, tmp_pa
     assert torch.equal(loaded.basis, student.basis) and loaded.basis.dtype == torch.float32
     save_student(student, tmp_path / "narrow", dtype="bf16")
     assert saved_dtype(tmp_path / "narrow") == torch.bfloat16
+
+
+LOADING = """
+import sys
+from pathlib import Path
+from l2p.evaluation.memory import process_status
+from l2p.runtime import own_memory
+from l2p.students.io import load_student
+
+small, large, *dtype = sys.argv[1:]
+load_student(small)  # which loads libraries
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+before = process_status("VmRSS")
+own_memory(load_student(large))
+print(process_status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_loaded_weights_are_in_memory_once(tmp_path):
+    """Neither a mapped file nor another copy lies beside them, at any time."""
+    for name, layers in (("small", 1), ("large", 48)):
+        spec = preset_spec("tiny", 64, 64)
+        spec.core["n_layers"] = layers
+        save_student(student := PixelStudent(spec), tmp_path / name)
+    weight_bytes = sum(x.numel() * x.element_size() for x in student.state_dict().values())
+    command = [sys.executable, "-c", LOADING, tmp_path / "small", tmp_path / "large"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert weight_bytes > 10**8 and int(done.stdout) < 1.3 * weight_bytes

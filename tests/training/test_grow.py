@@ -72,6 +72,7 @@ def small_student(tmp_path_factory, tiny_pipeline):
 
 
 def recipe_for(tmp_path, small, teacher, *more):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "recipe.yaml"
     path.write_text("name: grown\npictures: {sizes: [[64, 64], [72, 40]]}\n")
     short = [f"output_dir={tmp_path / 'run'}", f"student={small}", f"teacher={teacher}", "factor=2", "preview_images=1",
@@ -94,6 +95,15 @@ def test_a_run_and_its_resumption(tmp_path, small_student, tiny_pipeline):
         evaluate_folder(folder)
     again = grow.run(recipe_for(tmp_path, small_student, tiny_pipeline, "optim.steps=4"))
     assert not torch.equal(load_student(again).head.conv_out.weight, grown.head.conv_out.weight)
+
+
+def test_bands_and_checkpoints_train_the_same(tmp_path, small_student, tiny_pipeline):
+    trained = []
+    for more in ([], ["band_height=16", "gradient_checkpointing=true"]):
+        recipe = recipe_for(tmp_path / str(len(more)), small_student, tiny_pipeline, "optim.steps=2", *more)
+        trained.append(load_student(grow.run(recipe)).head.state_dict())
+    for name, whole in trained[0].items():
+        torch.testing.assert_close(trained[1][name], whole, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_batches_are_renders_and_what_ties_the_student_to_them(tmp_path, small_student, tiny_pipeline):

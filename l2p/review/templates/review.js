@@ -88,6 +88,11 @@
     draw();
   };
 
+  for (const side of ["left", "right"])
+    element(side).addEventListener("error", () => {
+      element("error").textContent = "A picture cannot be read. Start l2p review again: what you judged is kept.";
+      element("error").hidden = false;
+    });
   element("enter").addEventListener("submit", (event) => {
     event.preventDefault();
     reviewer = element("name").value.trim();

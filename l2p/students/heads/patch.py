@@ -25,8 +25,8 @@ from l2p.students.heads.linear import clean, final_layer
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last two convolutions
 PIXEL_HIDDEN = 32  # and between them
 LARGEST_BAND = (
-    2**15
-)  # fine tokens, or one row of tiles: halos are a small part of it, and higher ones are not faster
+    2**16
+)  # fine tokens, or one row of tiles: higher bands have less halo each, but leave the cache
 STRIPE = (
     2**18
 )  # pixels that pass the last convolutions at a time: they have 47 numbers each there, a cache full
