@@ -104,6 +104,8 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
     from l2p.students.io import read_config
 
     against = args.against
+    if against and Path(against).is_file():
+        raise UserError(f"--against is {against}, a file: expected a folder of pictures or a teacher")
     pictures = bool(against) and holds_pictures(against)
     own_pictures = holds_pictures(folder)
     if not own_pictures:

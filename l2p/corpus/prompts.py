@@ -8,6 +8,7 @@ from pathlib import Path
 
 from l2p.corpus.sources import read_texts
 from l2p.corpus.taxonomy import TAXONOMY, is_taxonomy, load_taxonomy
+from l2p.errors import UserError
 
 LANDSCAPES = "landscapes"
 
@@ -38,6 +39,17 @@ def prompts_for(source: str | Path, indices: Iterable[int], seed: int = 0) -> li
         return [taxonomy.prompt(seed + index) for index in indices]
     lines = read_texts(str(source))
     return [lines[index % len(lines)] for index in indices]
+
+
+def one_each(source: str | Path, count: int, what: str) -> list[str]:
+    """The prompts of ``count`` things that are there already, a line each; no line is told twice.
+
+    Raises:
+        UserError: a file with fewer lines.
+    """
+    if not is_endless(source) and (found := len(read_texts(str(source)))) < count:
+        raise UserError(f"{source} holds {found} prompts for {count} {what}: a line each is expected")
+    return prompts_for(source, range(count))
 
 
 def fingerprint(source: str | Path, seed: int = 0) -> str:

@@ -114,10 +114,23 @@ def load_decoder(name: str | Path, device: torch.device | str = "cpu") -> PidStu
     except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split()) or "its sizes do not fit one another"
         raise UserError(f"{folder / CONFIG} is broken ({reason}): restore the file") from error
+    fill_decoder(student, folder, device)
+    return student.to(device).eval().requires_grad_(False)
+
+
+def fill_decoder(student: PidStudent, name: str | Path, device: torch.device | str = "cpu") -> None:
+    """Give a decoder, perhaps on the meta device, the weights of a kept one, in fp32.
+
+    Raises:
+        UserError: for anything but complete, matching, finite weights.
+    """
+    folder = find_decoder(name)
     expected = student.state_dict()
     entries = weights.read_entries(folder)
     weights.check_entries(expected, entries, folder)
     state = weights.read_weights(entries, device, dict.fromkeys(expected, torch.float32))
     weights.check_finite(state, folder)
+    trains = {key: p.requires_grad for key, p in student.named_parameters()}
     student.load_state_dict(state, strict=True, assign=True)
-    return student.to(device).eval().requires_grad_(False)
+    for key, p in student.named_parameters():
+        p.requires_grad_(trains[key])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for
+from l2p.corpus.prompts import LANDSCAPES, is_endless, one_each, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.clip import Clip
@@ -36,7 +36,6 @@ def evaluate_pictures(
     out: str | Path,
     *,
     prompts: str | None = None,
-    first_prompt: int = 0,
     num_images: int | None = None,
     progress: bool = True,
     settings: dict[str, Any] | None = None,
@@ -58,7 +57,7 @@ def evaluate_pictures(
         the content of metrics.json: summary, student (the pictures of ``folder``), against, settings, alarms.
 
     Raises:
-        UserError: a folder without pictures, pictures of several sizes, or a file that is none.
+        UserError: a folder without pictures, pictures of several sizes, a file that is none, or fewer prompts.
     """
     import torch
 
@@ -79,9 +78,7 @@ def evaluate_pictures(
         "student": Gathered("student", judge, tuple(periods), None, "against" if paired else None, network),
     }
     kept = Shown(shown)
-    texts = (
-        prompts_for(prompts, range(first_prompt, first_prompt + len(files["student"]))) if prompts else None
-    )
+    texts = one_each(prompts, len(files["student"]), "pictures") if prompts else None
     for batches in _batches(files, sizes, progress):
         first = sets["student"].seen
         kept.add(batches)

@@ -74,10 +74,17 @@ def _overlap(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
 
 
 def _box(x: Tensor) -> Tensor:
-    """Mean over windows, cut off at the picture's edge."""
-    half = _WINDOW // 2
-    down = F.avg_pool2d(x[None, None], (_WINDOW, 1), 1, (half, 0), count_include_pad=False)
-    return F.avg_pool2d(down, (1, _WINDOW), 1, (0, half), count_include_pad=False)[0, 0]
+    """Mean over windows, cut off at the picture's edge; by running sums, as cheap for any window."""
+    mean = x.double()  # differences of long sums
+    for axis, size in enumerate(x.shape):
+        place = torch.arange(size, device=x.device)
+        first, last = (place - _WINDOW // 2).clamp_min(0), (place + _WINDOW // 2).clamp_max(size - 1)
+        total = mean.cumsum(axis)
+        window = (
+            total.index_select(axis, last) - total.index_select(axis, first) + mean.index_select(axis, first)
+        )
+        mean = window / (last - first + 1).unsqueeze(1 - axis)
+    return mean.to(x.dtype)
 
 
 def _textured(fine: Tensor) -> Tensor:

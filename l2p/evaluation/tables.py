@@ -211,6 +211,10 @@ def _merit(values: dict[str, Any], column: Column) -> float | None:
     if value is None:
         return None
     shown = round(value * column.factor, column.digits)
+    if column.better < 0:
+        shown = max(
+            shown, 0.0
+        )  # unbiased distances scatter around 0: less than nothing is no better than nothing
     return shown * column.better if column.better else -round(abs(shown - 1), column.digits)
 
 

@@ -122,7 +122,7 @@ def prepare(
 
 
 def _pair_files(a: list[Path], b: list[Path], num_images: int, prompts: str | None) -> list[Pair]:
-    from l2p.corpus.prompts import prompts_for
+    from l2p.corpus.prompts import one_each
 
     others = {path.name: path for path in b}
     shared = [(path, others[path.name]) for path in a if path.name in others][:num_images]
@@ -130,7 +130,7 @@ def _pair_files(a: list[Path], b: list[Path], num_images: int, prompts: str | No
         raise UserError(
             f"no pictures of equal names in {a[0].parent} and {b[0].parent}: pairs are made of equal names"
         )
-    texts = prompts_for(prompts, range(len(shared))) if prompts else [path.stem for path, _ in shared]
+    texts = one_each(prompts, len(shared), "pairs") if prompts else [path.stem for path, _ in shared]
     return [
         Pair(f"{k:04d}", text, str(one.resolve()), str(two.resolve()))
         for k, ((one, two), text) in enumerate(zip(shared, texts, strict=True))

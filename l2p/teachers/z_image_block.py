@@ -2,7 +2,8 @@
 
 diffusers' own forward writes every intermediate of every token out to memory, norms and rotations as a chain of fp32
 passes, and torch's attention on a CPU is slower than the two matrix products it consists of. Here some tokens at a time
-go through everything that concerns a token alone, and attention is written out: rows of scores, a softmax, a product.
+go through everything that concerns a token alone, some pictures at a time through a block, so that what is under way
+stays in the cache; and attention is written out: rows of scores, a softmax, a product.
 
 Legend: B batch, N tokens, h heads, d values of a head, D = h d.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
 TOKENS = 1024  # at a time through norms and layers: enough for full speed of the products, little enough for the cache
-FROM = 512  # tokens of a picture; below, in batches above all, diffusers' own is as quick or quicker
+FROM = 512  # tokens of a batch; below, diffusers' own is as quick or quicker
 QUERIES = 512  # at a time against all keys of one head
 
 
@@ -28,7 +29,7 @@ def suits(block: nn.Module, x: Tensor, mask: Tensor | None) -> bool:
     """Whether :func:`block_forward` may stand for ``block(x, mask, ...)`` here."""
     return (
         mask is None
-        and x.shape[1] >= FROM
+        and x.shape[0] * x.shape[1] >= FROM
         and x.device.type == "cpu"
         and x.dtype != torch.float64
         and block.attention_norm1.weight.device.type == "cpu"
@@ -46,6 +47,14 @@ def block_forward(block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Ten
         rope: complex rotations [B or 1, N, d / 2].
         c: time embedding [B, time_dim]; None for a block that is not modulated.
     """
+    parts = [
+        _pictures(block, x[some], rope if len(rope) == 1 else rope[some], c if c is None else c[some])
+        for some in _some(len(x), max(1, TOKENS // x.shape[1]))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _pictures(block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Tensor | None) -> Tensor:
     attention, feed = block.attention, block.feed_forward
     scale_a = gate_a = scale_m = gate_m = torch.ones((), device=x.device)
     if block.modulation:
@@ -82,6 +91,8 @@ def block_forward(block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Ten
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of q (scaled already), k, v [B, h, N, d]: [B, N, h, d]."""
     batch, heads, count, width = q.shape
+    if count <= QUERIES:
+        return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2)
     out = q.new_empty(batch, count, heads, width)
     for picture in range(batch):
         for head in range(heads):

@@ -16,7 +16,7 @@ import torch
 
 from l2p import flow, runtime
 from l2p.decoders.build import from_teacher
-from l2p.decoders.io import save_decoder
+from l2p.decoders.io import fill_decoder, find_decoder, read_spec, save_decoder
 from l2p.decoders.pid import LatentConditioning, PidStudent
 from l2p.errors import UserError
 from l2p.files import write_json
@@ -55,8 +55,12 @@ class PidPictures(PicturesConfig):
 
 @dataclass
 class DecoderConfig:
-    """Sizes of the decoder; ``core`` null takes the teacher's transformer, weights and all; ``train_core`` false keeps them."""
+    """Sizes of the decoder; ``core`` null takes the teacher's transformer, weights and all; ``train_core`` false keeps them.
 
+    ``weights`` is a decoder to go on from, of the same sizes.
+    """
+
+    weights: str | None = None
     scale: int = 4
     core: dict[str, Any] | None = None
     train_core: bool = True
@@ -206,7 +210,7 @@ class PidRun:
         return PidDataModule(dataset, self.teacher, config.batch_size, recipe.seed, stage, config.steps)
 
     def new_student(self) -> PidStudent:
-        """The untrained decoder of the recipe."""
+        """The decoder that training starts from."""
         config, pictures = self.recipe.student, self.recipe.pictures
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
@@ -223,6 +227,8 @@ class PidRun:
                 height=pictures.height,
                 width=pictures.width,
             )
+        if config.weights is not None:
+            fill_decoder(student, config.weights)
         student.set_gradient_checkpointing(config.gradient_checkpointing)
         if not config.train_core:
             student.core.requires_grad_(False)
@@ -298,7 +304,9 @@ def run(recipe: PidRecipe, resume: bool = True, progress: bool = True) -> Path:
             summary = folder.summary(stage) or _train(context, stage, config, previous)
             seconds[stage], previous = summary["figures"]["seconds"], stage
         student = context.trained(previous)
-        student.spec.num_steps = min(getattr(recipe, stage).num_steps for stage in seconds)
+        start = recipe.student.weights
+        known = [] if start is None else [read_spec(find_decoder(start)).num_steps]
+        student.spec.num_steps = min(known + [getattr(recipe, stage).num_steps for stage in seconds])
         out = folder.path / "decoder"
         extra = {"recipe": asdict(recipe), "stage": previous}
         save_decoder(student, out, extra, torch.float16)

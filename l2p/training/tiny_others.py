@@ -86,6 +86,7 @@ def shrunk_decoder(recipe: PidRecipe) -> PidRecipe:
         teacher=stand_in(recipe.teacher, folder),
         student=replace(
             sizes,
+            weights=None,  # they are of other sizes
             core=sizes.core and CORE,
             adapter_width=8,
             features=8,
@@ -96,6 +97,7 @@ def shrunk_decoder(recipe: PidRecipe) -> PidRecipe:
         flow=_decoder_stage(recipe.flow),
         few_step=_decoder_stage(recipe.few_step),
         one_step=_decoder_stage(recipe.one_step),
+        polish=_decoder_stage(recipe.polish),
         preview_images=1,
         logging=replace(recipe.logging, wandb=False),
     )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pytest
+from PIL import Image
+
 from l2p.cli import doctor, info
+from l2p.files import read_json
+from l2p.students.io import read_config
+from l2p.students.named import bundled_students, resolve_student
 
 
 def test_info_counts_what_the_network_has(l2p, student_folder):
@@ -94,8 +101,6 @@ def test_a_student_that_comes_with_the_package_is_listed_loaded_and_drawn(
 ):
     import shutil
 
-    import numpy as np
-
     import l2p as library
     from l2p.students import named
 
@@ -123,3 +128,13 @@ def test_a_student_that_comes_with_the_package_is_listed_loaded_and_drawn(
 def test_info_without_a_student_where_none_is_bundled(l2p, tmp_path, monkeypatch):
     monkeypatch.setattr("l2p.cli.info.bundled_students", list)
     assert l2p("info") == (0, "no student comes with this l2p\n", "")
+
+
+@pytest.mark.parametrize("name", bundled_students())
+def test_a_student_of_the_package_draws_as_installed(name, tmp_path, l2p):
+    """Strictly read, within 25 MB, complete with its recipe, figures and text encoder."""
+    folder = resolve_student(name)
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 25e6
+    assert read_config(folder)["recipe"] and read_json(folder / "metrics.json")["student"]
+    assert l2p("generate", name, "a lake at dusk", "--out", tmp_path / "lake.png")[0] == 0
+    assert np.asarray(Image.open(tmp_path / "lake.png")).std() > 10

@@ -24,12 +24,15 @@ def test_it_comes_with_what_made_it():
 
     from l2p.training.pid import PidRecipe
 
-    shipped = load_recipe(Path(__file__).parents[2] / "recipes" / "pid-landscapes.yaml", schema=PidRecipe)
-    made = config["recipe"]
-    for stage in ("flow", "few_step", "one_step", "polish"):
-        assert made[stage]["objectives"] == getattr(shipped, stage).objectives
-        assert made[stage]["steps"] == getattr(shipped, stage).steps
-        assert (folder / f"{stage}-log.csv").is_file()
+    recipes = Path(__file__).parents[2] / "recipes"
+    made = {"pid-landscapes": config["before"]["recipe"], "pid-landscapes-clean": config["recipe"]}
+    for name, recipe in made.items():
+        shipped = load_recipe(recipes / f"{name}.yaml", schema=PidRecipe)
+        for stage in ("flow", "few_step", "one_step", "polish"):
+            assert recipe[stage]["objectives"] == getattr(shipped, stage).objectives
+            assert recipe[stage]["steps"] == getattr(shipped, stage).steps
+            assert (folder / f"{stage}-log.csv").is_file()
+    assert (folder / "clean-log.csv").is_file()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -49,3 +52,4 @@ def test_two_unseen_scenes_against_vae_and_lanczos(tmp_path):
     assert pid["high_frequency_ratio"] > vae["high_frequency_ratio"]
     assert pid["judge_distance"] < vae["judge_distance"]
     assert pid["color_drift"] < 2
+    assert 0.9 < pid["seam_ratio_4"] < vae["seam_ratio_4"]  # no lines with the period of the fine patches

@@ -114,6 +114,9 @@ def test_what_cannot_be_measured_is_named(renders, clean, tmp_path):
     (mixed / "zz.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="zz.png is no picture"):
         evaluate_pictures(mixed, clean, tmp_path / "out", progress=False)
+    (tmp_path / "short.txt").write_text("a lake\na house\n")
+    with pytest.raises(UserError, match="short.txt holds 2 prompts for 6 pictures"):
+        evaluate_pictures(clean, clean, tmp_path / "out", prompts=str(tmp_path / "short.txt"), progress=False)
     small = fill(tmp_path / "small", renders[:3, :16, :16])
     with pytest.raises(UserError, match="expected at least 32 x 32"):
         evaluate_pictures(small, clean, tmp_path / "out", progress=False)

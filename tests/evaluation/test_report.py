@@ -153,6 +153,15 @@ def test_the_recipe_of_a_student_and_each_attribute(folder):
     assert "12.5" in page.text and "98.4" in page.text
 
 
+def test_less_than_nothing_is_no_better_than_nothing(folder):
+    values = metrics()
+    for name, kernel in (("teacher", -0.4), ("student", -0.1), ("lift", 0.2)):
+        values[name]["kernel"] = kernel  # unbiased: sets that do not differ scatter around 0
+    (folder / "metrics.json").write_text(json.dumps(values))
+    text = write_report(folder).read_text()
+    assert "class=best>-400.0" in text and "class=best>-100.0" in text and "class=best>200.0" not in text
+
+
 def test_missing_or_foreign_files_are_named(folder):
     add_history(folder)
     save_png(np.zeros((30, 30, 3), np.uint8), folder / "previews" / "one_step-000050.png")

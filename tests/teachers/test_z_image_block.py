@@ -11,13 +11,11 @@ from l2p.teachers.z_image_block import block_forward, suits
 
 @pytest.fixture
 def case(monkeypatch):
-    """A block with weights of its own in every place, and inputs whose tokens no step divides."""
+    """Blocks with weights of their own in every place, and inputs whose tokens no step divides."""
     from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
     torch.manual_seed(0)
-    monkeypatch.setattr(z_image_block, "TOKENS", 24)
-    monkeypatch.setattr(z_image_block, "QUERIES", 16)
-    monkeypatch.setattr(z_image_block, "FROM", 70)
+    monkeypatch.setattr(z_image_block, "FROM", 2 * 70)
     blocks = [ZImageTransformerBlock(0, 64, 2, 2, 1e-5, True, modulation=on) for on in (True, False)]
     for parameter in (p for block in blocks for p in block.parameters() if p.ndim == 1):
         parameter.data.uniform_(0.5, 1.5)
@@ -30,8 +28,14 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_the_block_is_diffusers_own(case):
+@pytest.mark.parametrize(("tokens", "queries"), [(24, 16), (1000, 100), (150, 100)])
+def test_the_block_is_diffusers_own(case, monkeypatch, tokens, queries):
+    """In parts of a picture, two pictures at once, and one after the other; each with rotations of its own."""
+    monkeypatch.setattr(z_image_block, "TOKENS", tokens)
+    monkeypatch.setattr(z_image_block, "QUERIES", queries)
     blocks, x, rope, c = case
+    x, c = torch.cat([x, x.flip(0) + 1, x[:1]]), torch.cat([c, c + 1, c[:1]])
+    rope = rope.repeat(len(x), 1, 1) * torch.polar(torch.ones(len(x), 1, 1), torch.arange(5.0)[:, None, None])
     for block, time in zip(blocks, (c, None), strict=True):
         assert suits(block, x, None)
         exact = block(x, None, rope, time)
@@ -48,6 +52,6 @@ def test_what_it_does_not_do_is_left_to_diffusers(case):
     with torch.no_grad():
         assert not suits(blocks[0], x, torch.ones(2, 70, dtype=torch.bool))
         assert not suits(blocks[0], x.to("meta"), None)
-        assert not suits(blocks[0], x[:, :69], None)
+        assert not suits(blocks[0], x[:1], None)
         blocks[1].compile()
         assert not suits(blocks[1], x, None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2p.decoders.io import load_decoder
+from l2p.decoders.io import load_decoder, save_decoder
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.recipe import HeadConfig
@@ -21,7 +21,7 @@ def tiny_recipe(folder, teacher: str, **changes) -> pid.PidRecipe:
     terms = {
         "pairs": {"latent": 0, "perceptual_fraction": 0.5},
         "color": {"cells": [4, 16]},
-        "energy": {},
+        "spectrum": {},
         "latents": {},
     }
     recipe = pid.PidRecipe(
@@ -80,6 +80,27 @@ def test_a_frozen_core_keeps_the_teachers_weights(tmp_path, tiny_pipeline):
     assert trains == {"core", "latent_in", "adapter", "final", "narrow", "head"}
     free = [name for name, p in student.core.named_parameters() if p.requires_grad]
     assert free and all("x_embedder" in name or "span_embedder" in name for name in free)
+
+
+def test_a_decoder_to_go_on_from(tmp_path, tiny_pipeline):
+    def new_student(weights=None, features=8):
+        recipe = tiny_recipe(tmp_path, tiny_pipeline)
+        recipe.student.weights, recipe.student.features, recipe.student.train_core = weights, features, False
+        return pid.PidRun(
+            recipe, pid.PidFolder(tmp_path, asdict(recipe)), torch.device("cpu"), torch.float32
+        ).new_student()
+
+    fresh = new_student()
+    torch.nn.init.constant_(fresh.head.conv_out.bias, 0.5)
+    save_decoder(fresh, tmp_path / "kept", {})
+    filled = new_student(str(tmp_path / "kept"))
+    assert torch.equal(filled.head.conv_out.bias, fresh.head.conv_out.bias)
+    trains = [
+        {key for key, p in student.named_parameters() if p.requires_grad} for student in (fresh, filled)
+    ]
+    assert trains[0] == trains[1]
+    with pytest.raises(UserError, match="kept"):
+        new_student(str(tmp_path / "kept"), features=16)
 
 
 def test_items_are_functions_of_their_number_and_crops_match_their_latents(tmp_path, tiny_pipeline):

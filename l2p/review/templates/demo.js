@@ -29,7 +29,12 @@
       prompt: element("prompt").value, path: element("path").value,
       seed: Number(element("seed").value), height: Number(element("height").value), width: Number(element("width").value),
     };
-    const made = await ask("/api/draw", wish);
+    element(element("empty").hidden ? "caption" : "empty").textContent = "Drawing …";
+    const made = await ask("/api/draw", wish).catch((error) => {
+      element("caption").textContent = "";
+      element("empty").textContent = "The picture appears here.";
+      throw error;
+    });
     element("picture").src = made.picture;
     element("picture").alt = wish.prompt;
     element("picture").hidden = false;
