@@ -54,8 +54,9 @@ def test_the_counter_finds_what_it_looks_for():
     assert len(seen.found) == 3
 
 
+@pytest.mark.parametrize("in_bands", [False, True])
 @pytest.mark.parametrize("grown", [False, True])
-def test_no_step_waits_for_its_device(grown):
+def test_no_step_waits_for_its_device(grown, in_bands):
     """On the meta device, where a value that is asked for is an error and a copy back would be counted."""
     student = random_student("tiny", 64, 64)
     if grown:
@@ -66,6 +67,7 @@ def test_no_step_waits_for_its_device(grown):
         torch.zeros(2, 7, student.spec.core["cap_feat_dim"], device="meta"), torch.tensor([7, 5])
     )
     x, t = torch.zeros(2, 3, side, side, device="meta"), torch.ones(2, device="meta")
+    student.head.band_height = student.head.fine_patch if in_bands else None
     with torch.no_grad(), Synchronisations("meta") as seen:
         out = student(x, t, words)
     assert out.shape == x.shape and seen.found == []
