@@ -21,6 +21,7 @@ from torch import nn
 from l2p.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 ALIGNMENT = 64  # bytes; where torch's own allocator begins a tensor on a CPU
 
 
@@ -164,6 +165,15 @@ def own_memory(module: nn.Module) -> nn.Module:
         ):
             tensor.data = tensor.data.clone()
     return module
+
+
+def keep_freed_memory() -> None:
+    """Lets blocks of up to a quarter of a GB stay with the process when they are freed. glibc gives each back to the system, and
+    every page of the next one is then faulted in and cleared anew: a twentieth of a 4096 px picture's time on a CPU."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 2**28), mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def return_free_memory() -> None:

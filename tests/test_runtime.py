@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import platform
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -132,3 +135,25 @@ def test_weights_of_a_mapped_file_get_memory_of_their_own(tmp_path):
 def test_a_cpu_is_named():
     name = runtime.device_name("cpu")
     assert name and ":" not in name and "\n" not in name
+
+
+FAULTS = """
+import resource, torch
+from l2p import runtime
+
+def faults(count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(count)  # freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(2**25), faults(2**24))
+runtime.keep_freed_memory()
+print(faults(2**25), faults(2**24))  # which finds room in what the one before has left
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the habit of glibc")
+def test_freed_memory_is_kept():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    _, given_back, _, kept = map(int, done.stdout.split())
+    assert kept < given_back / 10

@@ -39,6 +39,7 @@ def serve(settings: dict[str, Any], told: TextIO) -> None:
 
     threads = settings.pop("threads")
     runtime.setup(threads)
+    runtime.keep_freed_memory()
     runtime.hush_loaders()
     job = Job(**settings)
     clock = Clock(torch.device(job.device))

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
     budget = runtime.parse_bytes(args.memory_budget) if args.memory_budget else BUDGET
     runtime.setup()
+    runtime.keep_freed_memory()
     runtime.hush_loaders()
     pipeline = l2p.load(student, device=args.device, dtype=args.dtype)
     if args.compile:
