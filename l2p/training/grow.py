@@ -5,7 +5,8 @@ For students of the wider world there are photographs (`pictures.photos`); a ste
 Two things tie them to the student. The detail's draft is the render's own small version, softened as drafts are, so that
 target and draft agree to the pixel. And the noise is the one that the teacher's flow, run backwards from the small
 picture, ends in: so the core's features tell of the very scene. What the detail cannot know (which leaf, which ripple) it
-may invent from its noise, and is asked to invent as much of it as there is: `energy`.
+may invent from its noise, and is asked to invent as much of it as there is, of each period and direction: `spectrum`
+(`energy` asks for an amount alone, and gets faint lines that are in no render).
 
 The core and the small head stay frozen unless `train` says otherwise: what was right at the small size stays right.
 
@@ -33,6 +34,7 @@ from l2p.landscapes import Scene, caption, render, render_batch
 from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
+from l2p.objectives.spectrum import spectrum_distance
 from l2p.patches import patchify, unpatchify
 from l2p.recipe import REQUIRED, HeadConfig, knob
 from l2p.students.grow import grow
@@ -72,7 +74,8 @@ class GrowTerms:
     gradient: float = knob(1.0, low=0)
     seam: float = knob(1.0, low=0)
     perceptual: float = knob(0.5, low=0)
-    energy: float = knob(0.5, low=0)
+    energy: float = knob(0.0, low=0)
+    spectrum: float = knob(4.0, low=0)
 
 
 @dataclass
@@ -289,6 +292,8 @@ def terms(
         found["seam"] = weights.seam * step_distance(x, target, EDGE, every=fine_patch)
     if weights.energy:
         found["energy"] = weights.energy * energy_distance(x, target)
+    if weights.spectrum:
+        found["spectrum"] = weights.spectrum * spectrum_distance(x.float(), target.float())
     if distance is not None:
         found["perceptual"] = weights.perceptual * distance(x, target).mean()
     return found
