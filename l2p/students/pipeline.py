@@ -36,7 +36,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
     Args:
         device: "auto", "cpu", "cuda" or "mps".
         dtype: "bf16", "fp16" or "fp32", of the weights and the arithmetic; "auto" keeps a bf16 or fp16 copy as it
-            is, and takes for fp32 weights what the device is fast in.
+            is, and takes for fp32 weights, and on a CPU for fp16 ones, what the device is fast in.
 
     Raises:
         UserError: see :func:`l2p.students.io.load_student`; or the text encoder is missing.
@@ -47,7 +47,10 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
     if quantized and dtype not in ("auto", "bf16"):
         raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
     saved = torch.bfloat16 if quantized else saved_dtype(path)
-    picked = saved if dtype == "auto" and saved != torch.float32 else pick_dtype(dtype, chosen)
+    keeps = saved == torch.bfloat16 or (
+        saved == torch.float16 and chosen.type != "cpu"
+    )  # which crawls in fp16
+    picked = saved if dtype == "auto" and keeps else pick_dtype(dtype, chosen)
     student = load_student(path, chosen, None if quantized or adapted else picked)
     if adapted:  # which would cost time at every picture; they are added before anything is rounded
         student = merged(student)

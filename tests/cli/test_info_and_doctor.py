@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from l2p.cli import doctor, info
 from l2p.files import read_json
 from l2p.students.io import read_config
 from l2p.students.named import bundled_students, resolve_student
+from l2p.students.pipeline import load
 
 
 def test_info_counts_what_the_network_has(l2p, student_folder):
@@ -132,9 +134,10 @@ def test_info_without_a_student_where_none_is_bundled(l2p, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", bundled_students())
 def test_a_student_of_the_package_draws_as_installed(name, tmp_path, l2p):
-    """Strictly read, within 25 MB, complete with its recipe, figures and text encoder."""
+    """Strictly read, within 25 MB, complete with its recipe, figures and text encoder; no CPU computes in its fp16."""
     folder = resolve_student(name)
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 25e6
     assert read_config(folder)["recipe"] and read_json(folder / "metrics.json")["student"]
+    assert load(name, device="cpu").dtype in (torch.bfloat16, torch.float32)
     assert l2p("generate", name, "a lake at dusk", "--out", tmp_path / "lake.png")[0] == 0
     assert np.asarray(Image.open(tmp_path / "lake.png")).std() > 10
