@@ -138,6 +138,6 @@ def test_a_student_of_the_package_draws_as_installed(name, tmp_path, l2p):
     folder = resolve_student(name)
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 25e6
     assert read_config(folder)["recipe"] and read_json(folder / "metrics.json")["student"]
-    assert load(name, device="cpu").dtype in (torch.bfloat16, torch.float32)
+    assert load(folder, device="cpu").dtype in (torch.bfloat16, torch.float32)
     assert l2p("generate", name, "a lake at dusk", "--out", tmp_path / "lake.png")[0] == 0
     assert np.asarray(Image.open(tmp_path / "lake.png")).std() > 10
