@@ -47,10 +47,9 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
     if quantized and dtype not in ("auto", "bf16"):
         raise UserError(f"a quantised student computes in bf16: leave out dtype {dtype}")
     saved = torch.bfloat16 if quantized else saved_dtype(path)
-    keeps = saved == torch.bfloat16 or (
-        saved == torch.float16 and chosen.type != "cpu"
-    )  # which crawls in fp16
-    picked = saved if dtype == "auto" and keeps else pick_dtype(dtype, chosen)
+    slow = torch.float32 if chosen.type != "cpu" else torch.float16  # a CPU crawls in fp16
+    keeps = dtype == "auto" and saved not in (torch.float32, slow)
+    picked = saved if keeps else pick_dtype(dtype, chosen)
     student = load_student(path, chosen, None if quantized or adapted else picked)
     if adapted:  # which would cost time at every picture; they are added before anything is rounded
         student = merged(student)
