@@ -1,7 +1,8 @@
 """An ablation: the same recipe run a row at a time with one thing changed, and one table of what came out.
 
 Each row is a run of `l2p distill` in a folder of its own, so whatever stopped goes on with the same command. Rows of one
-seed share corpus and the teacher's evaluation pictures; every row has the base recipe's budget unless it says otherwise.
+seed share corpus, the teacher's evaluation pictures and whatever stages are the same for them; every row has the base
+recipe's budget unless it says otherwise. Processes that run different rows share one table.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from l2p.files import check_writable, write_text
 from l2p.recipe import REQUIRED, Recipe, load_recipe
 from l2p.training import distill
 from l2p.training.progress import CONSOLE
+from l2p.training.run_folder import RunFolder
 
 # What a table shows: column -> (key in a painter's figures, digits).
 FIGURES = {
@@ -32,6 +34,7 @@ FIGURES = {
     "seam": ("seam_ratio", 3),
 }
 COLUMNS = ("row", "seed", *FIGURES, "latency_ms", "training_seconds", "steps", "pairs", "error")
+SHARED = ("lift", "transfer", "one_step", "match")
 YARDSTICKS = ("real", "vae", "teacher", "teacher_one_step", "lift")
 
 
@@ -106,12 +109,12 @@ def run(tasks: Sequence[Task], config: AblationRecipe, progress: bool = True) ->
     """
     out = Path(config.output_dir)
     check_writable(out)
-    found = {(row["row"], row["seed"]): row for row in read_results(out / "results.csv")}
     for number, task in enumerate(tasks):
         if progress:
             CONSOLE.print(
                 f"[{number + 1}/{len(tasks)}] {task.row}, seed {task.seed}", highlight=False, markup=False
             )
+        _share(task, out)
         try:
             result = distill.run(task.recipe, progress=progress)
             rows = [*_yardsticks(task, result["metrics"]), _row(task, result)]
@@ -120,9 +123,19 @@ def run(tasks: Sequence[Task], config: AblationRecipe, progress: bool = True) ->
             rows = [
                 dict.fromkeys(COLUMNS, "") | {"row": task.row, "seed": str(task.seed), "error": str(error)}
             ]
-        found |= {(row["row"], row["seed"]): row for row in rows}
+        found = {(row["row"], row["seed"]): row for row in [*read_results(out / "results.csv"), *rows]}
         _write(out, found.values(), config)
     return out
+
+
+def _share(task: Task, out: Path) -> None:
+    """Take the first stages over from runs of other rows that had the same, so that none is trained twice."""
+    own = RunFolder(task.recipe.output_dir, asdict(task.recipe))
+    others = [RunFolder(path.parent, {}) for path in sorted(out.glob(f"*-{task.seed}/recipe.yaml"))]
+    for stage in SHARED:
+        for other in others:
+            if other.path != own.path and own.take_over(stage, other):
+                break
 
 
 def _row(task: Task, result: Mapping[str, Any]) -> dict[str, str]:

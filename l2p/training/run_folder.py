@@ -107,6 +107,27 @@ class RunFolder:
     def settings(self, stage: str) -> dict[str, Any]:
         return settings_of(stage, self.recipe)
 
+    def take_over(self, stage: str, other: RunFolder) -> bool:
+        """Copy a stage that ``other`` has done with the settings that this folder wants; whether there was one to copy.
+
+        The corpus lies where its recipe says and is not copied, nor are student and evaluation, which are quick to redo.
+        """
+        done = other.marker(stage).is_file() and read_json(other.marker(stage))["settings"]
+        if self.marker(stage).is_file() or done != self.settings(stage):
+            return False
+        left = [other.log(stage), other.grid(stage), *other.checkpoints(stage)]
+        left += [other.path / name for name in ("lift.safetensors", "lift") if stage == "lift"]
+        for path in (path for path in left if path.exists()):
+            own = self.path / path.relative_to(other.path)
+            own.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                shutil.copytree(path, own, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, own)
+        self.marker(stage).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(other.marker(stage), self.marker(stage))  # last: from now on the stage is skipped
+        return True
+
     def summary(self, stage: str) -> dict[str, Any] | None:
         """What a done stage reported, or None. Raises UserError where it was done with other settings."""
         if not self.marker(stage).is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,21 @@ def test_the_command_checks_and_prints_the_plan(l2p, tmp_path):
     assert not (tmp_path / "o").exists()
     code, out, err = l2p("ablate", recipe, "--dry-run", "--set", "one_step.step=3")
     assert code == 2 and "row coupled: override 'one_step.step=3'" in err and err.count("\n") == 1
+
+
+def test_rows_with_the_same_stage_train_it_once(new_run, straight, tmp_path):
+    first = straight[0]
+    out = tmp_path / "out"
+    shutil.copytree(first.output_dir, out / "plain-0")
+    second = replace(first, output_dir=str(out / "then-0"), match=replace(first.match, learning_rate=1e-5))
+    other = replace(first, output_dir=str(out / "other-0"), one_step=replace(first.one_step, warmup_steps=1))
+    for recipe in (second, other):
+        ablation._share(ablation.Task("x", 0, recipe), out)
+    assert [path.stem for path in sorted((out / "then-0" / "stages").glob("*.json"))] == ["lift", "one_step"]
+    assert [path.stem for path in (out / "other-0" / "stages").glob("*.json")] == ["lift"]
+    result = distill.run(second, progress=False)
+    assert result["stages"]["one_step"]["figures"] == straight[1]["stages"]["one_step"]["figures"]
+    assert Path(result["student"], "model.safetensors").is_file()
 
 
 def test_rows_run_for_real_and_a_second_time_change_nothing(new_run, straight, tmp_path):

@@ -46,6 +46,22 @@ def test_a_done_stage_is_known_and_changed_settings_are_refused_by_name(tmp_path
     assert folder.summary("corpus") is None
 
 
+def test_a_stage_is_taken_over_from_a_run_of_the_same_settings_and_from_no_other(tmp_path):
+    changed = recipe()
+    changed.match.steps = 7
+    done, own = RunFolder(tmp_path / "done", asdict(recipe())), RunFolder(tmp_path / "own", asdict(changed))
+    for path in (done.checkpoint("one_step"), done.checkpoint("match"), done.log("one_step")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    assert not own.take_over("one_step", done)  # not done yet
+    done.finish("one_step", 1.5, {"steps": 4}, []), done.finish("match", 1.5, {"steps": 4}, [])
+    assert own.take_over("one_step", done) and not own.take_over("match", done)
+    assert own.summary("one_step")["figures"] == {"steps": 4} and own.summary("match") is None
+    assert own.checkpoint("one_step").read_text() == "one_step.ckpt" and not own.checkpoints("match")
+    assert own.log("one_step").is_file()
+    assert not own.take_over("one_step", done)  # what is done here stays
+
+
 def test_clear_removes_what_is_ours_and_refuses_a_foreign_folder(tmp_path):
     folder = RunFolder(tmp_path, asdict(recipe()))
     (tmp_path / "logs").mkdir()
