@@ -1,8 +1,8 @@
 """An ablation: the same recipe run a row at a time with one thing changed, and one table of what came out.
 
-Each row is a run of `l2p distill` in a folder of its own, so whatever stopped goes on with the same command. Rows of one
-seed share corpus, the teacher's evaluation pictures and whatever stages are the same for them; every row has the base
-recipe's budget unless it says otherwise. Processes that run different rows share one table.
+Each row is a run of `l2p distill` in a folder of its own, so whatever stopped goes on with the same command. All rows
+share the teacher's evaluation pictures, and those of one seed the corpus and whatever stages are the same for them; every
+row has the base recipe's budget unless it says otherwise. Processes that run different rows share one table.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def plan(
     for name, row in config.rows.items():
         for seed in row.seeds if not only or name in only else ():
             shared = [f"name={name}-{seed}", f"output_dir={out / name}-{seed}", f"seed={seed}"]
-            shared += [f"corpus.path={out}/corpus-{seed}", f"evaluation.cache={out}/teacher-{seed}"]
+            shared += [f"corpus.path={out}/corpus-{seed}", f"evaluation.cache={out}/teacher"]
             try:
                 recipe = load_recipe(base, [*shared, *config.overrides, *row.overrides, *overrides])
                 distill.check(recipe)
