@@ -37,7 +37,7 @@ from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
 from l2p.runtime import device_name, return_free_memory
-from l2p.side_by_side import side_by_side
+from l2p.side_by_side import shares, side_by_side
 from l2p.students.io import tensors_of
 from l2p.students.pipeline import StudentPipeline
 
@@ -237,7 +237,10 @@ def _decoded(
 
 
 def _paint(painter: StudentPipeline, texts: list[str], noise: torch.Tensor, name: str) -> Pictures:
-    pictures = painter.sample(painter.text_encoder(texts), noise)
+    conditioning, device = painter.text_encoder(texts), painter.student.device
+    parts = shares(len(noise), device)
+    drawn = side_by_side(lambda some: painter.sample(conditioning[some], noise[some]), parts, device)
+    pictures = torch.cat(drawn)
     if not torch.isfinite(pictures).all():
         raise UserError(
             f"the {name} draws numbers that are not finite: its weights are broken, or try dtype=fp32"
