@@ -13,7 +13,7 @@ EXAMPLES = """\
 examples:
   l2p ablate recipes/ablation.yaml --dry-run
   l2p ablate recipes/ablation.yaml
-  l2p ablate recipes/ablation.yaml --rows coupled uncoupled --out runs/coupling
+  l2p ablate recipes/ablation.yaml --rows coupled uncoupled --seeds 0 --out runs/coupling
   l2p ablate recipes/ablation.yaml --set one_step.steps=20 evaluation.num_images=32 --out runs/look
 """
 WHEN_STOPPED = "; what is done is kept: run the same command again to go on from here"
@@ -22,6 +22,14 @@ WHEN_STOPPED = "; what is done is kept: run the same command again to go on from
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file such as recipes/ablation.yaml")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these; else all")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="of these rows only these seeds; else all",
+    )
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="key=value", help="changes to the base recipe in every row"
     )
@@ -35,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_recipe(
         args.recipe, [f"output_dir={args.out}"] if args.out else [], schema=ablation.AblationRecipe
     )
-    tasks = ablation.plan(config, Path(args.recipe), args.set, args.rows)
+    tasks = ablation.plan(config, Path(args.recipe), args.set, args.rows, args.seeds)
     if args.dry_run:
         for task in tasks:
             about = config.rows[task.row].about

@@ -68,7 +68,11 @@ class Task:
 
 
 def plan(
-    config: AblationRecipe, path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()
+    config: AblationRecipe,
+    path: Path,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> list[Task]:
     """All runs in their order, each proven to be possible as far as that is known before anything is loaded.
 
@@ -76,9 +80,10 @@ def plan(
         path: of the ablation's file, beside which the base recipe lies.
         overrides: of every row, after the row's own.
         only: rows to take; all if empty.
+        seeds: of each row's those to take; all if empty.
 
     Raises:
-        UserError: no rows, an unknown one, or a mistake in one, by its name.
+        UserError: no rows, an unknown one, seeds that no row has, or a mistake in one, by its name.
     """
     if not config.rows:
         raise UserError(f"{path}: rows is empty, expected a name and its overrides for each")
@@ -95,7 +100,10 @@ def plan(
                 distill.check(recipe)
             except UserError as error:
                 raise UserError(f"{path}: row {name}: {error}") from None
-            tasks.append(Task(name, seed, recipe))
+            if not seeds or seed in seeds:
+                tasks.append(Task(name, seed, recipe))
+    if not tasks:
+        raise UserError(f"{path}: none of these rows has the seeds {', '.join(map(str, seeds))}")
     return tasks
 
 

@@ -27,11 +27,11 @@ rows:
 def plan(tmp_path):
     (tmp_path / "base.yaml").write_text("name: base\none_step: {steps: 7}\n")
 
-    def plan(text=TEXT, overrides=(), only=()):
+    def plan(text=TEXT, overrides=(), only=(), seeds=()):
         path = tmp_path / "ablation.yaml"
         path.write_text(text.format(out=tmp_path / "out"))
         config = load_recipe(path, schema=ablation.AblationRecipe)
-        return config, ablation.plan(config, path, overrides, only)
+        return config, ablation.plan(config, path, overrides, only, seeds)
 
     return plan
 
@@ -53,6 +53,9 @@ def test_rows_are_recipes_with_one_thing_changed_in_folders_of_their_own(plan, t
     assert plain.evaluation.cache == small.evaluation.cache == other.evaluation.cache
     assert plain.student.train_blocks == "all" and small.student.lora.rank == 4
     assert [task.row for task in plan(only=["small"])[1]] == ["small"]
+    assert [(task.row, task.seed) for task in plan(seeds=[500])[1]] == [("plain", 500)]
+    with pytest.raises(UserError, match="none of these rows has the seeds 7, 8"):
+        plan(seeds=[7, 8])
 
 
 @pytest.mark.parametrize(
