@@ -29,6 +29,7 @@ from l2p.corpus.trajectory import Recorder
 from l2p.errors import UserError
 from l2p.locks import locked
 from l2p.patches import patchify
+from l2p.side_by_side import shares, side_by_side
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -187,11 +188,20 @@ def _draw(
         prompts
     )  # outside autocast: the encoder's cache outlives this stage
     recorder = Recorder(teacher)
-    with runtime.autocast(teacher.device, dtype):
-        sampler = recorder.teacher if config.trajectory_points else teacher
-        z = sampler.sample(eps_z, conditioning, config.num_inference_steps, guidance_scale, solver=solver)
+    sampler = recorder.teacher if config.trajectory_points else teacher
+
+    def draw(some: slice) -> tuple[Tensor, Tensor]:
+        z = sampler.sample(
+            eps_z[some], conditioning[some], config.num_inference_steps, guidance_scale, solver=solver
+        )
         z = z.to(torch.float16)  # as it is kept, so that the picture is the very one of the kept latent
-        pictures = teacher.decode(z.float()).float()
+        return z, teacher.decode(z.float()).float()
+
+    whole = [slice(None)]  # the recorder wants its points in order
+    parts = whole if config.trajectory_points else shares(len(seeds), teacher.device)
+    with runtime.autocast(teacher.device, dtype), runtime.weights_in_autocast_dtype(teacher.transformer):
+        drawn = side_by_side(draw, parts, teacher.device)
+    z, pictures = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     if not (z.isfinite().all() and pictures.isfinite().all()):
         raise UserError(
             f"the teacher drew numbers that are not finite for the seeds {seeds[0]} to {seeds[-1]} in {dtype}: "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def detail_energy(images: Tensor) -> Tensor:
@@ -20,7 +19,8 @@ def detail_energy(images: Tensor) -> Tensor:
     """
     if images.ndim != 4 or min(images.shape[2:]) < 3:
         raise ValueError(f"images must be [B, C, H, W] of at least 3 x 3, got {list(images.shape)}")
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64, device=images.device)
-    channels = images.shape[1]
-    edges = F.conv2d(images.double(), kernel.expand(channels, 1, 3, 3), groups=channels)
-    return edges.square().mean((1, 2, 3))
+    x = images.float()  # levels of 8 bits: their differences are exact to a millionth
+    edges = (
+        x[..., 2:, 1:-1] + x[..., :-2, 1:-1] + x[..., 1:-1, 2:] + x[..., 1:-1, :-2] - 4 * x[..., 1:-1, 1:-1]
+    )
+    return edges.square().mean((1, 2, 3), dtype=torch.float64)

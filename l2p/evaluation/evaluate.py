@@ -37,6 +37,7 @@ from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
 from l2p.runtime import device_name, return_free_memory
+from l2p.side_by_side import shares, side_by_side
 from l2p.students.io import tensors_of
 from l2p.students.pipeline import StudentPipeline
 
@@ -154,9 +155,13 @@ def evaluate(
         labels = named_labels(texts) if known_world else None
         images = {name: from_uint8(pictures).to(device) for name, pictures in drawn.items()}
         cycles = with_teacher and (limit is None or sets["student"].cycled < limit)
-        z = source.latents(texts, seeds) if cycles else None
-        for gathered in sets.values():
-            gathered.update(images, labels, z if gathered.name in PAINTERS else None, source.encode, texts)
+        latents = source.latents(texts, seeds) if cycles else None
+
+        def measure(gathered: Gathered) -> None:
+            z = latents if gathered.name in PAINTERS else None  # noqa: B023 - called at once
+            gathered.update(images, labels, z, source.encode, texts)  # noqa: B023
+
+        side_by_side(measure, sets.values(), device)
         shown.add(drawn)
         return_free_memory()
         captions += texts[: max(0, config.preview_images - len(captions))]
@@ -175,9 +180,11 @@ def evaluate(
         maps["invention"] = departure_map(own, wanted).numpy()
         metrics["student"]["departure"] = float(maps["invention"].mean())
     if config.peak_memory and student_folder is not None:
-        metrics["student"]["peak_memory_mb"] = peak_memory(size, device, dtype, student=student_folder)
-        if with_teacher:
-            metrics["teacher"]["peak_memory_mb"] = peak_memory(size, device, dtype, teacher=teacher_config)
+        asked = {"student": {"student": student_folder}}
+        asked |= {"teacher": {"teacher": teacher_config}} if with_teacher else {}
+        peaks = side_by_side(lambda who: peak_memory(size, device, dtype, **who), asked.values(), device)
+        for name, peak in zip(asked, peaks, strict=True):
+            metrics[name]["peak_memory_mb"] = peak
     metrics["settings"] = {
         "num_images": config.num_images,
         "first_seed": EVALUATION_SEEDS + config.seed,
@@ -230,7 +237,10 @@ def _decoded(
 
 
 def _paint(painter: StudentPipeline, texts: list[str], noise: torch.Tensor, name: str) -> Pictures:
-    pictures = painter.sample(painter.text_encoder(texts), noise)
+    conditioning, device = painter.text_encoder(texts), painter.student.device
+    parts = shares(len(noise), device)
+    drawn = side_by_side(lambda some: painter.sample(conditioning[some], noise[some]), parts, device)
+    pictures = torch.cat(drawn)
     if not torch.isfinite(pictures).all():
         raise UserError(
             f"the {name} draws numbers that are not finite: its weights are broken, or try dtype=fp32"

@@ -33,9 +33,9 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     check_pair(images, reference)
     if min(images.shape[2:]) < 11:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11, got {list(images.shape)}")
-    values = structural_similarity_index_measure(
-        images.clamp(-1, 1).float(), reference.clamp(-1, 1).float(), data_range=2.0, reduction="none"
-    )
+    # channels last: torchmetrics' depthwise convolution takes a third of the time then, on a CPU
+    pair = [x.clamp(-1, 1).float().contiguous(memory_format=torch.channels_last) for x in (images, reference)]
+    values = structural_similarity_index_measure(*pair, data_range=2.0, reduction="none")
     return values.reshape(-1).double()
 
 

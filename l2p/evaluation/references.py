@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2p import flow
+from l2p import flow, runtime
 from l2p.files import atomic_path
 from l2p.images import Pictures, to_uint8
 from l2p.patches import patchify
-from l2p.runtime import autocast
+from l2p.side_by_side import shares, side_by_side
 
 if TYPE_CHECKING:
     from l2p.recipe import TeacherConfig
@@ -83,26 +83,38 @@ class TeacherPictures:
         tokens = patchify(noise.to(teacher.device), teacher.geometry.token_pixels)
         eps = teacher.unpack(tokens @ self.basis.to(tokens))
         conditioning = teacher.encode_prompts(prompts)
-        with autocast(teacher.device, self.dtype):
-            return teacher.sample(eps, conditioning, num_steps, self.config.guidance_scale)
+        config = self.config
+
+        def draw(some: slice) -> Tensor:
+            return teacher.sample(eps[some], conditioning[some], num_steps, config.guidance_scale)
+
+        with (
+            runtime.autocast(teacher.device, self.dtype),
+            runtime.weights_in_autocast_dtype(teacher.transformer),
+        ):
+            return torch.cat(side_by_side(draw, shares(len(eps), teacher.device), teacher.device))
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Pictures:
         """Latents to 8-bit pictures."""
-        with autocast(self.teacher.device, self.dtype):
-            return to_uint8(self.teacher.decode(z))
+        with runtime.autocast(self.teacher.device, self.dtype):
+            return np.concatenate(self._in_parts(lambda part: to_uint8(self.teacher.decode(part)), z))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] to latents [B, c, h, w], fp32."""
-        with autocast(self.teacher.device, self.dtype):
-            return self.teacher.encode(images.to(self.teacher.device)).float()
+        images = images.to(self.teacher.device)
+        with runtime.autocast(self.teacher.device, self.dtype):
+            return torch.cat(self._in_parts(lambda part: self.teacher.encode(part).float(), images))
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Pictures:
         """Images [B, 3, H, W] in [-1, 1] through the teacher's encoder and decoder."""
-        with autocast(self.teacher.device, self.dtype):
-            return to_uint8(self.teacher.decode(self.teacher.encode(images.to(self.teacher.device))))
+        return self.decode(self.encode(images))
+
+    def _in_parts(self, function: Callable[[Tensor], Any], batch: Tensor) -> list[Any]:
+        parts = [batch[some] for some in shares(len(batch), self.teacher.device)]
+        return side_by_side(function, parts, self.teacher.device)
 
 
 def remembered(

@@ -14,11 +14,11 @@ from torch import Tensor
 from l2p.evaluation.grid import SeamSearch
 from l2p.evaluation.marks import grid_share
 from l2p.evaluation.repetition import ALARM, repeated_share
-from l2p.evaluation.spectrum import high_frequency_energy, radial_power_spectrum
+from l2p.evaluation.spectrum import energy_above, power_of, rings
 
 BINS = 32  # rings of the spectrum
 REPETITION_LIMIT = (
-    200  # pictures searched for copies, at some 40 ms each; a third of the limit where one is set
+    128  # pictures searched for copies, at some 20 ms each; a third of the limit where one is set
 )
 
 
@@ -54,8 +54,9 @@ class Traces:
         most = REPETITION_LIMIT if self.limit is None else max(1, self.limit // 3)
         if min(images.shape[2:]) >= 32 and searched < most:
             self.shares.append(repeated_share(looked_at[: most - searched]).cpu())
-        self.fine.append(high_frequency_energy(looked_at).cpu())
-        self.frequencies, power = radial_power_spectrum(looked_at, min(BINS, min(images.shape[2:]) // 4))
+        spectrum = power_of(looked_at)
+        self.fine.append(energy_above(*spectrum).cpu())
+        self.frequencies, power = rings(*spectrum, min(BINS, min(images.shape[2:]) // 4))
         self.power = power.sum(0).cpu() + (0 if self.power is None else self.power)
 
     def report(self, clean: Traces) -> dict[str, Any]:

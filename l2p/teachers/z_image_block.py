@@ -10,7 +10,7 @@ Legend: B batch, N tokens, h heads, d values of a head, D = h d.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,22 +39,28 @@ def suits(block: nn.Module, x: Tensor, mask: Tensor | None) -> bool:
     )
 
 
-def block_forward(block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Tensor | None = None) -> Tensor:
+def block_forward(
+    block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Tensor | None = None, wanted: int | None = None
+) -> Tensor:
     """``block(x, None, rope, c)`` to rounding.
 
     Args:
         x: [B, N, D].
         rope: complex rotations [B or 1, N, d / 2].
         c: time embedding [B, time_dim]; None for a block that is not modulated.
+        wanted: only so many tokens of each picture, the first, are computed: [B, wanted, D]; they attend to all.
     """
+    wanted = x.shape[1] if wanted is None else wanted
     parts = [
-        _pictures(block, x[some], rope if len(rope) == 1 else rope[some], c if c is None else c[some])
+        _pictures(block, x[some], rope if len(rope) == 1 else rope[some], c if c is None else c[some], wanted)
         for some in _some(len(x), max(1, TOKENS // x.shape[1]))
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _pictures(block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Tensor | None) -> Tensor:
+def _pictures(
+    block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Tensor | None, wanted: int
+) -> Tensor:
     attention, feed = block.attention, block.feed_forward
     scale_a = gate_a = scale_m = gate_m = torch.ones((), device=x.device)
     if block.modulation:
@@ -66,20 +72,20 @@ def _pictures(block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Tensor 
     q, k, v = (x.new_empty(batch, heads, count, x.shape[-1] // heads) for _ in range(3))
     for rows in _some(count, TOKENS):
         y = _norm(x[:, rows], block.attention_norm1, scale_a).to(x.dtype)
-        for out, layer, norm, factor in (
-            (q, attention.to_q, attention.norm_q, q.shape[-1] ** -0.5),
-            (k, attention.to_k, attention.norm_k, 1.0),
+        queries, keys, values = (part.unflatten(-1, (heads, -1)) for part in _projected(attention, y))
+        for out, part, norm, factor in (
+            (q, queries, attention.norm_q, q.shape[-1] ** -0.5),
+            (k, keys, attention.norm_k, 1.0),
         ):
-            part = layer(y).unflatten(-1, (heads, -1))
             part = part.float() if norm is None else _norm(part, norm, 1.0)
             turned = torch.view_as_complex(part.unflatten(-1, (-1, 2))) * rope[:, rows, None]
             out[:, :, rows] = torch.view_as_real(turned).flatten(3).mul_(factor).transpose(1, 2)
-        v[:, :, rows] = attention.to_v(y).unflatten(-1, (heads, -1)).transpose(1, 2)
-    attended = attend(q, k, v).flatten(2)
+        v[:, :, rows] = values.transpose(1, 2)
+    attended = attend(q[:, :, :wanted], k, v).flatten(2)
     del q, k, v
 
-    out = torch.empty_like(x)
-    for rows in _some(count, TOKENS):
+    out = x.new_empty(batch, wanted, x.shape[-1])
+    for rows in _some(wanted, TOKENS):
         y = attention.to_out[0](attended[:, rows])
         y = _norm(y, block.attention_norm2, gate_a).add_(x[:, rows]).to(x.dtype)
         z = _norm(y, block.ffn_norm1, scale_m).to(x.dtype)
@@ -88,8 +94,17 @@ def _pictures(block: ZImageTransformerBlock, x: Tensor, rope: Tensor, c: Tensor 
     return out
 
 
+def _projected(attention: nn.Module, y: Tensor) -> Iterable[Tensor]:
+    """Queries, keys and values of y, in one product where these are plain layers: a narrow one leaves a CPU waiting."""
+    layers = attention.to_q, attention.to_k, attention.to_v
+    if any(type(layer) is not nn.Linear or layer.bias is not None for layer in layers):
+        return (layer(y) for layer in layers)
+    weights = [layer.weight for layer in layers]
+    return F.linear(y, torch.cat(weights)).split([len(weight) for weight in weights], dim=-1)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of q (scaled already), k, v [B, h, N, d]: [B, N, h, d]."""
+    """Softmax attention of q [B, h, n, d] (scaled already) to k, v [B, h, N, d]: [B, n, h, d]."""
     batch, heads, count, width = q.shape
     if count <= QUERIES:
         return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2)

@@ -115,18 +115,22 @@ def forward_embedded(
     for number, layer in enumerate(transformer.layers):
         if inject is not None:
             x = torch.cat([inject(number, x[:, :count]), x[:, count:]], dim=1)
-        x = _run(transformer, layer, x, keys, rope, c)
+        is_last = number == len(transformer.layers) - 1  # after which nobody asks for the caption
+        x = _run(transformer, layer, x, keys, rope, c, wanted=count if is_last else None)
         if hidden is not None:
             hidden.append(x[:, :count].unflatten(1, (height, width)))
     return x[:, :count].unflatten(1, (height, width)), c
 
 
-def _run(transformer: nn.Module, layer: nn.Module, *arguments: Tensor | None) -> Tensor:
+def _run(
+    transformer: nn.Module, layer: nn.Module, *arguments: Tensor | None, wanted: int | None = None
+) -> Tensor:
+    """The layer's output; of the first ``wanted`` tokens alone where that saves work."""
     if transformer.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *arguments, use_reentrant=False)
     x, mask, *rest = arguments
     if suits(layer, x, mask):
-        return block_forward(layer, x, *rest)
+        return block_forward(layer, x, *rest, wanted=wanted)
     return layer(*arguments)
 
 

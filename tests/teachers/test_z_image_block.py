@@ -46,6 +46,17 @@ def test_the_block_is_diffusers_own(case, monkeypatch, tokens, queries):
         assert ours < 1.1 * distance(narrow(theirs, None, rope, time), exact)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("queries", [16, 100])
+def test_the_first_tokens_alone_are_those_of_the_whole(case, monkeypatch, queries):
+    monkeypatch.setattr(z_image_block, "QUERIES", queries)
+    blocks, x, rope, c = case
+    for block, time in zip(blocks, (c, None), strict=True):
+        found = block_forward(block, x, rope, time, wanted=45)
+        assert found.shape == (2, 45, 64)
+        assert distance(found, block(x, None, rope, time)[:, :45]) < 1e-6
+
+
 def test_what_it_does_not_do_is_left_to_diffusers(case):
     blocks, x, _, _ = case
     assert not suits(blocks[0], x, None)  # gradients
