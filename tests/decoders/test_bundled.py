@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from l2p.evaluation.decoders import evaluate_decoder
 from l2p.files import read_json
 from l2p.recipe import load_recipe
 from l2p.teachers import load_teacher
+from l2p.training.pid import PidRecipe
 
 NAME = "landscapes-4x"
 
@@ -20,19 +23,12 @@ def test_it_comes_with_what_made_it():
     assert (folder / "model.safetensors").stat().st_size < 25e6
     config = read_json(folder / "config.json")
     assert config["stage"] == "polish" and config["recipe"]["seed"] == 0
-    from pathlib import Path
-
-    from l2p.training.pid import PidRecipe
-
-    recipes = Path(__file__).parents[2] / "recipes"
-    made = {"pid-landscapes": config["before"]["recipe"], "pid-landscapes-clean": config["recipe"]}
-    for name, recipe in made.items():
-        shipped = load_recipe(recipes / f"{name}.yaml", schema=PidRecipe)
-        for stage in ("flow", "few_step", "one_step", "polish"):
-            assert recipe[stage]["objectives"] == getattr(shipped, stage).objectives
-            assert recipe[stage]["steps"] == getattr(shipped, stage).steps
-            assert (folder / f"{stage}-log.csv").is_file()
-    assert (folder / "clean-log.csv").is_file()
+    shipped = load_recipe(Path(__file__).parents[2] / "recipes" / "pid-landscapes.yaml", schema=PidRecipe)
+    made = config["recipe"]
+    for stage in ("flow", "few_step", "one_step", "polish"):
+        assert made[stage]["objectives"] == getattr(shipped, stage).objectives
+        assert made[stage]["steps"] == getattr(shipped, stage).steps
+        assert (folder / f"{stage}-log.csv").is_file()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -49,7 +45,8 @@ def test_two_unseen_scenes_against_vae_and_lanczos(tmp_path):
     )
     vae, pid = metrics["paths"]["vae+lanczos"], metrics["paths"]["pid, 1 step"]
     assert pid["psnr_small"] > vae["psnr_small"] - 0.5
-    assert pid["high_frequency_ratio"] > vae["high_frequency_ratio"]
-    assert pid["judge_distance"] < vae["judge_distance"]
+    assert pid["high_frequency_ratio"] > 10 * vae["high_frequency_ratio"]
+    for distance in ("perceptual", "judge_distance"):
+        assert pid[distance] < 0.95 * vae[distance]
     assert pid["color_drift"] < 2
-    assert 0.9 < pid["seam_ratio_4"] < vae["seam_ratio_4"]  # no lines with the period of the fine patches
+    assert max(pid["seam_ratio"], pid["seam_ratio_4"]) < 1.1

@@ -12,7 +12,7 @@ from l2p.images import to_uint8
 from l2p.patches import patchify, unpatchify
 from l2p.students.build import from_teacher
 from l2p.students.grow import grow, grow_lift, spread_pixels
-from l2p.students.heads.grown import sharpened
+from l2p.students.heads.grown import AROUND, sharpened
 from l2p.students.io import load_student, save_student
 from l2p.students.painting import paint
 
@@ -123,3 +123,19 @@ def test_a_given_draft_replaces_the_inner_heads(small, captions):
 def test_other_factors_are_one_line(small):
     with pytest.raises(UserError, match="grow.factor is 3, expected 2, 4 or 8"):
         grow(small, 3, DETAIL)
+
+
+@pytest.mark.parametrize("number", [0, 3, 6])
+def test_a_weight_of_one_paints_the_draft_s_neighbour(small, captions, number):
+    """Which lies a small pixel further up, left, or down and askew; beyond the edge lies the edge again."""
+    grown, draft = grow(small, 2, DETAIL), torch.rand(1, 3, 32, 32)
+    eps, given = flow.noise([1], 3, 64, 64), (torch.ones(1), captions([5]))
+    with torch.no_grad():
+        plain = grown(eps, *given, draft=draft)
+        grown.head.conv_out.bias[3 + number] = 1.0
+        found = grown(eps, *given, draft=draft)
+    row, column = AROUND[number]
+    edged = F.pad(plain, (2, 2, 2, 2), mode="replicate")
+    torch.testing.assert_close(
+        found, edged[:, :, 2 * row : 2 * row + 64, 2 * column : 2 * column + 64], rtol=0, atol=1e-5
+    )

@@ -65,7 +65,9 @@ class PatchHead(nn.Module):
             backward pass, and compute the rest anew.
     """
 
-    seen_channels = 6  # of the pictures that the fine tokens embed: the input and the draft
+    seen_channels = 6  # of the pictures that the fine tokens embed: the input and what is told of the draft
+    written_channels = 3  # of the last convolution, for :meth:`_finished`
+    reach = EDGE  # pixel rows of the draft around its own that a band needs
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class PatchHead(nn.Module):
         )
         self.out = nn.Linear(width, PIXEL_CHANNELS * fine_patch**2)
         self.conv_in = nn.Conv2d(3 + PIXEL_CHANNELS, PIXEL_HIDDEN, 3)  # `rows` continues the picture's edge
-        self.conv_out = nn.Conv2d(PIXEL_HIDDEN, 3, 3)
+        self.conv_out = nn.Conv2d(PIXEL_HIDDEN, self.written_channels, 3)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
         self.patch_size = patch_size
@@ -169,16 +171,20 @@ class PatchHead(nn.Module):
         f, fold = self.fine_patch, self.fold
         height = features.shape[1] * self.patch_size
         is_whole = (start, stop) == (0, height)
-        top, bottom = _read(start, stop, height)
+        top, bottom = _read(start, stop, height, EDGE)
         ranges = self._ranges(top // f, -(-bottom // f), height // f)
         low, high = ranges[0]
         first, last = low // fold, -(-high // fold)
         x = _spread(self.open(_norm(features[:, first:last])), fold)[
             :, low - first * fold : high - first * fold
         ]
-        draft = self._draft(features, c, context, t, low * f, high * f).to(self.embed.weight.dtype)
-        x = x + self._seen(x_in, draft, low * f, high * f)
-        draft = draft[:, :, top - low * f : bottom - low * f]
+        draft_top, draft_bottom = _read(start, stop, height, self.reach)
+        if not is_whole:
+            draft_top, draft_bottom = min(draft_top, low * f), max(draft_bottom, high * f)
+        draft = self._draft(features, c, context, t, draft_top, draft_bottom).to(self.embed.weight.dtype)
+        told = self._told(draft, context, draft_top, low * f, high * f)
+        x = x + self._seen(x_in, told, low * f, high * f)
+        del told
         angles = self._angles(height // f, x.shape[2], x.device)
         silu_c = F.silu(c)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and is_whole
@@ -190,7 +196,7 @@ class PatchHead(nn.Module):
                 x = checkpoint(block, x, silu_c, rope, *crops, use_reentrant=False)
             else:
                 x = block(x, silu_c, rope, *crops)
-        write = partial(self._write, x, ranges[-1][0] * f, draft, top, height)
+        write = partial(self._write, x, ranges[-1][0] * f, draft, draft_top, height)
         step = max(1, STRIPE // (x.shape[2] * f))
         if _as_one(stop - start, step):
             return write(start, stop)
@@ -202,33 +208,50 @@ class PatchHead(nn.Module):
     ) -> Tensor:
         """Rows [start, stop) from fine tokens x, whose first pixel row is ``low``, and a draft that begins at ``draft_top``."""
         f = self.fine_patch
-        top, bottom = _read(start, stop, height)
+        top, bottom = _read(start, stop, height, EDGE)
+        near = draft
         if (start, stop) != (0, height):
-            draft = draft[:, :, top - draft_top : bottom - draft_top]
+            near = draft[:, :, top - draft_top : bottom - draft_top]
             first = (top - low) // f
             x, low = x[:, first : -(-(bottom - low) // f)], low + first * f
         fine = pixels(F.silu(self.out(_norm(x))), f)[:, top - low : bottom - low]
         # Channels last, as the layers before write them and as convolutions on a CPU are two to three times faster.
-        near = torch.cat([draft.permute(0, 2, 3, 1).to(fine.dtype), fine], dim=3)
+        near = torch.cat([near.permute(0, 2, 3, 1).to(fine.dtype), fine], dim=3)
         del fine
-        near = _continued(_continued(near, 2, EDGE, EDGE), 1, top - (start - EDGE), stop + EDGE - bottom)
-        added = self.conv_out(F.silu(self.conv_in(near.permute(0, 3, 1, 2))))
-        return draft[:, :, start - top : stop - top].to(added.dtype) + added
+        near = continued(continued(near, 2, EDGE, EDGE), 1, top - (start - EDGE), stop + EDGE - bottom)
+        written = self.conv_out(F.silu(self.conv_in(near.permute(0, 3, 1, 2))))
+        del near
+        return self._finished(written, draft, draft_top, start, stop)
 
-    def _seen(self, x_in: Callable[[int, int], Tensor], draft: Tensor, low: int, high: int) -> Tensor:
-        """``embed`` of the pixel rows [low, high) of input and draft, some rows of core tokens at a time; each picture
-        passes its own part of the weight, which spares a copy of both."""
+    def _told(self, draft: Tensor, context: Tensor, draft_top: int, low: int, high: int) -> Tensor:
+        """What the fine tokens of the pixel rows [low, high) are told of the draft, whose first row is ``draft_top``."""
+        if draft.shape[2] == high - low:
+            return draft
+        return draft[:, :, low - draft_top : high - draft_top]
+
+    def _finished(self, written: Tensor, draft: Tensor, draft_top: int, start: int, stop: int) -> Tensor:
+        """The pixel rows [start, stop): what the last convolution wrote for them, added to the draft."""
+        if draft.shape[2] != stop - start:
+            draft = draft[:, :, start - draft_top : stop - draft_top]
+        return draft.to(written.dtype) + written
+
+    def _seen(self, x_in: Callable[[int, int], Tensor], told: Tensor, low: int, high: int) -> Tensor:
+        """``embed`` of the pixel rows [low, high) of the input and of what is told of the draft, some rows of core tokens
+        at a time; each passes its own part of the weight, which spares a copy of both."""
         f, p = self.fine_patch, self.patch_size
         of_input, of_draft = (
-            weight.flatten(1) for weight in self.embed.weight.unflatten(1, (f * f, -1)).split(3, dim=-1)
+            weight.flatten(1)
+            for weight in self.embed.weight.unflatten(1, (f * f, -1)).split(
+                (3, self.seen_channels - 3), dim=-1
+            )
         )
 
         def embedded(start: int, stop: int) -> Tensor:
-            part = draft if stop - start == high - low else draft[:, :, start - low : stop - low]
-            seen = patchify(x_in(start, stop).to(draft.dtype), f)
+            part = told if stop - start == high - low else told[:, :, start - low : stop - low]
+            seen = patchify(x_in(start, stop).to(told.dtype), f)
             return F.linear(seen, of_input, self.embed.bias) + F.linear(patchify(part, f), of_draft)
 
-        step = p * max(1, STRIPE // (p * draft.shape[3]))
+        step = p * max(1, STRIPE // (p * told.shape[3]))
         if _as_one(high - low, step):
             return embedded(low, high)
         firsts = range(low // p * p, high, step)
@@ -261,12 +284,12 @@ class PatchHead(nn.Module):
         hidden = self.blocks[0].down.in_features if self.num_blocks else 0
         around = max(self.patch_size, STRIPE // width + 1) / f  # fine rows whose input is looked at
         # Spread, sum, embedded, the draft and its tokens; the input, in fp32, in pixels, and narrow.
-        opened = given * (4 * c + 6 * f**2) + around * 30 * f**2
+        opened = given * (4 * c + 2 * (self.seen_channels - 3) * f**2) + around * 30 * f**2
         mixing = given * c + attended * (2 * c + 4 * hidden)
         attending = given * 7 * c
         stripe = min(band, STRIPE // width + 1) + 2 * (EDGE + f)
         writing = (band + 2 * f) / f * (c + 6 * f**2)  # fine tokens, draft and picture
-        writing += stripe / f * 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 2 * PIXEL_HIDDEN + 3)
+        writing += stripe / f * 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 2 * PIXEL_HIDDEN + self.written_channels)
         values = max(opened, mixing, attending, writing) * (width // f)
         return int(batch * itemsize * values) + WORKSPACE
 
@@ -331,15 +354,14 @@ def _as_one(size: int, step: int) -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling() or step >= size
 
 
-def _read(start: int, stop: int, height: int) -> tuple[int, int]:
-    """Pixel rows that the last convolutions read for [start, stop). All is a case of its own: torch.export proves
-    nothing about a min."""
+def _read(start: int, stop: int, height: int, edge: int) -> tuple[int, int]:
+    """Pixel rows within ``edge`` of [start, stop). All is a case of its own: torch.export proves nothing about a min."""
     if (start, stop) == (0, height):
         return 0, height
-    return max(0, start - EDGE), min(height, stop + EDGE)
+    return max(0, start - edge), min(height, stop + edge)
 
 
-def _continued(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+def continued(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     """x with its first and last slice repeated. On a CPU a third of the time of `F.pad(mode="replicate")` in bf16."""
     if not before and not after:
         return x
