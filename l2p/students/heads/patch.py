@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from l2p.errors import UserError
 from l2p.patches import patchify, pixels
 from l2p.runtime import exact
+from l2p.students.heads.block import PatchBlock, norm
 from l2p.students.heads.linear import clean, final_layer
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last two convolutions
@@ -175,7 +176,7 @@ class PatchHead(nn.Module):
         ranges = self._ranges(top // f, -(-bottom // f), height // f)
         low, high = ranges[0]
         first, last = low // fold, -(-high // fold)
-        x = _spread(self.open(_norm(features[:, first:last])), fold)[
+        x = _spread(self.open(norm(features[:, first:last])), fold)[
             :, low - first * fold : high - first * fold
         ]
         draft_top, draft_bottom = _read(start, stop, height, self.reach)
@@ -214,7 +215,7 @@ class PatchHead(nn.Module):
             near = draft[:, :, top - draft_top : bottom - draft_top]
             first = (top - low) // f
             x, low = x[:, first : -(-(bottom - low) // f)], low + first * f
-        fine = pixels(F.silu(self.out(_norm(x))), f)[:, top - low : bottom - low]
+        fine = pixels(F.silu(self.out(norm(x))), f)[:, top - low : bottom - low]
         # Channels last, as the layers before write them and as convolutions on a CPU are two to three times faster.
         near = torch.cat([near.permute(0, 2, 3, 1).to(fine.dtype), fine], dim=3)
         del fine
@@ -374,80 +375,8 @@ def _within(inner: tuple[int, int], first: int) -> slice:
     return slice(inner[0] - first, inner[1] - first)
 
 
-def _norm(x: Tensor) -> Tensor:
-    """LayerNorm without weights, as what follows has its own; on a CPU, RMSNorm takes six times longer."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
 def _spread(tokens: Tensor, fold: int) -> Tensor:
     """Core tokens [B, h, w, fold^2 C] to the fine grid [B, H, W, C], (row, column, channel) order."""
     batch, height, width, _ = tokens.shape
     cells = tokens.view(batch, height, width, fold, fold, -1).transpose(2, 3)
     return cells.reshape(batch, height * fold, width * fold, -1)
-
-
-class PatchBlock(nn.Module):
-    """Tile-and-halo attention, then a SwiGLU whose hidden grid passes a depthwise 3x3 convolution.
-
-    The convolution hands values straight to the next fine token, across core patches; only the picture's own
-    edge is padded. Both branches are scaled and gated by the time embedding, at step zero by one.
-
-    Args:
-        residual_scale: factor on the branches' last layers at the start: depth must not blow up the sum.
-    """
-
-    def __init__(
-        self, width: int, time_dim: int, head_dim: int, tile: int, halo: int, residual_scale: float
-    ) -> None:
-        super().__init__()
-        self.head_dim, self.tile, self.halo = head_dim, tile, halo
-        hidden = -(-width * 8 // 3 // 16) * 16
-        self.modulation = nn.Linear(time_dim, 4 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_norm = nn.Parameter(torch.ones(head_dim))
-        self.k_norm = nn.Parameter(torch.ones(head_dim))
-        self.proj = nn.Linear(width, width, bias=False)
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.down = nn.Linear(hidden, width, bias=False)
-        with torch.no_grad():
-            self.proj.weight.mul_(residual_scale)
-            self.down.weight.mul_(residual_scale)
-
-    def extra_repr(self) -> str:
-        return f"head_dim={self.head_dim}, tile={self.tile}, halo={self.halo}"
-
-    def forward(
-        self, x: Tensor, c: Tensor, rope: tuple[Tensor, Tensor], attended: slice, mixed: slice
-    ) -> Tensor:
-        """x [B, H, W, C], SiLU of the time embedding c [B, time_dim], angles of the grid -> [B, H', W, C].
-
-        Args:
-            attended: rows of x that go on from the attention to the rest.
-            mixed: rows of these that are given back.
-        """
-        from l2p_kernels import patch_attention
-
-        scale_a, gate_a, scale_m, gate_m = (1 + self.modulation(c))[:, None, None].chunk(4, dim=-1)
-        qkv = self.qkv(_norm(x) * scale_a).unflatten(-1, (3, -1, self.head_dim))
-        q, k, v = qkv.unbind(3)  # [B, H, W, heads, head_dim]
-        heads = patch_attention(
-            q,
-            k,
-            v,
-            tile=self.tile,
-            halo=self.halo,
-            q_norm=self.q_norm,
-            k_norm=self.k_norm,
-            rope=rope,
-        )
-        del qkv, q, k, v
-        x = torch.addcmul(x[:, attended], gate_a, self.proj(heads[:, attended].flatten(3)))
-        del heads
-        gate, up = self.gate_up(_norm(x) * scale_m).chunk(2, dim=-1)
-        hidden = (F.silu(gate) * up).permute(0, 3, 1, 2)  # a channels-last view: nothing is copied
-        del gate, up
-        hidden = self.conv(hidden).permute(0, 2, 3, 1)[:, mixed]
-        return torch.addcmul(x[:, mixed], gate_m, self.down(hidden))
