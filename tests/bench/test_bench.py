@@ -42,7 +42,7 @@ def test_rows_of_two_paths_with_json_and_plot(l2p, tmp_path):
         assert row["peak_memory_bytes"] > 10**8 and row["parameters"] > 10**6
     assert {"text", "noise", "core", "head", "to 8-bit"} == rows["l2p"]["components"].keys()
     assert {"text", "noise", "core", "decode", "to 8-bit"} == rows["taesd"]["components"].keys()
-    assert err.count("64") == 4 and "l2p" in out and "taesd" in out
+    assert err.count("128 x 64:") == 4 and "l2p" in out and "taesd" in out
 
 
 def test_what_fails_is_a_row(monkeypatch):

@@ -57,6 +57,23 @@ def test_the_first_tokens_alone_are_those_of_the_whole(case, monkeypatch, querie
         assert distance(found, block(x, None, rope, time)[:, :45]) < 1e-6
 
 
+@torch.no_grad()
+def test_layers_that_are_not_plain_are_called(case):
+    """Whose weight may be of a kind that nothing is joined to, as a rounded one, or only a part of what they do."""
+    blocks, x, rope, c = case
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, y):
+            return super().forward(y) + 1
+
+    adapted = Adapted(64, 64, bias=False)
+    adapted.weight = blocks[0].attention.to_k.weight
+    plain = block_forward(blocks[0], x, rope, c)
+    blocks[0].attention.to_k = adapted
+    found = block_forward(blocks[0], x, rope, c)
+    assert distance(found, blocks[0](x, None, rope, c)) < 1e-6 < distance(found, plain)
+
+
 def test_what_it_does_not_do_is_left_to_diffusers(case):
     blocks, x, _, _ = case
     assert not suits(blocks[0], x, None)  # gradients
