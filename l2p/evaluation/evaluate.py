@@ -180,10 +180,10 @@ def evaluate(
         maps["invention"] = departure_map(own, wanted).numpy()
         metrics["student"]["departure"] = float(maps["invention"].mean())
     if config.peak_memory and student_folder is not None:
-        asked = {"student": {"student": student_folder}}
-        asked |= {"teacher": {"teacher": teacher_config}} if with_teacher else {}
-        peaks = side_by_side(lambda who: peak_memory(size, device, dtype, **who), asked.values(), device)
-        for name, peak in zip(asked, peaks, strict=True):
+        drawers = {"student": {"student": student_folder}}
+        drawers |= {"teacher": {"teacher": teacher_config}} if with_teacher else {}
+        peaks = side_by_side(lambda who: peak_memory(size, device, dtype, **who), drawers.values(), device)
+        for name, peak in zip(drawers, peaks, strict=True):
             metrics[name]["peak_memory_mb"] = peak
     metrics["settings"] = {
         "num_images": config.num_images,

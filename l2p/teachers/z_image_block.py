@@ -97,11 +97,10 @@ def _pictures(
 def _projected(attention: nn.Module, y: Tensor) -> Iterable[Tensor]:
     """Queries, keys and values of y, in one product where these are plain layers: a narrow one leaves a CPU waiting."""
     layers = attention.to_q, attention.to_k, attention.to_v
-    weights = [getattr(layer, "weight", None) for layer in layers]
-    plain = (type(layer) is nn.Linear and layer.bias is None for layer in layers)
-    if not all(plain) or any(
-        type(weight.data) is not Tensor for weight in weights
-    ):  # adapters, rounded weights
+    if not all(type(layer) is nn.Linear and layer.bias is None for layer in layers):  # adapters
+        return (layer(y) for layer in layers)
+    weights = [layer.weight for layer in layers]
+    if any(type(weight.data) is not Tensor for weight in weights):  # rounded
         return (layer(y) for layer in layers)
     return F.linear(y, torch.cat(weights)).split([len(weight) for weight in weights], dim=-1)
 
