@@ -8,6 +8,8 @@ Notable:
 - R1 by noise: ``|D(x) - D(x + sigma n)|^2 / sigma^2`` has the expectation ``|grad D|^2`` for small sigma and needs no
   second derivative (APT, arXiv 2501.08316, section 3.3).
 - Pictures are padded and cut at a random offset, so that the critic cannot learn where patch borders lie.
+- ``space: latents`` shows the critic what the core guesses, through the teacher's transformer, at noise of random times
+  (LADD): neither head nor encoder runs, and it sees what is drawn rather than how sharp.
 - All of it in fp32: a critic would find the difference between precisions first.
 
 Legend: B batch, C channels of a map, h w its grid.
@@ -25,7 +27,8 @@ from torch import Tensor, nn
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.errors import UserError
 from l2p.objectives.base import CriticObjective, StepContext, at_least, held, within
-from l2p.objectives.features import EncoderFeatures, shrink, shrink_factor
+from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
+from l2p.objectives.latents import check_latents
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -38,15 +41,19 @@ RENDERS = range(
 
 
 class AdversarialObjective(CriticObjective):
-    """A GAN term on features of the teacher's VAE encoder.
+    """A GAN term on features of the teacher: of its VAE encoder, or of its transformer.
 
     Args:
         loss: "softplus" or "hinge".
         reals: "teacher" pictures of the batch, or "renders" of the procedural world, which are better than any teacher.
-        feature_blocks, feature_scale: as in ``pairs``.
+        space: "pixels" (the student's pictures, in features of the encoder) or "latents" (what its core guesses, in
+            features of the transformer).
+        feature_blocks, feature_scale: of the encoder, as in ``pairs``.
+        teacher_blocks: of the transformer, as in ``drift``.
+        teacher_time: latents are noised to random times up to it; small times show detail, large ones layout.
         width: channels of the critic.
         r1: weight of the gradient penalty on reals; 0 is off.
-        r1_noise: deviation of its noise, in units of [-1, 1]; larger is steadier and less exact.
+        r1_noise: deviation of its noise, in units of [-1, 1] or of latents; larger is steadier and less exact.
         padding: largest random offset in pixels; a patch side or more hides the patch grid.
         critic_learning_rate, critic_updates: of the critic; updates before each step of the student.
     """
@@ -61,8 +68,11 @@ class AdversarialObjective(CriticObjective):
         weight: float = 1.0,
         loss: Literal["softplus", "hinge"] = "softplus",
         reals: Literal["teacher", "renders"] = "teacher",
+        space: Literal["pixels", "latents"] = "pixels",
         feature_blocks: int = 0,
         feature_scale: float = 1.0,
+        teacher_blocks: list[int] = (2, -1),
+        teacher_time: float = 0.6,
         width: int = 64,
         r1: float = 1.0,
         r1_noise: float = 0.05,
@@ -71,18 +81,28 @@ class AdversarialObjective(CriticObjective):
         critic_updates: int = 1,
     ) -> None:
         super().__init__(weight, critic_learning_rate, critic_updates)
-        self.loss, self.reals = loss, reals
+        self.loss, self.reals, self.space = loss, reals, space
         self.r1 = at_least("objectives.adversarial.r1", r1, 0)
         self.r1_noise = within("objectives.adversarial.r1_noise", r1_noise, 0, 1)
         self.padding = int(at_least("objectives.adversarial.padding", padding, 0))
         self.shrink = shrink_factor(feature_scale)
-        self._features = EncoderFeatures(teacher, feature_blocks)
+        self.teacher_time = within("objectives.adversarial.teacher_time", teacher_time, 0, 1)
+        if space == "latents":
+            self._features = TransformerFeatures(teacher, teacher_blocks)
+        else:
+            self._features = EncoderFeatures(teacher, feature_blocks)
         width = int(at_least("objectives.adversarial.width", width, 1))
         self.critic = Critic(self._features.channels, teacher.text_encoder.width, width)
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
         super().check(knobs, recipe, stage)
+        if knobs["space"] == "latents":
+            check_latents("objectives.adversarial.space=latents", recipe)
+            if knobs["feature_scale"] != 1:
+                raise UserError(
+                    "objectives.adversarial.feature_scale is of pictures: leave it at 1 with space: latents"
+                )
         if knobs["reals"] == "renders" and recipe.corpus.prompts != LANDSCAPES:
             raise UserError(
                 f"objectives.adversarial.reals=renders draws the world of corpus.prompts={LANDSCAPES}, "
@@ -90,48 +110,54 @@ class AdversarialObjective(CriticObjective):
             )
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        with torch.autocast(ctx.picture.device.type, enabled=False):
-            maps = self._maps(ctx, ctx.picture.float())
-            logits = held(self.critic, maps, captions(ctx.batch.conditioning))
+        answer, conditioning = ctx.answer(self.space), ctx.batch.conditioning
+        with torch.autocast(answer.device.type, enabled=False):
+            (maps,) = self._maps(ctx, conditioning, answer.float())
+            logits = held(self.critic, maps, captions(conditioning))
             return {"generator": generator_loss(logits, self.loss)}
 
     def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
-        with torch.autocast(ctx.picture.device.type, enabled=False):
+        fake, prompted = ctx.answer(self.space).detach().float(), ctx.batch.conditioning
+        with torch.autocast(fake.device.type, enabled=False):
             with torch.no_grad():
-                fake, fake_caption = ctx.picture.detach().float(), captions(ctx.batch.conditioning)
-                real, real_caption = self._reals(ctx)
-                fake_maps, real_maps = self._maps(ctx, fake), self._maps(ctx, real)
-            on_real = self.critic(real_maps, real_caption)
-            terms = {"loss": critic_loss(on_real, self.critic(fake_maps, fake_caption), self.loss)}
-            if self.r1:
-                terms["r1"] = self.r1 / 2 * self._penalty(ctx, real, real_caption)
+                real, conditioning = self._reals(ctx)
+                (fake_maps,) = self._maps(ctx, prompted, fake)
+                noisy = [real + self.r1_noise * ctx.randn(*real.shape)] if self.r1 else []
+                real_maps, *noisy_maps = self._maps(ctx, conditioning, real, *noisy)
+            caption = captions(conditioning)
+            on_real = self.critic(real_maps, caption)
+            terms = {"loss": critic_loss(on_real, self.critic(fake_maps, captions(prompted)), self.loss)}
+            if noisy:
+                on_noisy = self.critic(noisy_maps[0], caption)
+                slopes = [(a - b).square().mean() for a, b in zip(on_real, on_noisy, strict=True)]
+                terms["r1"] = self.r1 / 2 * torch.stack(slopes).mean() / self.r1_noise**2
             return terms
 
-    def _penalty(self, ctx: StepContext, real: Tensor, caption: Tensor) -> Tensor:
-        """R1 [] by noise; both pictures at one offset, so that the noise is all that differs."""
-        with torch.no_grad():
-            noisy = real + self.r1_noise * ctx.randn(*real.shape)
-            maps = self._maps(ctx, torch.cat([real, noisy]))
-        logits = self.critic(maps, torch.cat([caption, caption]))
-        slopes = [(a - b).square().mean() for a, b in (cells.chunk(2) for cells in logits)]
-        return torch.stack(slopes).mean() / self.r1_noise**2
+    def _maps(self, ctx: StepContext, conditioning: Conditioning, *answers: Tensor) -> list[list[Tensor]]:
+        """Maps of answers of one shape, all seen alike: at one offset, or through one noise at one time."""
+        if self.space == "latents":
+            t = (self.teacher_time * (1 - ctx.rand(len(conditioning)))).to(answers[0].device)
+            eps = ctx.randn(*answers[0].shape)
+            found = [self._features(z, t, conditioning, eps) for z in answers]
+            return [[_normalised(f) for f in maps] for maps in found]
+        images = random_offset(torch.cat(answers), self.padding, ctx.generator)
+        maps = [f.float().chunk(len(answers)) for f in self._features(shrink(images, self.shrink))]
+        return [list(parts) for parts in zip(*maps, strict=True)]
 
-    def _maps(self, ctx: StepContext, images: Tensor) -> list[Tensor]:
-        images = random_offset(images, self.padding, ctx.generator)
-        return [features.float() for features in self._features(shrink(images, self.shrink))]
-
-    def _reals(self, ctx: StepContext) -> tuple[Tensor, Tensor]:
-        """Real pictures [B, 3, H, W] and their captions [B, C]."""
+    def _reals(self, ctx: StepContext) -> tuple[Tensor, Conditioning]:
+        """What is real, in the critic's space [B, ...], and its captions."""
         images = ctx.batch.images
         if self.reals == "teacher":
-            return images.float(), captions(ctx.batch.conditioning)
+            reals = ctx.batch.latents if self.space == "latents" else images
+            return reals.float(), ctx.batch.conditioning
         from l2p.images import from_uint8
         from l2p.landscapes import render_batch
 
         picks = ctx.randint(len(RENDERS), len(images)).tolist()
-        rendered = from_uint8(render_batch([RENDERS[i] for i in picks], *images.shape[2:]))
+        rendered = from_uint8(render_batch([RENDERS[i] for i in picks], *images.shape[2:])).to(images.device)
         conditioning = ctx.teacher.encode_prompts(prompts_for(LANDSCAPES, picks, RENDERS.start))
-        return rendered.to(images.device), captions(conditioning.to(images.device))
+        reals = ctx.teacher.encode(rendered).float() if self.space == "latents" else rendered
+        return reals, conditioning.to(images.device)
 
 
 class Critic(nn.Module):
@@ -163,6 +189,11 @@ class Critic(nn.Module):
             fit = torch.einsum("bchw,bc->bhw", x, embed(caption)) / x.shape[1] ** 0.5
             logits.append(out(x).squeeze(1) + fit)
         return logits
+
+
+def _normalised(features: Tensor) -> Tensor:
+    """Features [B, C, h, w] with mean 0 and deviation 1 over C: a transformer's grow from block to block."""
+    return F.layer_norm(features.float().movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
 
 
 def critic_loss(real: list[Tensor], fake: list[Tensor], kind: str) -> Tensor:

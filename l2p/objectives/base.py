@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,10 @@ class StepContext:
         """What a one-step student's core takes the teacher's latents to be, z_0 [B, c, h, w]; the head is not asked."""
         with torch.enable_grad():
             return self.teacher.unpack(self.student.latents(self._seen).float())
+
+    def answer(self, space: Literal["pixels", "latents"]) -> Tensor:
+        """The student's :attr:`picture`, or the :attr:`latents` that its core guesses."""
+        return self.latents if space == "latents" else self.picture
 
     @cached_property
     def decoded(self) -> Tensor:

@@ -7,6 +7,7 @@ Notable:
 - It is divided by the mean of ``|x - real|`` of each picture, so that all times push alike.
 - In latents the gradient comes back to pixels through the teacher's encoder. That Jacobian makes texture, so a
   pixel's gradient is clipped. What the encoder drops it cannot see: keep a pixel term (`pairs`) beside it.
+- ``space: latents`` matches what the core guesses instead: neither head nor encoder runs, and nothing needs clipping.
 - ``score: FOLDER`` takes a many-step pixel student as the teacher: no encoder, and resolutions the teacher has not.
 - ``decoupled``: guidance and matching have times of their own (Decoupled DMD, arXiv 2511.22677). Guidance, which the
   student must still obey at its step, is asked for below that step's time; matching everywhere.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from l2p import flow
 from l2p.errors import UserError
 from l2p.objectives.base import CriticObjective, Frozen, StepContext, at_least, within
+from l2p.objectives.latents import check_latents
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -45,6 +47,7 @@ class DistributionObjective(CriticObjective):
         t_min: smallest time; below it there is nothing but noise-free detail.
         shift: of the times towards the noise, as in ``flow``.
         pixel_clip: largest gradient of a pixel, in units of its picture's mean square one; 0 is off.
+        space: "pixels" matches the student's pictures, "latents" what its core guesses.
         critic_learning_rate, critic_updates: of the fake score; updates before each step of the student.
     """
 
@@ -63,6 +66,7 @@ class DistributionObjective(CriticObjective):
         t_min: float = 0.02,
         shift: float = 1.0,
         pixel_clip: float = 3.0,
+        space: Literal["pixels", "latents"] = "pixels",
         critic_learning_rate: float = 1e-4,
         critic_updates: int = 5,
     ) -> None:
@@ -72,8 +76,9 @@ class DistributionObjective(CriticObjective):
         self.t_min = within("objectives.distribution.t_min", t_min, 0, T_MAX)
         self.shift = within("objectives.distribution.shift", shift, 0, 100)
         self.pixel_clip = at_least("objectives.distribution.pixel_clip", pixel_clip, 0)
-        self._space = LatentSpace(teacher) if score == "teacher" else PixelSpace(score)
-        self.fake = self._space.trainable_copy()
+        self.space = space
+        self._score = LatentScore(teacher) if score == "teacher" else PixelScore(score)
+        self.fake = self._score.trainable_copy()
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
@@ -81,7 +86,13 @@ class DistributionObjective(CriticObjective):
         from l2p.teachers import family_of
 
         super().check(knobs, recipe, stage)
+        if knobs["space"] == "latents":
+            check_latents("objectives.distribution.space=latents", recipe)
         if knobs["score"] != "teacher":
+            if knobs["space"] == "latents":
+                raise UserError(
+                    "objectives.distribution.space=latents needs score: teacher, since a student's score is one of pixels"
+                )
             spec = read_spec(knobs["score"])
             if spec.num_steps == 1:
                 raise UserError(
@@ -106,25 +117,30 @@ class DistributionObjective(CriticObjective):
             )
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        picture = ctx.picture
-        leaf = picture.detach().requires_grad_()
-        x = self._space.see(leaf)
+        answer = ctx.answer(self.space)
+        leaf = answer.detach().requires_grad_()
+        x = self._see(leaf)
         gradient = self.gradient(ctx, x.detach())
         if x is not leaf:
             (gradient,) = torch.autograd.grad(x, leaf, gradient.to(x.dtype))
-        gradient = clip_pixels(gradient.float(), self.pixel_clip)
+        if self.space == "pixels":
+            gradient = clip_pixels(gradient.float(), self.pixel_clip)
         # Half the squared distance to a stopped target: its gradient is the one above, shared out over x.
-        target = picture.detach().float() - gradient
-        return {"gap": (picture.float() - target).square().sum() / (2 * x.numel())}
+        target = answer.detach().float() - gradient
+        return {"gap": (answer.float() - target).square().sum() / (2 * x.numel())}
+
+    def _see(self, answer: Tensor) -> Tensor:
+        """The student's answer in the space of the score."""
+        return answer if self.space == "latents" else self._score.see(answer)
 
     @torch.no_grad()
     def gradient(self, ctx: StepContext, x: Tensor) -> Tensor:
         """The normalised direction [B, ...] at pictures x, in the space of the score: the student descends it."""
         conditioning, t = ctx.batch.conditioning, self._times(ctx, len(x), T_MAX)
         x_t = flow.add_noise(x, ctx.randn(*x.shape).to(x), t)
-        fake = self._space.velocity(x_t, t, conditioning, network=self.fake)
+        fake = self._score.velocity(x_t, t, conditioning, network=self.fake)
         w = 0.0 if self.decoupled else self.guidance_scale
-        real = self._space.velocity(x_t, t, conditioning, w)
+        real = self._score.velocity(x_t, t, conditioning, w)
         # x_0 = x_t - t u: the gap of the guesses is that of the velocities. In fp64: it is small beside them.
         gap = flow.time_like(t, x) * (real.double() - fake.double())
         scale = (x - flow.x_0_from_velocity(x_t, real, t)).abs().flatten(1).mean(1).clamp(min=1e-6)
@@ -137,18 +153,18 @@ class DistributionObjective(CriticObjective):
         """``w (x_0 - x_0 of the empty prompt)`` at a time of its own, in units of ``mean |x - x_0|``."""
         t = self._times(ctx, len(x), max(self.t_min, min(T_MAX, ctx.picture_time)))
         x_t = flow.add_noise(x, ctx.randn(*x.shape).to(x), t)
-        plain = self._space.velocity(x_t, t, ctx.batch.conditioning)
-        guided = self._space.velocity(x_t, t, ctx.batch.conditioning, self.guidance_scale)
+        plain = self._score.velocity(x_t, t, ctx.batch.conditioning)
+        guided = self._score.velocity(x_t, t, ctx.batch.conditioning, self.guidance_scale)
         scale = (x - flow.x_0_from_velocity(x_t, guided, t)).abs().flatten(1).mean(1).clamp(min=1e-6)
         return flow.time_like(t, x) * (plain.double() - guided.double()) / flow.time_like(scale, x)
 
     def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
         """Flow matching of the fake on the student's pictures; its optimum is their own score."""
         with torch.no_grad():
-            x = self._space.see(ctx.picture.detach())
+            x = self._see(ctx.answer(self.space).detach())
             t = self._times(ctx, len(x), T_MAX)
             eps = ctx.randn(*x.shape).to(x)
-        u = self._space.velocity(flow.add_noise(x, eps, t), t, ctx.batch.conditioning, network=self.fake)
+        u = self._score.velocity(flow.add_noise(x, eps, t), t, ctx.batch.conditioning, network=self.fake)
         return {"flow": (u.float() - flow.velocity(x, eps).float()).square().mean()}
 
     def _times(self, ctx: StepContext, count: int, highest: float) -> Tensor:
@@ -166,7 +182,7 @@ def clip_pixels(gradient: Tensor, limit: float) -> Tensor:
     return gradient * (largest / length.clamp(min=1e-12)).clamp(max=1)
 
 
-class LatentSpace:
+class LatentScore:
     """Scores of latents: the teacher's, and that of a copy of its transformer."""
 
     def __init__(self, teacher: Teacher) -> None:
@@ -191,7 +207,7 @@ class LatentSpace:
         return teacher.velocity(x_t, t, conditioning, guidance_scale)
 
 
-class PixelSpace:
+class PixelScore:
     """Scores of pixels: a frozen many-step student's, and that of its copy."""
 
     def __init__(self, folder: str) -> None:

@@ -9,7 +9,8 @@ Notable:
   gradient is the field.
 - Features: cells of the teacher's encoder maps, pooled to grids of several sizes; every cell is a space of its own.
   Or tokens inside the teacher's transformer (drifting with a teacher's features, arXiv 2605.07327): for real teachers,
-  whose encoder knows textures and little of what a picture shows.
+  whose encoder knows textures and little of what a picture shows. With ``space: latents`` they are those of the latents
+  that the core guesses: neither head nor encoder runs.
 - Positives are the batch's teacher pictures and no queue: a queue is state, and a step must be a function of its number.
 
 Legend: L feature spaces, B batch, N positives, M negatives, C channels.
@@ -27,6 +28,7 @@ from torch import Tensor
 from l2p.errors import UserError
 from l2p.objectives.base import WHOLE, Objective, Share, StepContext, within
 from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
+from l2p.objectives.latents import check_latents
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -46,6 +48,7 @@ class DriftObjective(Objective):
         feature_blocks, feature_scale: of the encoder, as in ``pairs``.
         teacher_blocks: main blocks of the transformer, counted from 0, or from the end by -1.
         teacher_time: how much the transformer's latents are noised; small times show detail, large ones layout.
+        space: "pixels" compares the student's pictures, "latents" what its core guesses, in the transformer's features.
     """
 
     name = "drift"
@@ -63,6 +66,7 @@ class DriftObjective(Objective):
         feature_scale: float = 1.0,
         teacher_blocks: list[int] = (-1,),
         teacher_time: float = 0.2,
+        space: Literal["pixels", "latents"] = "pixels",
     ) -> None:
         super().__init__(weight)
         if min(temperatures) <= 0 or min(grids) < 1:
@@ -72,9 +76,9 @@ class DriftObjective(Objective):
         self.temperatures, self.grids = tuple(temperatures), tuple(grids)
         self.teacher_time = within("objectives.drift.teacher_time", teacher_time, 0, 1)
         self.shrink = shrink_factor(feature_scale)
-        self.features, self._features = features, None
+        self.features, self.space, self._features = features, space, None
         if self.weight and features == "teacher":
-            self._features = TransformerFeatures(teacher, teacher_blocks, teacher_time)
+            self._features = TransformerFeatures(teacher, teacher_blocks)
         elif self.weight:
             self._features = EncoderFeatures(teacher, feature_blocks)
 
@@ -88,9 +92,15 @@ class DriftObjective(Objective):
             raise UserError(
                 "objectives.drift.feature_scale is the encoder's: leave it at 1 with features: teacher"
             )
+        if knobs["space"] == "latents":
+            check_latents("objectives.drift.space=latents", recipe)
+            if knobs["features"] != "teacher":
+                raise UserError(
+                    "objectives.drift.space=latents has no picture for the encoder: set features: teacher"
+                )
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        x = ctx.picture
+        x = ctx.answer(self.space)
         if len(x) * ctx.share.count < 2:
             raise UserError("the drift objective needs a batch of at least 2 pictures: they push each other")
         found, wanted = self._compare(ctx, x)
@@ -109,16 +119,19 @@ class DriftObjective(Objective):
         return {"drift": torch.stack(losses).mean()}
 
     def _compare(self, ctx: StepContext, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Feature maps [B, C, h, w] of the student's pictures, and of the teacher's, without gradient."""
-        images = ctx.batch.images
+        """Feature maps [B, C, h, w] of the student's answers, and of the teacher's, without gradient."""
+        images, conditioning = ctx.batch.images, ctx.batch.conditioning
         if self.features == "encoder":
             with torch.no_grad():
                 wanted = self._features(shrink(images, self.shrink))
             return self._features(shrink(x, self.shrink)), wanted
         eps = ctx.randn(*ctx.batch.latents.shape)  # one noise for both sides: it must not tell them apart
+        t = torch.full((len(x),), self.teacher_time, device=x.device)
         with torch.no_grad():
-            wanted = self._features(images, ctx.batch.conditioning, eps)
-        return self._features(x, ctx.batch.conditioning, eps), wanted
+            z = ctx.batch.latents if self.space == "latents" else ctx.teacher.encode(images)
+            wanted = self._features(z, t, conditioning, eps)
+        found = x if self.space == "latents" else ctx.teacher.encode(x)
+        return self._features(found, t, conditioning, eps), wanted
 
 
 def pool_cells(features: Tensor, grids: tuple[int, ...]) -> list[Tensor]:

@@ -73,22 +73,30 @@ class EncoderFeatures:
 
 
 class TransformerFeatures:
-    """Tokens inside the teacher's transformer: ``(images, captions, eps) -> list of [B, D, h, w]``, one a block.
+    """Tokens inside the teacher's transformer: ``(z, t, captions, eps) -> list of [B, D, h, w]``, one a block.
 
-    Pictures are encoded and noised a little, as a flow model is blind to what it was never shown. The gradient
-    passes the transformer and the encoder: dear, and it sees what pictures mean where the encoder sees how they look.
+    Latents z are noised to the times t [B], as a flow model is blind to what it was never shown. It sees what pictures
+    mean where the encoder sees how they look.
 
     Args:
         blocks: main blocks of the transformer, counted from 0 or from the end by -1.
-        time: of the noise, above 0 and at most 1.
     """
 
-    def __init__(self, teacher: Teacher, blocks: Sequence[int], time: float) -> None:
-        self.teacher, self.blocks, self.time = teacher, tuple(blocks), time
+    def __init__(self, teacher: Teacher, blocks: Sequence[int]) -> None:
+        self.teacher, self.blocks = teacher, tuple(blocks)
 
-    def __call__(self, images: Tensor, conditioning: Conditioning, eps: Tensor) -> list[Tensor]:
-        z = self.teacher.encode(images)
-        t = torch.full((len(z),), self.time, device=z.device)
+    @property
+    def channels(self) -> list[int]:
+        """D of each block. Raises: UserError for a block that is not there, or a family that shows none."""
+        geometry, device = self.teacher.geometry, self.teacher.device
+        z = torch.zeros(
+            1, *geometry.latent_shape(geometry.token_pixels, geometry.token_pixels), device=device
+        )
+        with torch.no_grad():
+            empty = self.teacher.encode_prompts([""]).to(device)
+            return [f.shape[1] for f in self(z, torch.ones(1, device=device), empty, z)]
+
+    def __call__(self, z: Tensor, t: Tensor, conditioning: Conditioning, eps: Tensor) -> list[Tensor]:
         return self.teacher.features(flow.add_noise(z, eps.to(z), t), t, conditioning, self.blocks)
 
 

@@ -153,7 +153,8 @@ def test_renders_are_reals_with_their_own_captions(context, teacher, lift):
 
     teacher.encode_prompts = encode
     objective = AdversarialObjective(teacher=teacher, lift=lift, reals="renders")
-    images, found = objective._reals(context(None, count=2))
+    images, conditioning = objective._reals(context(None, count=2))
+    found = captions(conditioning)
     picks = torch.randint(24_576, (2,), generator=torch.Generator().manual_seed(0)).tolist()
     assert asked == [caption(Scene.from_seed(1_000_000 + i)) for i in picks] and found.tolist() == [[1], [1]]
     wanted = torch.from_numpy(render_batch([1_000_000 + i for i in picks], 16, 16))

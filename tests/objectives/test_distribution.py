@@ -11,7 +11,7 @@ from torch import nn
 from l2p import flow
 from l2p.errors import UserError
 from l2p.objectives import check_combinations
-from l2p.objectives.distribution import DistributionObjective, PixelSpace, clip_pixels
+from l2p.objectives.distribution import DistributionObjective, PixelScore, clip_pixels
 from l2p.recipe import Recipe, StageConfig, TeacherConfig
 
 MEAN, DEVIATION = (0.5, -0.3, 0.1), (0.6, 0.3, 0.8)
@@ -149,13 +149,13 @@ def test_decoupled_guidance_stays_below_the_student_s_time(context, lift):
     step = drawn(context, (MEAN, DEVIATION), n=500, num_steps=4, seed=1)
     assert step.picture_time < 1
     built, seen = objective(lift, guidance_scale=1.0, decoupled=True), []
-    velocity = built._space.velocity
+    velocity = built._score.velocity
 
     def spy(x_t, t, conditioning, guidance_scale=0.0, network=None):
         seen.append((float(t.max()), guidance_scale))
         return velocity(x_t, t, conditioning, guidance_scale, network)
 
-    built._space.velocity = spy
+    built._score.velocity = spy
     built.gradient(step, step.picture)
     assert [scale for _, scale in seen] == [0.0, 0.0, 0.0, 1.0]
     assert max(t for t, _ in seen[:2]) > 0.9 > step.picture_time >= max(t for t, _ in seen[2:])
@@ -172,6 +172,16 @@ def test_the_gradient_comes_back_through_the_encoder(context, lift):
     built(step)["gap"].backward()
     wanted = nn.functional.interpolate(torch.arange(24.0).reshape(2, 3, 2, 2), scale_factor=2) / 4 / 24
     assert torch.allclose(picture.grad, wanted, atol=1e-6)
+
+
+def test_in_latents_the_guess_follows_the_direction_as_it_is(context, lift):
+    built = objective(lift, space="latents", pixel_clip=0.1)
+    step = context(None, torch.zeros(2, 3, 4, 4))
+    step.latents = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    direction = torch.arange(96.0).reshape(2, 3, 4, 4)
+    built.gradient = lambda ctx, z: direction
+    built(step)["gap"].backward()
+    assert torch.allclose(step.latents.grad, direction / 96, atol=1e-6)
 
 
 def test_no_pixel_is_longer_than_its_limit():
@@ -192,7 +202,7 @@ def test_the_score_of_a_many_step_student_is_read_in_pixels(context, lift, monke
 
     monkeypatch.setattr("l2p.students.io.load_student", lambda folder: Student())
     built = DistributionObjective(teacher=None, lift=lift, score="runs/many/student")
-    assert isinstance(built._space, PixelSpace) and all(p.requires_grad for p in built.fake.parameters())
+    assert isinstance(built._score, PixelScore) and all(p.requires_grad for p in built.fake.parameters())
     assert {name.split(".")[0] for name in built.state_dict()} == {"fake"}  # the frozen one is not kept
     step = drawn(context, (MEAN, DEVIATION), n=64)
     assert not built.gradient(step, step.picture).any()
@@ -218,6 +228,8 @@ def test_wrong_combinations_are_one_line_before_anything_is_loaded(monkeypatch, 
         check(score="one")
     monkeypatch.setattr("l2p.students.io.read_spec", lambda folder: SimpleNamespace(num_steps=16))
     check(score="many")
+    with pytest.raises(UserError, match="a student's score is one of pixels"):
+        check(score="many", space="latents")
     with pytest.raises(UserError, match="guidance_scale needs score: teacher"):
         check(score="many", guidance_scale=1.0)
     monkeypatch.setitem(FAMILIES, "ZImagePipeline", SimpleNamespace(gives_score=False))

@@ -152,14 +152,16 @@ def test_teacher_features_are_the_tokens_after_a_main_block(tiny_pipeline):
     with torch.no_grad():
         z = teacher.encode(images)
         eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
-        found = TransformerFeatures(teacher, [0, -1], 0.2)(images, conditioning, eps)
+        t = torch.full((2,), 0.2)
+        features = TransformerFeatures(teacher, [0, -1])
+        found = features(z, t, conditioning, eps)
         for layer in (teacher.transformer.layers[0], teacher.transformer.layers[-1]):
             layer.register_forward_hook(lambda *args: seen.append(args[2][:, :16]))
-        t = torch.full((2,), 0.2)
         teacher.velocity(flow.add_noise(z, eps, t), t, conditioning)
     assert all(torch.equal(f.flatten(2).transpose(1, 2), g) for f, g in zip(found, seen, strict=True))
+    assert features.channels == [f.shape[1] for f in found]
     with pytest.raises(UserError, match="main blocks 0 to 2, got .3."):
-        TransformerFeatures(teacher, [3], 0.2)(images, conditioning, eps)
+        TransformerFeatures(teacher, [3])(z, t, conditioning, eps)
 
 
 def test_drifting_in_teacher_features_moves_them_to_the_teacher_s(tiny_pipeline, lift, context):
@@ -175,6 +177,7 @@ def test_drifting_in_teacher_features_moves_them_to_the_teacher_s(tiny_pipeline,
 
     def step(picture):
         made = context(lambda x, t: picture, images)
+        made.teacher = teacher
         made.batch.latents = torch.zeros(6, 16, 8, 8)
         made.batch.conditioning = teacher.encode_prompts(list("abcdef"))
         return made
@@ -200,3 +203,5 @@ def test_wrong_combinations_are_refused_before_anything_is_loaded():
     wrong = {"drift": {"features": "teacher", "feature_scale": 0.5}}
     with pytest.raises(UserError, match="feature_scale is the encoder's"):
         check_combinations(StageConfig(objectives=wrong), Recipe(name="x"))
+    with pytest.raises(UserError, match="no picture for the encoder: set features: teacher"):
+        check_combinations(StageConfig(objectives={"drift": {"space": "latents"}}), Recipe(name="x"))

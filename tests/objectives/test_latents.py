@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from l2p import flow
 from l2p.errors import UserError
 from l2p.lift import Lift
-from l2p.objectives import Batch, StepContext, check_combinations
+from l2p.objectives import OBJECTIVES, Batch, CriticObjective, StepContext, check_combinations
 from l2p.objectives.latents import LatentsObjective
 from l2p.objectives.pairs import PairsObjective
 from l2p.patches import patchify
@@ -136,6 +136,52 @@ def test_the_core_runs_once_and_learns_whatever_the_order(real, step, first):
         assert gradient.abs().max() > 0
 
 
+IN_LATENTS = {
+    "adversarial": {"space": "latents", "teacher_blocks": [0, -1], "width": 8},
+    "distribution": {"space": "latents", "guidance_scale": 1.0},
+    "drift": {"space": "latents", "features": "teacher", "grids": [1]},
+}
+
+
+@pytest.mark.parametrize("name", IN_LATENTS)
+def test_an_objective_in_latents_teaches_the_core_and_asks_neither_head_nor_vae(
+    real, step, name, monkeypatch
+):
+    teacher, lift = real
+    objective = OBJECTIVES[name](teacher=teacher, lift=lift, **IN_LATENTS[name])
+    ctx = step()
+    for asked in ("encode", "decode"):
+        monkeypatch.setattr(teacher, asked, lambda *args: pytest.fail("the VAE ran"))
+    monkeypatch.setattr(ctx.student, "paint", lambda *args: pytest.fail("the head ran"))
+    if isinstance(objective, CriticObjective):
+        if name == "adversarial":  # a fresh critic is undecided and pushes nobody
+            torch.nn.init.normal_(objective.critic.outs[0].weight)
+        sum(objective.critic_loss(ctx).values()).backward()
+        assert all(p.grad is not None for p in objective.parameters())
+        assert all(p.grad is None for p in ctx.student.parameters())
+        objective.zero_grad()
+    sum(objective(ctx).values()).backward()
+    assert ctx.student.core.layers[-1].attention.to_q.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in (*objective.parameters(), *teacher.transformer.parameters()))
+
+
+def test_a_latent_critic_sees_reals_and_their_r1_copy_through_one_noise(real, step):
+    teacher, lift = real
+    objective = OBJECTIVES["adversarial"](teacher=teacher, lift=lift, space="latents", teacher_time=0.5)
+    ctx, seen, features = step(), [], objective._features
+
+    def spy(z, t, conditioning, eps):
+        seen.append((z, t, eps))
+        return features(z, t, conditioning, eps)
+
+    objective._features = spy
+    objective.critic_loss(ctx)
+    (fake, *_), (reals, t, eps), (noisy, t_noisy, eps_noisy) = seen
+    assert torch.equal(fake, ctx.latents) and torch.equal(reals, ctx.batch.latents)
+    assert torch.equal(t, t_noisy) and torch.equal(eps, eps_noisy) and 0 < t.min() and t.max() <= 0.5
+    assert ((noisy - reals).std() / objective.r1_noise).item() == pytest.approx(1, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("student", "message"),
     [
@@ -149,6 +195,7 @@ def test_the_core_runs_once_and_learns_whatever_the_order(real, step, first):
     [
         ({"latents": {}}, "objectives.latents"),
         ({"pairs": {"target": "decoder"}}, "objectives.pairs.target=decoder"),
+        *(({name: knobs}, f"objectives.{name}.space=latents") for name, knobs in IN_LATENTS.items()),
     ],
 )
 def test_students_without_latents_are_refused(objectives, key, student, message):
