@@ -64,6 +64,7 @@ class GrowPictures:
     blur_low: float = knob(0.5, low=0)
     blur_high: float = knob(2.0, low=0)
     noise: float = knob(0.02, low=0)
+    patch_steps: float = knob(0.04, low=0)
 
 
 @dataclass
@@ -203,7 +204,7 @@ class Batches:
             z = invert(self.teacher, small, conditioning, config.inversion_steps)
         noise = flow.noise_from([generator] * count, 3, height, width).to(self.device)
         noise = with_latents(noise, self.teacher.pack(z.float()), self.basis, self.patch_size)
-        draft = soften(small, config, generator)
+        draft = soften(small, config, self.patch_size // self.recipe.factor, generator)
         return x, (noise, torch.ones(count, device=self.device), conditioning, draft)
 
     def examples(self, count: int) -> tuple[str, list[int], list[str], Pictures]:
@@ -264,8 +265,9 @@ def with_latents(noise: Tensor, latents: Tensor, basis: Tensor, patch_size: int)
     return unpatchify(tokens + (latents - tokens @ basis) @ basis.T, patch_size)
 
 
-def soften(small: Tensor, config: GrowPictures, generator: torch.Generator) -> Tensor:
-    """Small pictures as a one-step student would have drawn them: blurred a little, each by another width, and noisy."""
+def soften(small: Tensor, config: GrowPictures, patch_size: int, generator: torch.Generator) -> Tensor:
+    """Small pictures as a one-step student would have drawn them: blurred a little, each by another width, noisy, and
+    with patches that do not quite meet."""
     low, high = config.blur_low, max(config.blur_low, config.blur_high)
     out = []
     for picture in small:
@@ -276,7 +278,28 @@ def soften(small: Tensor, config: GrowPictures, generator: torch.Generator) -> T
         padded = F.pad(picture[:, None], (4, 4, 4, 4), mode="replicate")
         out.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0])
     spread = torch.randn(small.shape, generator=generator).to(small)
-    return torch.stack(out) + config.noise * spread
+    x = torch.stack(out) + config.noise * spread
+    return (
+        x + patch_errors(x.shape, patch_size, generator).to(x) * config.patch_steps
+        if config.patch_steps
+        else x
+    )
+
+
+def patch_errors(shape: Sequence[int], patch_size: int, generator: torch.Generator) -> Tensor:
+    """Errors [B, C, H, W] that end at patch borders: in each patch a plane of random height and slopes, of deviation 1
+    in the mean over its pixels, and in each picture between none of it and twice as much."""
+    b, c, height, width = shape
+    grid = (b, c, -(-height // patch_size), -(-width // patch_size))
+    level, down, right = (
+        torch.randn(grid, generator=generator)
+        .repeat_interleave(patch_size, 2)
+        .repeat_interleave(patch_size, 3)[:, :, :height, :width]
+        for _ in range(3)
+    )
+    ramp = torch.linspace(-1, 1, patch_size).repeat(max(grid[2:]))
+    plane = (level + down * ramp[:height, None] + right * ramp[:width]) / (5 / 3) ** 0.5
+    return plane * 2 * torch.rand(b, 1, 1, 1, generator=generator)
 
 
 def terms(

@@ -46,6 +46,30 @@ def test_inversion_leads_back(tiny_pipeline):
     assert (back - z).abs().mean() < 0.05 * z.abs().mean()
 
 
+def test_patch_errors_are_planes_that_end_at_the_borders():
+    errors = grow.patch_errors((64, 3, 40, 64), 16, torch.Generator().manual_seed(0))
+    assert errors.shape == (64, 3, 40, 64)
+    for dim in (2, 3):
+        bends = errors.diff(n=2, dim=dim).abs().amax((0, 1, 5 - dim))
+        flat = torch.tensor([16 not in range(i % 16 + 1, i % 16 + 3) for i in range(len(bends))])
+        assert bends[flat].max() < 1e-4 and bends[~flat].min() > 0.1
+    size = errors.square().mean((1, 2, 3)).sqrt()
+    assert size.square().mean().item() == pytest.approx(4 / 3, rel=0.2)  # twice an even number, squared
+    assert size.min() < 0.2 and size.max() > 1.5
+
+
+def test_drafts_have_patch_errors_only_where_they_are_asked_for():
+    small = torch.rand(1, 3, 32, 32)
+    drafts = [
+        grow.soften(
+            small, grow.GrowPictures(noise=0.0, patch_steps=steps), 16, torch.Generator().manual_seed(3)
+        )
+        for steps in (0.0, 0.1)
+    ]
+    inside = (drafts[1] - drafts[0]).diff(n=2, dim=2)[:, :, :14]
+    assert inside.abs().max() < 1e-5 < (drafts[1] - drafts[0]).abs().max()
+
+
 @pytest.mark.parametrize("sizes", [[], [[512]], [[100, 512]], [[0, 8]]])
 def test_sizes_that_are_none_are_one_line(sizes):
     with pytest.raises(UserError, match="pictures.sizes"):
@@ -107,7 +131,7 @@ def test_bands_and_checkpoints_train_the_same(tmp_path, small_student, tiny_pipe
 
 
 def test_batches_are_renders_and_what_ties_the_student_to_them(tmp_path, small_student, tiny_pipeline):
-    recipe = recipe_for(tmp_path, small_student, tiny_pipeline, "pictures.noise=0", "pictures.blur_low=0", "pictures.blur_high=0")  # fmt: skip
+    recipe = recipe_for(tmp_path, small_student, tiny_pipeline, "pictures.noise=0", "pictures.patch_steps=0", "pictures.blur_low=0", "pictures.blur_high=0")  # fmt: skip
     from l2p.students.grow import grow as grow_student
 
     student = grow_student(load_student(small_student), 2, {"fine_patch": 8, "width": 32, "head_dim": 16})
