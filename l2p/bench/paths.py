@@ -19,6 +19,7 @@ from l2p.bench.clock import Clock
 from l2p.bench.count import CAPTION
 from l2p.errors import UserError
 from l2p.students import painting, presets
+from l2p.students import pipeline as drawing
 from l2p.students.heads import PatchHead
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import build
@@ -60,6 +61,7 @@ class Job:
     device: str = "cpu"
     dtype: str = "bf16"
     compile: bool = False
+    cuda_graphs: bool = False
     teacher_steps: int = 8
     student_steps: int = 30
     memory_budget: int = painting.BUDGET
@@ -86,10 +88,15 @@ def student(job: Job, clock: Clock, head: str = "patch", num_steps: int = 1) -> 
     clock.wrap(pipeline, "text_encoder", "text")
     clock.wrap(flow.Noise, "__init__", "noise")
     clock.wrap(flow.Noise, "rows", "noise")
-    clock.wrap(network.core, "embed", "core")
-    clock.wrap(network.core, "run", "core")
-    clock.wrap(network.head, "rows" if isinstance(network.head, PatchHead) else "forward", "head")
-    clock.wrap(painting, "to_uint8", "to 8-bit")
+    if job.cuda_graphs and num_steps == 1:
+        pipeline.use_cuda_graphs()
+        clock.wrap(pipeline, "graphs", "core and head")  # a clock that waits within a capture would end it
+    else:
+        clock.wrap(network.core, "embed", "core")
+        clock.wrap(network.core, "run", "core")
+        clock.wrap(network.head, "rows" if isinstance(network.head, PatchHead) else "forward", "head")
+    for module in (painting, drawing):
+        clock.wrap(module, "to_uint8", "to 8-bit")
 
     def draw(number: int) -> np.ndarray:
         encoder.forget()

@@ -34,7 +34,7 @@ def bench(
 
     Returns:
         rows with ``path``, ``height``, ``width``, ``batch``, ``steps``, ``device``, ``dtype``, ``compile``,
-        ``parameters``, ``status`` ("ok", or why there are no figures), ``seconds_median``, ``seconds_p20``,
+        ``cuda_graphs``, ``parameters``, ``status`` ("ok", or why there are no figures), ``seconds_median``, ``seconds_p20``,
         ``seconds_p80``, ``rounds``, ``peak_memory_bytes`` and ``components`` (label -> median seconds); what is not
         known is None.
     """
@@ -96,7 +96,7 @@ class Worker:
         return {
             **{name: getattr(job, name) for name in ("path", "preset", "height", "width", "batch")},
             "steps": self.facts.get("steps"),
-            **{name: getattr(job, name) for name in ("device", "dtype", "compile")},
+            **{name: getattr(job, name) for name in ("device", "dtype", "compile", "cuda_graphs")},
             "parameters": self.facts.get("parameters"),
             "status": self.status,
             "seconds_median": statistics.median(times) if whole else None,

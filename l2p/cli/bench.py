@@ -55,6 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the repeated blocks")
     parser.add_argument(
+        "--cuda-graphs", action="store_true", help="our student's step in one launch, of one-step paths"
+    )
+    parser.add_argument(
         "--json", metavar="FILE", help="write everything as JSON: machine, settings and `rows`"
     )
     parser.add_argument("--plot", metavar="FILE", help="draw time and memory over size, .png, .svg or .pdf")
@@ -80,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
     from l2p.bench.paths import Job
     from l2p.bench.run import bench
     from l2p.files import write_json
+    from l2p.students.graphs import check_cuda_graphs
     from l2p.students.presets import find_preset
 
     if find_preset(args.preset).counting_only:
@@ -88,12 +92,15 @@ def run(args: argparse.Namespace) -> None:
         )
     device = runtime.pick_device(args.device)
     dtype = runtime.pick_dtype(args.dtype, device)
+    if args.cuda_graphs:
+        check_cuda_graphs(device)
     common = {
         "preset": args.preset,
         "batch": args.batch,
         "device": str(device),
         "dtype": next(name for name, kind in runtime.DTYPES.items() if kind == dtype),
         "compile": args.compile,
+        "cuda_graphs": args.cuda_graphs,
         "teacher_steps": args.teacher_steps,
         "student_steps": args.student_steps,
         "memory_budget": runtime.parse_bytes(args.memory_budget),

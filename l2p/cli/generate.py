@@ -68,6 +68,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="torch.compile the blocks: for many pictures, the first takes long",
     )
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="launch a step in one call: for many pictures of one size and one length of prompt",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
@@ -90,6 +95,8 @@ def run(args: argparse.Namespace) -> None:
     if args.compile:
         runtime.check_compiler(pipeline.device)
         pipeline.student.compile_blocks()
+    if args.cuda_graphs:
+        pipeline.use_cuda_graphs()
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     tasks = [(row, prompt, seed + k) for row, prompt in enumerate(prompts) for k in range(args.num_images)]
     height, width = pipeline.size(args.height, args.width)

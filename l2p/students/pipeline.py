@@ -16,6 +16,7 @@ from l2p.errors import UserError
 from l2p.images import Pictures, to_uint8
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
+from l2p.students.graphs import StepGraphs, check_cuda_graphs
 from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
@@ -104,8 +105,14 @@ class StudentPipeline:
         self.student = own_memory(student.eval())
         self.text_encoder = text_encoder
         self.dtype = dtype
+        self.graphs: StepGraphs | None = None
         if dtype != torch.float32 and student.quantization is None:
             cast_weights(self.student, dtype)
+
+    def use_cuda_graphs(self) -> None:
+        """Draw one-step pictures by CUDA graphs from now on. Raises: UserError on another device."""
+        check_cuda_graphs(self.device)
+        self.graphs = StepGraphs(self.student)
 
     @property
     def device(self) -> torch.device:
@@ -178,12 +185,18 @@ class StudentPipeline:
         noise = flow.Noise.of_seeds(seeds, 3, height + -height % p, width + -width % p)
         conditioning = self.text_encoder(prompts).to(self.device)
         steps = self.student.spec.num_steps if num_steps is None else num_steps
-        if steps == 1 and self.guidance(guidance_scale) <= 1:
+        one_step = steps == 1 and self.guidance(guidance_scale) <= 1
+        if one_step and self.graphs is None:
             with autocast(self.device, self.dtype):
                 return paint(self.student, noise, conditioning, height, width, memory_budget)
         if isinstance(self.student.head, PatchHead):
             self.student.head.band_height = fit_band(self.student, noise.shape, memory_budget)
-        pictures = self.sample(conditioning, noise.rows(0, noise.shape[2]), num_steps, guidance_scale)
+        whole = noise.rows(0, noise.shape[2])
+        if one_step:
+            with autocast(self.device, self.dtype):
+                pictures = self.graphs(whole.to(self.device), conditioning)
+        else:
+            pictures = self.sample(conditioning, whole, num_steps, guidance_scale)
         return to_uint8(pictures[:, :, :height, :width])
 
     def guidance(self, scale: float | None = None) -> float:

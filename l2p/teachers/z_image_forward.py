@@ -102,9 +102,8 @@ def forward_embedded(
     embeds = conditioning.embeds[:, :longest]
     embeds = F.pad(embeds, (0, 0, 0, longest - embeds.shape[1]))
     caption = transformer.cap_embedder(embeds)
-    is_pad = index >= conditioning.lengths.to(index.device)[:, None]
-    caption = torch.where(is_pad[..., None], transformer.cap_pad_token, caption)
-    keys = index < torch.tensor(padded, device=index.device)[:, None] if mixed else None
+    caption = torch.where(_below(lengths, index)[..., None], caption, transformer.cap_pad_token)
+    keys = _below(padded, index) if mixed else None
     for layer in transformer.context_refiner:
         caption = _run(transformer, layer, caption, keys, caption_rope)
 
@@ -132,6 +131,11 @@ def _run(
     if suits(layer, x, mask):
         return block_forward(layer, x, *rest, wanted=wanted)
     return layer(*arguments)
+
+
+def _below(limits: list[int], index: Tensor) -> Tensor:
+    """Where ``index`` [L] is below each limit: [B, L]. Row by row, as a copy to the device would end a CUDA graph's capture."""
+    return torch.stack([index < limit for limit in limits])
 
 
 def _round_up(count: int) -> int:

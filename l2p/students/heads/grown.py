@@ -122,12 +122,13 @@ class GrownHead(PatchHead):
 
 
 @lru_cache(maxsize=8)
-def _response(factor: int) -> Tensor:
+def _response(factor: int, device: torch.device) -> Tensor:
     """What remains of one pixel and its neighbours after bicubic upsampling and averaging back: a kernel [9], fp32."""
-    impulse = torch.zeros(1, 1, 2 * TAPS + 1, 2 * TAPS + 1)
-    impulse[0, 0, TAPS, TAPS] = 1.0
-    large = F.interpolate(impulse, scale_factor=factor, mode="bicubic", align_corners=False)
-    return F.avg_pool2d(large, factor)[0, 0].sum(0)
+    with torch.inference_mode(False):  # a kernel first made under it could not be trained with later
+        impulse = torch.zeros(1, 1, 2 * TAPS + 1, 2 * TAPS + 1)
+        impulse[0, 0, TAPS, TAPS] = 1.0
+        large = F.interpolate(impulse, scale_factor=factor, mode="bicubic", align_corners=False)
+        return F.avg_pool2d(large, factor)[0, 0].sum(0).to(device)
 
 
 def sharpened(x: Tensor, factor: int) -> Tensor:
@@ -135,7 +136,7 @@ def sharpened(x: Tensor, factor: int) -> Tensor:
 
     Van Cittert's iteration on the known response; what is left after it is below a thousandth of the finest detail.
     """
-    kernel = _response(factor).to(x)
+    kernel = _response(factor, x.device).to(x.dtype)
     weight = (kernel[:, None] * kernel[None]).expand(x.shape[1], 1, -1, -1)
     y = x
     for _ in range(6):
