@@ -10,7 +10,8 @@ Notable:
 - Pictures are padded and cut at a random offset, so that the critic cannot learn where patch borders lie.
 - ``space: latents`` shows the critic what the core guesses, through the teacher's transformer, at noise of random times
   (LADD): neither head nor encoder runs, and it sees what is drawn rather than how sharp.
-- All of it in fp32: a critic would find the difference between precisions first.
+- All of it in fp32, as a critic would find the difference between precisions first; but for the transformer, which
+  rounds both sides alike.
 
 Legend: B batch, C channels of a map, h w its grid.
 """
@@ -29,6 +30,7 @@ from l2p.errors import UserError
 from l2p.objectives.base import CriticObjective, StepContext, at_least, held, within
 from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
+from l2p.runtime import exact
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -111,19 +113,19 @@ class AdversarialObjective(CriticObjective):
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         answer, conditioning = ctx.answer(self.space), ctx.batch.conditioning
-        with torch.autocast(answer.device.type, enabled=False):
-            (maps,) = self._maps(ctx, conditioning, answer.float())
+        (maps,) = self._maps(ctx, conditioning, answer.float())
+        with exact(answer):
             logits = held(self.critic, maps, captions(conditioning))
             return {"generator": generator_loss(logits, self.loss)}
 
     def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
         fake, prompted = ctx.answer(self.space).detach().float(), ctx.batch.conditioning
-        with torch.autocast(fake.device.type, enabled=False):
-            with torch.no_grad():
-                real, conditioning = self._reals(ctx)
-                (fake_maps,) = self._maps(ctx, prompted, fake)
-                noisy = [real + self.r1_noise * ctx.randn(*real.shape)] if self.r1 else []
-                real_maps, *noisy_maps = self._maps(ctx, conditioning, real, *noisy)
+        with torch.no_grad():
+            real, conditioning = self._reals(ctx)
+            (fake_maps,) = self._maps(ctx, prompted, fake)
+            noisy = [real + self.r1_noise * ctx.randn(*real.shape)] if self.r1 else []
+            real_maps, *noisy_maps = self._maps(ctx, conditioning, real, *noisy)
+        with exact(fake):
             caption = captions(conditioning)
             on_real = self.critic(real_maps, caption)
             terms = {"loss": critic_loss(on_real, self.critic(fake_maps, captions(prompted)), self.loss)}
@@ -141,7 +143,8 @@ class AdversarialObjective(CriticObjective):
             found = [self._features(z, t, conditioning, eps) for z in answers]
             return [[_normalised(f) for f in maps] for maps in found]
         images = random_offset(torch.cat(answers), self.padding, ctx.generator)
-        maps = [f.float().chunk(len(answers)) for f in self._features(shrink(images, self.shrink))]
+        with exact(images):
+            maps = [f.float().chunk(len(answers)) for f in self._features(shrink(images, self.shrink))]
         return [list(parts) for parts in zip(*maps, strict=True)]
 
     def _reals(self, ctx: StepContext) -> tuple[Tensor, Conditioning]:
