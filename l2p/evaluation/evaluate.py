@@ -29,6 +29,7 @@ from l2p.evaluation.gather import Gathered
 from l2p.evaluation.invention import departure_map, has_free_noise, student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
+from l2p.evaluation.look import encoder_look
 from l2p.evaluation.memory import peak_memory
 from l2p.evaluation.perceptual import backbone_available
 from l2p.evaluation.references import TeacherPictures, fingerprint, remembered
@@ -127,7 +128,8 @@ def evaluate(
     limit = None if thorough else QUICK_LIMIT
     repeats = {"real": None, "teacher": None, "vae": "real"}
     repeats |= {name: "teacher" if with_teacher else None for name in ("pid", *PAINTERS[1:])}
-    sets = {name: Gathered(name, judge, periods, limit, repeats[name], clip) for name in names}
+    look = encoder_look(teacher, dtype) if known_world else None
+    sets = {name: Gathered(name, judge, periods, limit, repeats[name], clip, look) for name in names}
     shown = Shown(config.preview_images)
     captions: list[str] = []
     for indices in _batches(config, progress):

@@ -57,6 +57,19 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
+def relative_frechet(a: FeatureStatistics, real: FeatureStatistics) -> float:
+    """:func:`frechet_distance` with every feature in units of its deviation among the real ones, over their number.
+
+    So features of any scale count alike, and a set that leaves the real ones by a whole deviation everywhere is at 1.
+    """
+    unit = real.covariance.diagonal().clamp(min=1e-12).sqrt()
+    across = torch.outer(unit, unit)
+    distance = gaussian_distance(
+        a.mean / unit, a.covariance / across, real.mean / unit, real.covariance / across
+    )
+    return distance / len(unit)
+
+
 def gaussian_distance(
     mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor, root_a: Tensor | None = None
 ) -> float:

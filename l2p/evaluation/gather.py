@@ -11,7 +11,7 @@ from torch import Tensor
 from l2p.evaluation.clip import Clip, ClipFigures
 from l2p.evaluation.cycle import latent_cycle_error
 from l2p.evaluation.figures import Figures
-from l2p.evaluation.frechet import FeatureStatistics, frechet_distance
+from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, relative_frechet
 from l2p.evaluation.judge import Judge
 from l2p.evaluation.native import SIZE, native_crops
 from l2p.evaluation.pairs import Pairs
@@ -26,6 +26,7 @@ class Gathered:
         limit: pictures that the costly figures look at; None for all.
         repeats: the painter whose pictures these should be, one by one; None for nobody's.
         clip: None leaves its figures out.
+        look: pictures to vectors [B, d] of a second feature space, beside the judge's; None leaves its distance out.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Gathered:
         limit: int | None,
         repeats: str | None,
         clip: Clip | None = None,
+        look: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.name, self.judge, self.repeats = name, judge, repeats
         self.figures = Figures(judge, periods)
         self.traces = Traces(periods[0], limit)
         self.pairs = Pairs(limit)
         self.crops = FeatureStatistics()
+        self.look, self.looks = look, FeatureStatistics()
         self.clip = ClipFigures(clip, limit) if clip else None
         self.cycle: list[Tensor] = []
         self.seen = 0
@@ -77,6 +80,8 @@ class Gathered:
             self.cycle.append(latent_cycle_error(own, latents, encode).cpu())
         if self.judge is not None and min(own.shape[2:]) > 4 * SIZE:
             self.crops.update(self.judge.features(native_crops(own, first=self.seen)))
+        if self.look is not None:
+            self.looks.update(self.look(own))
         if self.clip is not None:
             self.clip.update(own, texts)
         self.seen += len(own)
@@ -104,6 +109,8 @@ class Gathered:
             values |= self.pairs.report(self.repeats)
         if self.cycle:
             values["latent_cycle_error"] = float(torch.cat(self.cycle).mean())
+        if real is not None and real is not self and self.looks.count > 1:
+            values["frechet_encoder"] = relative_frechet(self.looks, real.looks)
         if real is not None and real is not self and self.crops.count > 1:
             values["patch_frechet"] = frechet_distance(self.crops, real.crops)
         return values

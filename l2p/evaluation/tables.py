@@ -25,6 +25,7 @@ class Column(NamedTuple):
 RIGHT = (
     Column("attribute_accuracy", "Attributes %", 1, 100, 1),
     Column("frechet", "Fréchet to real", 2, 1, -1),
+    Column("frechet_encoder", "Fréchet, VAE’s features", 3, 1, -1),
     Column("frechet_to_teacher", "Fréchet to teacher", 2, 1, -1),
     Column("frechet_to_against", "Fréchet", 2, 1, -1),
     Column("kernel", "Kernel × 1000", 1, 1000, -1),
@@ -72,6 +73,11 @@ NOTES = {
         "Fréchet",
         "Distance between feature distributions, on the judge’s features; lower is nearer. Real renders of the same "
         "scenes give its floor for this number of pictures. It is not FID.",
+    ),
+    "frechet_encoder": (
+        "Fréchet, VAE’s features",
+        "The same in another feature space, that of the teacher’s VAE encoder, and to renders of the very scenes. Judge and "
+        "encoder should agree; a student trained on the encoder’s features (perceptual, drift) is favoured here.",
     ),
     "attribute_accuracy_by_attribute.time": (
         "Attribute by attribute",

@@ -25,6 +25,7 @@ from l2p.training.run_folder import RunFolder
 # What a table shows: column -> (key in a painter's figures, digits).
 FIGURES = {
     "frechet": ("frechet", 2),
+    "encoder": ("frechet_encoder", 3),
     "frechet_to_teacher": ("frechet_to_teacher", 2),
     "kernel": ("kernel", 3),
     "attributes": ("attribute_accuracy", 4),
