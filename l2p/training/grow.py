@@ -64,7 +64,7 @@ class GrowPictures:
     blur_low: float = knob(0.5, low=0)
     blur_high: float = knob(2.0, low=0)
     noise: float = knob(0.02, low=0)
-    patch_steps: float = knob(0.04, low=0)
+    patch_steps: float = knob(0.02, low=0)
 
 
 @dataclass
