@@ -274,7 +274,7 @@ def test_the_4k_recipe_grows_the_published_student():
     from l2p.students.grow import grown_spec
     from l2p.students.heads import DETAIL
     from l2p.students.student import PixelStudent
-    from l2p.training.grow import check_sizes
+    from l2p.training.grow_data import check_sizes
 
     small, recipe = load_recipe(RECIPES / "z-image-turbo-1k.yaml"), load_recipe(RECIPES / "z-image-4k.yaml", schema=schema_of("z-image-4k"))  # fmt: skip
     assert recipe.student == f"{small.output_dir}/student" and recipe.teacher == small.teacher.path

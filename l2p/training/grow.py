@@ -10,12 +10,11 @@ may invent from its noise, and is asked to invent as much of it as there is, of 
 
 The core and the small head stay frozen unless `train` says otherwise: what was right at the small size stays right.
 
-Legend: X [B, 3, H, W] the picture, g the factor, D = 3 p^2 values of a large token, d of a latent one.
+Legend: X [B, 3, H, W] the picture, g the factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,16 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2p import flow, runtime
-from l2p.corpus.photos import Photos
 from l2p.errors import UserError
 from l2p.files import write_json
-from l2p.images import Pictures, from_uint8, labelled_grid, save_png, to_uint8
-from l2p.landscapes import Scene, caption, render, render_batch
+from l2p.images import Pictures, labelled_grid, save_png, to_uint8
 from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.objectives.spectrum import spectrum_distance
-from l2p.patches import patchify, unpatchify
 from l2p.recipe import REQUIRED, HeadConfig, knob
 from l2p.students.grow import grow
 from l2p.students.heads import DETAIL
@@ -43,28 +39,12 @@ from l2p.students.io import load_student, save_student
 from l2p.students.named import resolve_student
 from l2p.students.pipeline import load_texts
 from l2p.students.student import PixelStudent
-from l2p.teachers import Teacher, load_teacher
+from l2p.teachers import load_teacher
 from l2p.teachers.text import PromptEncoder
-from l2p.training.data import step_generator
+from l2p.training.grow_data import Batches, GrowPictures, check_sizes
 from l2p.training.loop import OptimConfig, fit
 
-FIRST_SCENE = 9_000_000  # landscapes from here on are for growing alone
 EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1, 1]
-
-
-@dataclass
-class GrowPictures:
-    """Pictures to train on, of one size a step in turn: fresh renders, and a share of photographs."""
-
-    sizes: list[list[int]] = field(default_factory=lambda: [[512, 512]])
-    photos: list[str] = field(default_factory=list)
-    photo_share: float = knob(0.5, low=0, high=1)
-    first_scene: int = knob(FIRST_SCENE, low=0)
-    inversion_steps: int = knob(8, low=1)
-    blur_low: float = knob(0.5, low=0)
-    blur_high: float = knob(2.0, low=0)
-    noise: float = knob(0.02, low=0)
-    patch_steps: float = knob(0.02, low=0)
 
 
 @dataclass
@@ -147,159 +127,11 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     return folder / "student"
 
 
-def check_sizes(sizes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Heights and widths of the buckets. Raises UserError for none, or for sides that are no multiples of 8."""
-    for size in sizes:
-        if len(size) != 2 or any(type(side) is not int or side < 8 or side % 8 for side in size):
-            raise UserError(f"pictures.sizes has {size}, expected [height, width], multiples of 8")
-    if not sizes:
-        raise UserError("pictures.sizes is empty, expected one size or more, as [[512, 512], [384, 640]]")
-    return [(height, width) for height, width in sizes]
-
-
 def _bands(recipe: GrowRecipe) -> int | None:
     band, fine = recipe.band_height, recipe.head.fine_patch
     if band is not None and band % fine:
         raise UserError(f"band_height is {band}, expected a multiple of head.fine_patch ({fine})")
     return band
-
-
-class Batches:
-    """Batches for growing; the batch of a step is a function of seed and step alone."""
-
-    def __init__(
-        self,
-        recipe: GrowRecipe,
-        sizes: Sequence[tuple[int, int]],
-        student: PixelStudent,
-        teacher: Teacher,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.recipe, self.teacher, self.device, self.dtype = recipe, teacher, device, dtype
-        p = student.spec.patch_size
-        self.basis, self.patch_size = student.basis.double().clone(), p
-        # Whole patches are drawn and rendered: a picture between two sizes is the larger one, cut.
-        self.sizes = [(h + -h % p, w + -w % p) for h, w in sizes]
-        config = recipe.pictures
-        self.photos = (
-            Photos(config.photos, *map(max, zip(*self.sizes, strict=True))) if config.photos else None
-        )
-        self.photo_share = config.photo_share if config.photos else 0.0
-        self._order: tuple[int, list[int]] = (-1, [])  # of the photographs, and in which of their epochs
-
-    @torch.no_grad()
-    def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Any, Tensor]]:
-        """Pictures X and what the student is given: noise, times, captions and drafts [B, 3, H / g, W / g]."""
-        config, count = self.recipe.pictures, self.recipe.optim.batch_size
-        generator = step_generator(self.recipe.seed, "grow", step)
-        pictures, captions = self.pictures(
-            range(step * count, (step + 1) * count), self.sizes[step % len(self.sizes)]
-        )
-        x = from_uint8(pictures).to(self.device)
-        height, width = x.shape[2:]
-        small = F.avg_pool2d(x, self.recipe.factor)
-        conditioning = self.teacher.encode_prompts(captions)
-        with runtime.autocast(self.device, self.dtype):
-            z = invert(self.teacher, small, conditioning, config.inversion_steps)
-        noise = flow.noise_from([generator] * count, 3, height, width).to(self.device)
-        noise = with_latents(noise, self.teacher.pack(z.float()), self.basis, self.patch_size)
-        draft = soften(small, config, self.patch_size // self.recipe.factor, generator)
-        return x, (noise, torch.ones(count, device=self.device), conditioning, draft)
-
-    def examples(self, count: int) -> tuple[str, list[int], list[str], Pictures]:
-        """What previews are compared with, at the first size: what it is, noise seeds, captions, pictures [N, H, W, 3].
-
-        Renders that no step draws or, where a training sees none, its first photographs.
-        """
-        first, size = self.recipe.pictures.first_scene, self.sizes[0]
-        seeds = [first - 1 - i for i in range(count)]
-        if self.photo_share < 1:
-            captions = [caption(Scene.from_seed(seed)) for seed in seeds]
-            return "render of\nthe caption", seeds, captions, render_batch(seeds, *size)
-        pictures, captions = self.pictures(range(count), size)
-        return "photograph\nof the caption", seeds, captions, pictures
-
-    def pictures(self, places: range, size: tuple[int, int]) -> tuple[Pictures, list[str]]:
-        """The pictures uint8 [B, H, W, 3] and captions of these places in the whole training, whatever its batches."""
-        taken = [
-            int(place * self.photo_share) for place in (*places, places.stop)
-        ]  # photographs before each place
-        found = [
-            self._photo(before, size) if after > before else self._render(place, size)
-            for place, before, after in zip(places, taken[:-1], taken[1:], strict=True)
-        ]
-        pictures, captions = zip(*found, strict=True)
-        return np.stack(pictures), list(captions)
-
-    def _render(self, place: int, size: tuple[int, int]) -> tuple[Pictures, str]:
-        scene = Scene.from_seed(self.recipe.pictures.first_scene + place)
-        return render(scene, *size), caption(scene)
-
-    def _photo(self, number: int, size: tuple[int, int]) -> tuple[Pictures, str]:
-        """The number-th photograph that the training sees: all of them in one order, then in another one."""
-        epoch, place = divmod(number, len(self.photos))
-        if self._order[0] != epoch:
-            shuffled = torch.randperm(
-                len(self.photos), generator=step_generator(self.recipe.seed, "photos", epoch)
-            )
-            self._order = (epoch, shuffled.tolist())
-        where = step_generator(self.recipe.seed, "crop", number)
-        return self.photos.crop(self._order[1][place], *size, where)
-
-
-@torch.no_grad()
-def invert(teacher: Teacher, images: Tensor, conditioning: Any, steps: int) -> Tensor:
-    """Latent noise [B, c, h, w] from which the teacher's flow, without guidance, leads to ``images``: its Euler steps
-    run backwards, from the encoded picture to t = 1."""
-    times = teacher.times(steps, *images.shape[2:]).flip(0)
-    with runtime.weights_in_autocast_dtype(teacher.transformer):
-        return flow.euler(
-            lambda z_t, t: teacher.velocity(z_t, t, conditioning), teacher.encode(images).float(), times
-        )
-
-
-def with_latents(noise: Tensor, latents: Tensor, basis: Tensor, patch_size: int) -> Tensor:
-    """Pixel noise [B, 3, H, W] whose part in the lift's span is that of latent tokens [B, h, w, d]; the rest stays."""
-    tokens, basis = patchify(noise, patch_size), basis.to(noise)
-    return unpatchify(tokens + (latents - tokens @ basis) @ basis.T, patch_size)
-
-
-def soften(small: Tensor, config: GrowPictures, patch_size: int, generator: torch.Generator) -> Tensor:
-    """Small pictures as a one-step student would have drawn them: blurred a little, each by another width, noisy, and
-    with patches that do not quite meet."""
-    low, high = config.blur_low, max(config.blur_low, config.blur_high)
-    out = []
-    for picture in small:
-        sigma = low + (high - low) * float(torch.rand((), generator=generator))
-        x = torch.arange(-4, 5, dtype=torch.float32)
-        kernel = torch.exp(-(x**2) / (2 * max(sigma, 1e-3) ** 2))
-        kernel = (kernel / kernel.sum()).to(small)
-        padded = F.pad(picture[:, None], (4, 4, 4, 4), mode="replicate")
-        out.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0])
-    spread = torch.randn(small.shape, generator=generator).to(small)
-    x = torch.stack(out) + config.noise * spread
-    return (
-        x + patch_errors(x.shape, patch_size, generator).to(x) * config.patch_steps
-        if config.patch_steps
-        else x
-    )
-
-
-def patch_errors(shape: Sequence[int], patch_size: int, generator: torch.Generator) -> Tensor:
-    """Errors [B, C, H, W] that end at patch borders: in each patch a plane of random height and slopes, of deviation 1
-    in the mean over its pixels, and in each picture between none of it and twice as much."""
-    b, c, height, width = shape
-    grid = (b, c, -(-height // patch_size), -(-width // patch_size))
-    level, down, right = (
-        torch.randn(grid, generator=generator)
-        .repeat_interleave(patch_size, 2)
-        .repeat_interleave(patch_size, 3)[:, :, :height, :width]
-        for _ in range(3)
-    )
-    ramp = torch.linspace(-1, 1, patch_size).repeat(max(grid[2:]))
-    plane = (level + down * ramp[:height, None] + right * ramp[:width]) / (5 / 3) ** 0.5
-    return plane * 2 * torch.rand(b, 1, 1, 1, generator=generator)
 
 
 def terms(

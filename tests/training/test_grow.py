@@ -9,24 +9,11 @@ from torch.nn import functional as F
 from l2p.errors import UserError
 from l2p.evaluation.saved import evaluate_folder
 from l2p.landscapes import Scene, render
-from l2p.patches import patchify
 from l2p.recipe import load_recipe
 from l2p.students.io import load_student
 from l2p.students.origin import teacher_config
 from l2p.teachers import load_teacher
-from l2p.training import grow
-
-
-def test_noise_with_latents_is_theirs_in_the_span_and_as_white_outside():
-    basis = torch.linalg.qr(torch.randn(192, 16, dtype=torch.float64))[0]
-    noise, latents = (
-        torch.randn(2, 3, 16, 24, dtype=torch.float64),
-        torch.randn(2, 2, 3, 16, dtype=torch.float64),
-    )
-    mixed = patchify(grow.with_latents(noise, latents, basis, 8), 8)
-    torch.testing.assert_close(mixed @ basis, latents)
-    outside = torch.eye(192, dtype=torch.float64) - basis @ basis.T
-    torch.testing.assert_close(mixed @ outside, patchify(noise, 8) @ outside)
+from l2p.training import grow, grow_data
 
 
 def test_energy_wants_texture_and_not_the_same_texture():
@@ -34,46 +21,6 @@ def test_energy_wants_texture_and_not_the_same_texture():
     blurred = F.avg_pool2d(F.pad(texture, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     assert grow.energy_distance(texture, texture) == 0
     assert grow.energy_distance(blurred, texture) > 3 * grow.energy_distance(other, texture)
-
-
-def test_inversion_leads_back(tiny_pipeline):
-    """The teacher's own steps from the noise that was found end near the latents it was found from."""
-    teacher = load_teacher(tiny_pipeline)
-    images = torch.rand(1, 3, 32, 32) - 0.5
-    words = teacher.encode_prompts(["a lake"])
-    z = teacher.encode(images)
-    back = teacher.sample(grow.invert(teacher, images, words, 60), words, 60)
-    assert (back - z).abs().mean() < 0.05 * z.abs().mean()
-
-
-def test_patch_errors_are_planes_that_end_at_the_borders():
-    errors = grow.patch_errors((64, 3, 40, 64), 16, torch.Generator().manual_seed(0))
-    assert errors.shape == (64, 3, 40, 64)
-    for dim in (2, 3):
-        bends = errors.diff(n=2, dim=dim).abs().amax((0, 1, 5 - dim))
-        flat = torch.tensor([16 not in range(i % 16 + 1, i % 16 + 3) for i in range(len(bends))])
-        assert bends[flat].max() < 1e-4 and bends[~flat].min() > 0.1
-    size = errors.square().mean((1, 2, 3)).sqrt()
-    assert size.square().mean().item() == pytest.approx(4 / 3, rel=0.2)  # twice an even number, squared
-    assert size.min() < 0.2 and size.max() > 1.5
-
-
-def test_drafts_have_patch_errors_only_where_they_are_asked_for():
-    small = torch.rand(1, 3, 32, 32)
-    drafts = [
-        grow.soften(
-            small, grow.GrowPictures(noise=0.0, patch_steps=steps), 16, torch.Generator().manual_seed(3)
-        )
-        for steps in (0.0, 0.1)
-    ]
-    inside = (drafts[1] - drafts[0]).diff(n=2, dim=2)[:, :, :14]
-    assert inside.abs().max() < 1e-5 < (drafts[1] - drafts[0]).abs().max()
-
-
-@pytest.mark.parametrize("sizes", [[], [[512]], [[100, 512]], [[0, 8]]])
-def test_sizes_that_are_none_are_one_line(sizes):
-    with pytest.raises(UserError, match="pictures.sizes"):
-        grow.check_sizes(sizes)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +82,12 @@ def test_batches_are_renders_and_what_ties_the_student_to_them(tmp_path, small_s
     from l2p.students.grow import grow as grow_student
 
     student = grow_student(load_student(small_student), 2, {"fine_patch": 8, "width": 32, "head_dim": 16})
-    source = grow.Batches(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
+    source = grow_data.Batches(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
     x, (noise, t, words, draft) = source.batch(1)
     assert x.shape == noise.shape == (2, 3, 96, 64) and len(words) == 2  # whole patches of 32
     first = (
-        torch.from_numpy(render(Scene.from_seed(grow.FIRST_SCENE + 2), 96, 64)).permute(2, 0, 1) / 127.5 - 1
+        torch.from_numpy(render(Scene.from_seed(grow_data.FIRST_SCENE + 2), 96, 64)).permute(2, 0, 1) / 127.5
+        - 1
     )
     torch.testing.assert_close(x[0], first, rtol=0, atol=1e-5)
     torch.testing.assert_close(draft, F.avg_pool2d(x, 2), rtol=0, atol=1e-5)
@@ -170,7 +118,7 @@ def test_photographs_are_mixed_in_at_their_share(tmp_path, small_student, tiny_p
     from l2p.students.grow import grow as grow_student
 
     student = grow_student(load_student(small_student), 2, {"fine_patch": 8, "width": 32, "head_dim": 16})
-    source = grow.Batches(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
+    source = grow_data.Batches(recipe, [(64, 64), (72, 40)], student, load_teacher(tiny_pipeline), torch.device("cpu"), torch.float32)  # fmt: skip
     assert source.photos.too_small == 1
     pictures, captions = source.pictures(range(24), (64, 96))
     seen = [caption for caption in captions if caption.startswith("grey")]
