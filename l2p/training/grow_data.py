@@ -172,11 +172,7 @@ def soften(small: Tensor, config: GrowPictures, patch_size: int, generator: torc
         out.append(F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0])
     spread = torch.randn(small.shape, generator=generator).to(small)
     x = torch.stack(out) + config.noise * spread
-    return (
-        x + patch_errors(x.shape, patch_size, generator).to(x) * config.patch_steps
-        if config.patch_steps
-        else x
-    )
+    return x + patch_errors(x.shape, patch_size, generator).to(x) * config.patch_steps
 
 
 def patch_errors(shape: Sequence[int], patch_size: int, generator: torch.Generator) -> Tensor:

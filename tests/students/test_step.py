@@ -38,15 +38,16 @@ class Synchronisations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         tensors = [x for x in args if isinstance(x, torch.Tensor) and x.device.type == self.device]
-        places = [
-            x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor) and x.ndim
-        ]
-        copied = self.device in places and "cpu" in places and self.device != "cpu"
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        back = isinstance(out, torch.Tensor) and out.device.type == "cpu" and self.device != "cpu"
+        # A single value of the host goes along with the launch; more of them are a copy.
+        there = self.device != "cpu" and any(x.device.type == "cpu" and x.ndim for x in given)
+        there &= isinstance(out, torch.Tensor) and out.device.type == self.device
         masked = func.name().startswith("aten::index") and any(
             i is not None and i.dtype == torch.bool
             for i in (args[1] if isinstance(args[1], (list, tuple)) else ())
         )
-        if copied or tensors and (func.name().split(".")[0] in SYNCHRONISING or masked):
+        if there or tensors and (func.name().split(".")[0] in SYNCHRONISING or back or masked):
             self.found.append(func.name())
         return out
 
