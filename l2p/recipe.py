@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from l2p.errors import UserError
+from l2p.shipped_recipes import find_recipe
 
 REQUIRED = "???"  # OmegaConf's sign for a value that has no default
 T = TypeVar("T")
@@ -241,7 +242,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T] = Recipe) -> T:
-    """The recipe in a YAML file, as an instance of the dataclass `schema`, `${...}` resolved.
+    """The recipe in a YAML file, or shipped under that name, as an instance of the dataclass `schema`, `${...}` resolved.
 
     A file that says `extends: other.yaml`, a path from its own folder, changes that recipe.
     overrides: "key.subkey=value", applied in turn, the value read as YAML.
@@ -251,7 +252,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T]
     from omegaconf.errors import OmegaConfBaseException
 
     config = OmegaConf.structured(schema)
-    sources = _layers(Path(path)) + [(f"override {o!r}", "", _parse_override(o)) for o in overrides]
+    sources = _layers(find_recipe(str(path))) + [
+        (f"override {o!r}", "", _parse_override(o)) for o in overrides
+    ]
     for source, text, parsed in sources:
         try:
             problem = _misplaced(OmegaConf.to_container(parsed, resolve=False), schema)

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from l2p.errors import UserError
+from l2p.extras import install_hint
 
 EXAMPLES = """\
 examples:
@@ -38,7 +39,7 @@ OPTIONAL = {
 }
 OK, SLOW, MISSING, BROKEN = "ok", "slow", "optional", "broken"
 STYLES = {OK: "green", SLOW: "yellow", MISSING: "dim", BROKEN: "bold red"}
-REINSTALL = "reinstall: pip install --force-reinstall latent2pixel"
+REINSTALL = f"reinstall: {install_hint()} --force-reinstall"
 DISK_NEEDED = 5e9  # bytes: a corpus, checkpoints and reports of the quickstart, with room
 
 
@@ -103,7 +104,7 @@ def _packages() -> list[Finding]:
         try:
             findings.append(Finding(name, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            fix = f"if you want it: pip install 'latent2pixel[{extra}]'"
+            fix = f"if you want it: {install_hint(extra)}"
             findings.append(Finding(name, "not installed", MISSING, fix))
     return findings
 

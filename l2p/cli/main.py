@@ -35,6 +35,7 @@ VERBS = {
     "pull": "fetch a student from the Hub",
     "import": "published weights (L2P, PiD) into a folder of this toolkit",
     "export": "write a student as a pipeline for diffusers",
+    "recipes": "the recipes that come with l2p: list them, copy one",
     "doctor": "what is installed, what will be slow, and the fix",
     "ablate": "run a recipe once for each row of a table, and compare",
     "train-teacher": "train the bundled latent teacher",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.extras import install_hint
 from l2p.recipe import PromptFilters
 
 SHINGLE = 5  # characters
@@ -115,7 +116,7 @@ class _NearTexts:
             from datasketch import MinHash, MinHashLSH
         except ModuleNotFoundError:
             raise UserError(
-                "corpus.filters.near_duplicates needs datasketch: pip install 'latent2pixel[corpus]', or set it to 1"
+                f"corpus.filters.near_duplicates needs datasketch: {install_hint('corpus')}, or set it to 1"
             ) from None
         # Candidates are compared exactly afterwards: rather too many of them than one too few.
         self._lsh = MinHashLSH(
@@ -160,9 +161,7 @@ def _language_judge(language: str) -> Any:
     try:
         from py3langid import langid
     except ModuleNotFoundError:
-        raise UserError(
-            "corpus.filters.language needs py3langid: pip install 'latent2pixel[corpus]'"
-        ) from None
+        raise UserError(f"corpus.filters.language needs py3langid: {install_hint('corpus')}") from None
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     known = identifier.labels
     if language not in known:

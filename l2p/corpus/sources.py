@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.extras import install_hint
 from l2p.remote import HubName, download
 
 HUB = "hub:"
@@ -174,7 +175,7 @@ def open_parquet(path: Path) -> Any:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError:
-        raise UserError(f"{path} needs pyarrow: pip install 'latent2pixel[corpus]'") from None
+        raise UserError(f"{path} needs pyarrow: {install_hint('corpus')}") from None
     try:
         return ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:

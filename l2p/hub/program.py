@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from l2p.errors import UserError
+from l2p.extras import install_hint
 from l2p.files import atomic_path, write_text
 from l2p.hub.portable import PortableStudent, refuse_guided, refuse_other_readers
 from l2p.students.io import load_student, read_config
@@ -80,7 +81,7 @@ def to_onnx(student: Path, out: Path) -> Path:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'latent2pixel[onnx]'") from None
+        raise UserError(f"{error.name} is not installed: {install_hint('onnx')}") from None
     _check_replaceable(out, ONNX_FILE)
     portable, texts = _portable(student)
     program = torch.onnx.export(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p.errors import UserError
+from l2p.extras import install_hint
 from l2p.files import write_json
 from l2p.students import weights
 
@@ -39,7 +40,7 @@ def lora_of(student: PixelStudent) -> dict[str, Any] | None:
 def check_peft() -> None:
     """Raises UserError where peft is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise UserError("student.lora needs peft: pip install 'latent2pixel[lora]'")
+        raise UserError(f"student.lora needs peft: {install_hint('lora')}")
 
 
 def add_lora(student: PixelStudent, rank: int, alpha: float, targets: list[str], empty: bool = False) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p.errors import UserError
+from l2p.extras import install_hint
 from l2p.runtime import cast_weights
 from l2p.students.lora import lora_of
 
@@ -38,7 +39,7 @@ def quantize(student: PixelStudent, kind: str) -> PixelStudent:
     try:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
-        raise UserError("quantised students need torchao: pip install 'latent2pixel[quantize]'") from None
+        raise UserError(f"quantised students need torchao: {install_hint('quantize')}") from None
     cast_weights(student, torch.bfloat16)
     config = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind](version=2)
     quantize_(student.core, config, filter_fn=lambda module, name: isinstance(module, nn.Linear))

@@ -18,6 +18,7 @@ from torch import nn
 
 from l2p import processes
 from l2p.errors import UserError
+from l2p.extras import install_hint
 from l2p.objectives.base import WHOLE
 from l2p.training.callbacks import (
     AtomicCheckpointIO,
@@ -128,7 +129,7 @@ def check_loggers(config: LoggingConfig) -> None:
     for kind in ("tensorboard", "wandb"):
         if getattr(config, kind) and importlib.util.find_spec(kind) is None:
             raise UserError(
-                f"logging.{kind} needs the package {kind}: `pip install {kind}`, or set logging.{kind}=false"
+                f"logging.{kind} needs the package {kind}: {install_hint(kind)}, or set logging.{kind}=false"
             )
 
 
