@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import math
 import os
 import re
+import secrets
 import shutil
+import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +25,33 @@ PathLike = str | os.PathLike[str]
 UMASK = os.umask(0)
 os.umask(UMASK)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_LONGEST_STEM = 120  # bytes of a name that its writer's own name is added to; a file's name has at most 255
+_SWEEP_SECONDS = 60.0
+_FOREIGN_SECONDS = 7 * 24 * 3600.0
+_LEFTOVER = re.compile(
+    r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<start>\d*)-(?P<machine>[0-9a-f]{8})-[0-9a-f]{8}\.(?P<kind>partial|old)(\.[^.]*)?"
+)
+_swept: dict[Path, float] = {}  # folder -> when it was last looked through
 
 
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yields a sibling of `path` to write (a file or a folder); it takes the name `path` only if the block succeeds.
 
-    After an exception the sibling is removed and `path` is as before; an `OSError` that a library tells in words alone
-    is raised as one. After a kill the sibling stays behind under
-    a hidden name, and the next attempt replaces it. The sibling keeps the suffix, from which savers tell the format.
+    Each writer has a sibling of its own, so several processes may write one path at once: the last to finish wins, and
+    no reader sees a mixture. After an exception the sibling is removed and `path` is as before; an `OSError` that a
+    library tells in words alone is raised as one. After a kill the sibling stays behind under a hidden name until
+    another writer comes to the folder (:func:`sweep`). The sibling keeps the suffix, from which savers tell the format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    remove(partial)
+    sweep(path.parent)
+    stem = path.stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
+    partial = path.with_name(f".{stem}.{_writer()}.partial{path.suffix}")
     try:
         yield partial
         _flush(partial)
-        if partial.is_dir() and path.exists():  # a full folder cannot be renamed over: step aside first
-            old = path.with_name(f".{path.name}.old")
-            remove(old)
-            os.replace(path, old)
-            os.replace(partial, path)
-            remove(old)
-        else:
-            os.replace(partial, path)
+        _replace(partial, path)
     except BaseException as error:
         remove(partial)
         if (number := re.search(r"\(os error (\d+)\)$", str(error))) and not isinstance(error, OSError):
@@ -50,21 +60,115 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         raise
 
 
+def _replace(partial: Path, path: Path) -> None:
+    """Rename, also over a folder that holds something: it steps aside first."""
+    aside: Path | None = None
+    try:
+        for _ in range(100):  # others may put a folder there at the same time
+            try:
+                os.replace(partial, path)
+                return
+            except OSError as error:
+                if not partial.is_dir() or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            if aside is not None:
+                remove(aside)
+            aside = path.with_name(f".{path.name}.{_writer()}.old")
+            try:
+                os.replace(path, aside)
+            except FileNotFoundError:
+                aside = None
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+    except OSError:
+        if aside is not None and not os.path.lexists(path):
+            os.replace(aside, path)
+        raise
+    finally:
+        if aside is not None:
+            remove(aside)
+
+
+def _writer() -> str:
+    """A name that no other writer has, in any process on any machine; from it :func:`sweep` knows whose it is."""
+    pid = os.getpid()
+    return f"{pid}-{process_start(pid)}-{_machine()}-{secrets.token_hex(4)}"
+
+
+@cache
+def _machine() -> str:
+    """Short name of the set of processes whose numbers this process can look up."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")  # containers may share a host's name and a folder
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
+def process_start(pid: int) -> str:
+    """When a process began, in the system's ticks; "" where the system does not say. Process numbers come again."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`, and put back a folder that stood aside for one of them.
+
+    Left alone: what a living process writes, what belongs to another user, and what a process on another machine wrote
+    within the last week. Looks at most once a minute.
+    """
+    now = time.monotonic()
+    if now - _swept.get(folder, -math.inf) < _SWEEP_SECONDS:
+        return
+    _swept[folder] = now
+    with os.scandir(folder) as entries:
+        found = [(entry, match) for entry in entries if (match := _LEFTOVER.fullmatch(entry.name))]
+    for entry, match in found:
+        path = Path(entry.path)
+        try:
+            status = entry.stat(follow_symlinks=False)
+            if status.st_uid != os.geteuid() or _is_alive(match, status.st_mtime):
+                continue
+            place = folder / match["name"]
+            if match["kind"] == "old" and not os.path.lexists(place):
+                os.replace(path, place)
+            else:
+                remove(path)
+        except (
+            OSError
+        ):  # another process swept at the same time, or the folder may not be written: no need of ours
+            continue
+
+
+def _is_alive(match: re.Match[str], modified: float) -> bool:
+    if match["machine"] != _machine():
+        return time.time() - modified < _FOREIGN_SECONDS
+    pid = int(match["pid"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # alive, and someone else's
+    return process_start(pid) == match["start"]
+
+
 def _flush(path: Path) -> None:
     # A full disk may show only when the data reach it: ask before the old file is given up. And safetensors leaves its
     # files to their owner alone, whatever the umask says.
     for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDWR)
+        if file.is_file() and not file.is_symlink():
+            descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                file.chmod(file.stat().st_mode | (0o666 & ~UMASK))
+                os.fchmod(descriptor, os.fstat(descriptor).st_mode | (0o666 & ~UMASK))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
 
 
 def remove(path: Path) -> None:
-    """Takes away a file or a whole folder, where there is one."""
+    """Takes away a file, a link (never what it leads to) or a whole folder, where there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -101,17 +205,15 @@ def read_json(path: PathLike) -> Any:
 def check_writable(folder: PathLike) -> None:
     """Makes `folder` and proves that a file can be written there; raises UserError, so that no work is lost later."""
     folder = Path(folder)
-    probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"l2p")
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"l2p")
+            probe.flush()
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"cannot write to {folder}: a file stands where a folder is needed") from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {(error.strerror or str(error)).lower()}") from None
-    finally:
-        if probe.parent.is_dir():
-            probe.unlink(missing_ok=True)
 
 
 def picture_files(folder: PathLike) -> list[Path]:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a file that names its holder, and that a dead holder does not keep."""
+"""One process at a time in a folder: a lock of the operating system, which ends with its holder, however that one ends."""
 
 from __future__ import annotations
 
@@ -9,63 +9,62 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from l2p.errors import UserError
 from l2p.files import check_writable
 
+PATIENCE = 0.2  # seconds: a holder that is just leaving is no holder
+
+
+class InUse(UserError):
+    """Another living process holds the folder."""
+
 
 @contextmanager
-def locked(folder: Path, key: str, name: str = ".lock") -> Iterator[None]:
-    """Hold `folder`, or what else the lock `name` in it stands for, for this process.
+def locked(
+    folder: Path, key: str = "output_dir", name: str = ".lock", wait: float = PATIENCE
+) -> Iterator[None]:
+    """Hold `folder`, or what else the lock file `name` in it stands for, for this process.
+
+    The lock is `flock`'s, so the kernel takes it back when its process ends. The file names the holder for the message
+    alone; where a kill left it behind, the next holder writes it anew.
 
     Args:
-        key: of the recipe that names another folder, for the message.
+        key: the option that names another folder, for the message.
+        wait: seconds to wait for another holder.
 
     Raises:
-        UserError: another living process has it, or nothing can be written there.
+        InUse: another living process has it.
+        UserError: nothing can be written or locked there.
     """
     check_writable(folder)
-    lock = folder / name
-    while True:
-        try:
-            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            break
-        except FileExistsError:
-            if holder := _living_holder(lock):
-                raise UserError(
-                    f"{folder} is in use by process {holder}: wait for it, or choose another {key}"
-                ) from None
-            lock.unlink(missing_ok=True)  # left by a process that was killed
-    with os.fdopen(descriptor, "w") as file:
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "birth": _birth(os.getpid())}, file)
+    path = folder / name
+    # not thread_local: a generator may be closed by another thread than the one that started it
+    lock = FileLock(path, timeout=wait, thread_local=False, on_acquired=_sign)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InUse(f"{folder} is in use by {_holder(path)}: wait for it, or choose another {key}") from None
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {(error.strerror or str(error)).lower()}") from None
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # while it is held: who waits for this very file sees that it is gone
+        lock.release()
 
 
-def _living_holder(lock: Path) -> str | None:
-    """Process that holds a lock, in words; None for a stale lock."""
+def _sign(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
+
+
+def _holder(path: Path) -> str:
+    """The process that a lock file names, in words."""
     try:
-        holder = json.loads(lock.read_text())
-        pid, host = int(holder["pid"]), holder["host"]
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        pid, host = int(holder["pid"]), str(holder["host"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # killed between creating and writing it
-    if host != socket.gethostname():
-        return f"{pid} on {host} (if that one is dead, delete {lock})"
-    if pid == os.getpid() or _birth(pid) != holder.get("birth"):
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass  # alive, and someone else's
-    return str(pid)
-
-
-def _birth(pid: int) -> str:
-    """Start time of a process where the system tells it: process numbers come again, in containers above all."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        return "another process"  # which has not written its name yet
+    return f"process {pid}" + ("" if host == socket.gethostname() else f" on {host}")

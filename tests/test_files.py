@@ -92,6 +92,7 @@ def test_after_a_kill_the_old_file_stands_and_the_next_write_cleans_up(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert path.read_text() == "old"
+    files._swept.clear()  # as in a new process
     files.write_text(path, "new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
@@ -132,10 +133,10 @@ def test_check_writable_tells_a_file_in_the_way_and_a_full_disk(tmp_path, monkey
         with pytest.raises(UserError, match="a file stands where a folder is needed"):
             files.check_writable(path)
 
-    def full(self, data: bytes) -> int:
+    def full(dir: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(UserError, match="no space left on device"):
         files.check_writable(tmp_path / "full")
 
@@ -173,3 +174,107 @@ def test_weights_are_as_readable_as_any_new_file(tmp_path):
     with files.atomic_path(tmp_path / "model.safetensors") as partial:
         save_file({"x": torch.zeros(4)}, partial)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+LEFT = "{name}.{pid}-{start}-{machine}-0123abcd.{kind}"
+
+
+def _left(folder, name="a", kind="partial.txt", pid=None, start=None, machine=None):
+    """A file as a writer leaves it that is killed; by default this process, which is alive."""
+    pid = os.getpid() if pid is None else pid
+    start = files.process_start(os.getpid()) if start is None else start
+    path = folder / LEFT.format(
+        name=f".{name}", pid=pid, start=start, machine=machine or files._machine(), kind=kind
+    )
+    path.write_text("half")
+    return path
+
+
+def test_only_what_dead_writers_left_is_swept(tmp_path):
+    """A living process', a process' of another machine and a user's own hidden files stay."""
+    kept = [_left(tmp_path), _left(tmp_path, "b", machine="00000000"), tmp_path / ".a.partial.txt"]
+    kept[2].touch()
+    again = _left(tmp_path, "c", start="1")  # the number of a dead process that a living one has now
+    week = _left(tmp_path, "d", machine="00000000")
+    os.utime(week, (0, 0))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    link = tmp_path / LEFT.format(
+        name=".e", pid=2**22 + 1, start="1", machine=files._machine(), kind="partial"
+    )
+    link.symlink_to(outside)
+    files.sweep(tmp_path)
+    assert all(path.exists() for path in kept) and not again.exists() and not week.exists()
+    assert not link.is_symlink() and (outside / "precious").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs files of another user")
+def test_what_another_user_left_stays(tmp_path):
+    left = _left(tmp_path, start="1")
+    os.chown(left, 1234, 1234)
+    files.sweep(tmp_path)
+    assert left.exists()
+
+
+def test_a_folder_that_stood_aside_for_a_dead_writer_comes_back(tmp_path):
+    """Killed between the two renames: neither the old folder nor the new one has the name."""
+    aside = tmp_path / LEFT.format(
+        name=".student", pid=2**22 + 1, start="1", machine=files._machine(), kind="old"
+    )
+    aside.mkdir()
+    (aside / "kept").touch()
+    files.write_text(tmp_path / "notes.txt", "any write to the folder")
+    assert (tmp_path / "student" / "kept").exists() and not aside.exists()
+
+
+def test_a_link_in_a_new_folder_is_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    with files.atomic_path(tmp_path / "student") as partial:
+        partial.mkdir()
+        (partial / "link").symlink_to(secret)
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+WRITERS = """
+import sys
+from pathlib import Path
+from l2p.files import atomic_path, write_text
+folder, who = Path(sys.argv[1]), sys.argv[2]
+sys.stdin.read(1)
+for _ in range(60):
+    write_text(folder / "one.txt", who * 5000)
+    with atomic_path(folder / "student") as partial:
+        partial.mkdir()
+        (partial / "a").write_text(who)
+        (partial / "b").write_text(who)
+"""
+
+
+def test_many_processes_write_one_path_and_each_write_is_whole(tmp_path):
+    command = [sys.executable, "-c", WRITERS, str(tmp_path)]
+    writers = [
+        subprocess.Popen([*command, who], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for who in "abcd"
+    ]
+    for writer in writers:
+        writer.stdin.write("x")
+        writer.stdin.flush()
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        try:
+            seen.add((tmp_path / "one.txt").read_text())
+        except FileNotFoundError:
+            pass
+    assert [writer.communicate()[1] for writer in writers] == [""] * 4
+    assert seen <= {who * 5000 for who in "abcd"} and len(seen) > 1
+    last = tmp_path / "student"
+    assert (last / "a").read_text() == (last / "b").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.txt", "student"]
+
+
+def test_a_long_name_can_be_written(tmp_path):
+    path = tmp_path / ("ä" * 120 + ".txt")
+    files.write_text(path, "x")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -93,9 +93,6 @@ class ShardWriter:
                 raise UserError(f"corpus.{name} must be at least 1, got {value}")
         check_writable(self.folder)
         self._shards: dict[str, dict[str, Any]] = self._known()
-        for leftover in self.folder.glob(".shard-*.partial.tar"):  # of a kill while a shard was written
-            if self._is_mine(leftover.name[1:].removesuffix(".partial.tar")):
-                leftover.unlink()
         self._recover()
         self._write_manifest()
 
