@@ -7,14 +7,16 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
+EXTRA ?= dev
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed$(if $(TORCH),-torch-$(TORCH))
+, := ,
+STAMP := $(VENV)/.installed-$(subst $(,),-,$(EXTRA))$(if $(TORCH),-torch-$(TORCH))
 
-.PHONY: help install quickstart test slow test-scale teacher teachers judge ablation lint clean
+.PHONY: help install quickstart test slow test-scale teacher teachers judge ablation lint docs docs-serve clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
-	@echo "  TORCH=2.9.1 takes another torch, PYTHON=python3.12 another Python, VENV=path another place."
+	@echo "  EXTRA=dev,wandb adds extras, TORCH=2.9.1 takes another torch, PYTHON=python3.12 another Python, VENV=path another place."
 
 install: $(STAMP)  ## make the environment (about 6 GB, once)
 
@@ -26,7 +28,7 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 	@echo "making $(VENV): some 6 GB are downloaded, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH),echo "torch==$(TORCH)",cat requirements/constraints.txt) > $(VENV)/constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[$(EXTRA)]'
 	@rm -f $(VENV)/.installed*
 	@touch $@
 
@@ -61,6 +63,12 @@ lint: $(STAMP)  ## ruff: mistakes and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+docs: $(STAMP)  ## build the documentation as a site, into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(STAMP)  ## show the documentation at http://127.0.0.1:8000 while you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 clean:  ## remove the environment and all caches; runs/ stays
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
