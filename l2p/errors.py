@@ -1,10 +1,21 @@
-"""The one kind of error a user sees, and how memory that ran out is known."""
+"""The one kind of error a user sees, the one kind of warning, and how memory that ran out is known."""
 
 from __future__ import annotations
+
+import warnings
 
 
 class UserError(ValueError):
     """One clear line: what was wrong, what was expected, what to do."""
+
+
+class UserNotice(UserWarning):
+    """One clear line about something that was done differently from what a user may expect; the work goes on."""
+
+
+def warn(line: str) -> None:
+    """Warns the user once per text; the command line prints it to stderr as ``l2p: warning: LINE``."""
+    warnings.warn(line, UserNotice, stacklevel=3)
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import os
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.files import PathLike, atomic_path
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Pictures = NDArray[np.uint8]
 LARGE = 128 * 2**20  # bytes of a picture that is not copied as a whole any more
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0
+FLOAT_SLACK = 1e-3  # beyond 0 and 1 that is taken for rounding
+SRGB_GAMMA, GAMMA_SLACK = 1 / 2.2, 0.01  # of PNG's chunk gAMA
 PAPER, INK = 255, 40  # grey levels of a grid's background and text
 
 
@@ -34,39 +43,131 @@ def from_uint8(pictures: Pictures) -> Tensor:
 
 
 def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures:
-    """The picture in a file, or in an open one that is called `name`, uint8 [H, W, 3]: the first of several, turned as
-    its EXIF says, on white where it is transparent, 16 bits a channel rounded to 8.
+    """The picture in a file, or in an open one that is called `name`: sRGB, uint8 [H, W, 3].
 
-    Raises UserError if it is none.
+    The first frame of several, rotated as EXIF says, converted to sRGB by its ICC profile (or its PNG gamma), composited
+    on white where it is transparent. The range of the levels follows from the file's format: 16 bits are 0 to 65535,
+    floating levels are 0 to 1. CMYK without a profile is converted without colour management.
+
+    Raises:
+        UserError: no picture, cut short, too large, or levels without a known range.
     """
     from PIL import Image, ImageOps
 
-    told = name or path
+    name = str(name or path)
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
+        # An open file, never a path: Pillow 13 maps uncompressed TIFF files into memory, and then transposes them wrongly.
+        with ExitStack() as stack:
+            file = stack.enter_context(open(path, "rb")) if isinstance(path, (str, os.PathLike)) else path
+            image = stack.enter_context(Image.open(file))
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                warn(f"{name} holds {image.n_frames} frames: the first one is read")
+            upright = ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":
-                return _from_deep_grey(np.asarray(image), told)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return np.asarray(image.convert("RGB"))
+                levels = _deep_grey(np.asarray(upright), image, name)
+                upright = _with_info(Image.fromarray(levels), upright.info)
+            return np.asarray(_on_white(upright, name))
     except Image.DecompressionBombError as error:
-        raise UserError(f"{told} is too large: {error}") from error
+        raise UserError(f"{name} is too large: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         if isinstance(error, UserError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{told} is no picture or is cut short: {reason}") from error
+        raise UserError(f"{name} is no picture or is cut short: {reason}") from error
 
 
-def _from_deep_grey(levels: NDArray, path: PathLike) -> Pictures:
-    """Grey levels of 16 bits, or floating ones in [0, 1], as three equal channels."""
+def _deep_grey(levels: NDArray, image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """Grey levels of more than 8 bits as 8 bits: their range is that of the file's format, never that of its content."""
     levels = levels.astype(np.float64)
-    if not np.isfinite(levels).all():
-        raise UserError(f"{path} holds NaN or infinite grey levels")
-    top = 65535 if levels.max(initial=0) > 1 else 1
-    grey = np.rint(levels.clip(0, top) * (255 / top)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "F":
+        top = 1.0
+        if not np.isfinite(levels).all():
+            raise UserError(f"{name} holds NaN or infinite levels")
+        low, high = levels.min(initial=0), levels.max(initial=0)
+        if low < -FLOAT_SLACK or high > 1 + FLOAT_SLACK:
+            raise UserError(
+                f"{name} holds floating levels from {low:g} to {high:g}, expected 0 (black) to 1 (white): scale them first"
+            )
+    elif image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        top = float(2**bits - 1)
+    else:
+        raise UserError(
+            f"{name} holds whole levels of 32 bits or with a sign, whose range no file states: save it with 8 or 16 bits"
+        )
+    levels = levels.clip(0, top) / top
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        levels = 1 - levels
+    return np.rint(levels * 255).astype(np.uint8)
+
+
+def _on_white(image: Image.Image, name: str) -> Image.Image:
+    """An 8-bit picture of any mode as sRGB without transparency."""
+    from PIL import Image
+
+    if image.mode in ("RGBa", "La"):
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return _to_srgb(image, name)
+    info, image = dict(image.info), image.convert("RGBA")
+    colours = image.convert("RGB")
+    colours.info = info
+    colours = _to_srgb(colours, name)
+    colours.putalpha(image.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+
+
+def _to_srgb(image: Image.Image, name: str) -> Image.Image:
+    """An opaque 8-bit picture in sRGB, converted by its profile; as it is where there is none or a broken one."""
+    from PIL import ImageCms
+
+    grey, profile = image.mode in ("L", "1"), image.info.get("icc_profile")
+    if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+        image = _with_info(image.convert("L" if grey else "RGB"), image.info)
+    if profile:
+        try:
+            opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}[
+                opened.profile.xcolor_space.strip()
+            ]
+            if mode == "RGB" and image.mode == "L":
+                image = image.convert("RGB")  # grey levels tagged with a colour profile
+            if mode != image.mode:
+                raise ValueError(f"it is for {mode}, the picture is {image.mode}")
+            return _transform(image, opened)
+        except (ImageCms.PyCMSError, OSError, ValueError, KeyError, TypeError) as error:
+            warn(f"the colour profile of {name} cannot be used ({error}): it is read as sRGB")
+    elif "icc_profile" in image.info:
+        warn(f"the colour profile of {name} is broken: it is read as sRGB")
+    if image.mode == "LAB":
+        return _transform(image, ImageCms.createProfile("LAB"))
+    gamma = image.info.get("gamma")
+    if gamma and not profile and "srgb" not in image.info and abs(gamma - SRGB_GAMMA) > GAMMA_SLACK:
+        linear = np.linspace(0, 1, 256) ** (1 / gamma)
+        curve = np.where(
+            linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+        )  # IEC 61966-2-1
+        image = image.point(np.rint(255 * curve).astype(int).tolist() * len(image.getbands()))
+    return image.convert("RGB")
+
+
+def _with_info(image: Image.Image, info: dict) -> Image.Image:
+    image.info = dict(info)
+    return image
+
+
+def _transform(image: Image.Image, profile: object) -> Image.Image:
+    from PIL import ImageCms
+
+    return ImageCms.profileToProfile(
+        image,
+        profile,
+        ImageCms.createProfile("sRGB"),
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode="RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
 
 
 def save_png(picture: Pictures, path: PathLike) -> None:

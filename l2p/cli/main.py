@@ -17,7 +17,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
-from l2p.errors import UserError, out_of_memory
+from l2p.errors import UserError, UserNotice, out_of_memory
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not debug:  # libraries talk to their developers; a user can act on none of it
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.formatwarning = _format_warning
     try:
         name, rest = _split(list(sys.argv[1:] if argv is None else argv))
         verb = import_module(f"l2p.cli.{name.replace('-', '_')}")
@@ -114,6 +115,14 @@ def explain(error: Exception) -> str | None:
     if out_of_memory(error):
         return "out of memory: take a smaller picture, a smaller batch_size or another device"
     return None
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, UserNotice):
+        return f"l2p: warning: {' '.join(str(message).split())}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _named(error: OSError) -> str:

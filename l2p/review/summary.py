@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from l2p.errors import UserError
 from l2p.evaluation.bootstrap import wilson_interval
 from l2p.files import atomic_path, write_json
+from l2p.images import read_picture
 from l2p.review.agreement import cohen_kappa, fleiss_kappa
 from l2p.review.answers import QUESTIONS, Answer, Answers
 from l2p.review.pairs import Review, read_review
@@ -93,8 +94,8 @@ def _draw_heat(review: Review, heat: NDArray[np.float64], side: str, path: Path)
 
     total = np.zeros((256, 256, 3))
     for pair in review.pairs:
-        with Image.open(getattr(pair, side)) as image:
-            total += np.asarray(image.convert("RGB").resize((256, 256)), float)
+        picture = Image.fromarray(read_picture(getattr(pair, side)))
+        total += np.asarray(picture.resize((256, 256)), float)
     mean = (total / len(review.pairs)).mean(2, keepdims=True)
     strength = np.kron(heat, np.ones((256 // CELLS, 256 // CELLS)))[..., None] / max(heat.max(), 1e-9)
     drawn = mean * (1 - 0.7 * strength) + np.array([255.0, 60.0, 0.0]) * 0.7 * strength
