@@ -35,7 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=student_help(),
     )
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", default=[], help="what to draw")
-    parser.add_argument("--prompts-file", metavar="FILE", help="text file, a prompt a line")
+    parser.add_argument(
+        "--prompts-file",
+        metavar="FILE[#COLUMN]",
+        help="prompts: .txt (a line each), .jsonl, .json, .csv or .parquet",
+    )
     parser.add_argument(
         "--seed", type=int, help="of each prompt's first picture, the others get the next; else random"
     )
@@ -138,11 +142,9 @@ def run(args: argparse.Namespace) -> None:
 def _prompts(args: argparse.Namespace) -> list[str]:
     prompts = list(args.prompts)
     if args.prompts_file:
-        try:
-            lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{args.prompts_file} is not a text file") from None
-        prompts += [line.strip() for line in lines if line.strip()]
+        from l2p.corpus.sources import read_texts
+
+        prompts += read_texts(args.prompts_file)
     if not prompts:
         raise UserError(
             'nothing to draw: give a prompt, as in l2p generate STUDENT "a red house", or --prompts-file'

@@ -10,12 +10,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
 from l2p.extras import install_hint
 from l2p.recipe import PromptFilters
+from l2p.texts import read_lines
 
 SHINGLE = 5  # characters
 PERMUTATIONS = 128
@@ -142,13 +142,10 @@ def _blocked(config: PromptFilters) -> re.Pattern[str] | None:
     """Whole words or phrases, whatever their case."""
     terms = list(config.blocked_terms)
     if config.blocked_file is not None:
-        path = Path(config.blocked_file)
         try:
-            terms += path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"cannot read corpus.filters.blocked_file {path}: expected one term a line ({error})"
-            ) from None
+            terms += read_lines(config.blocked_file)
+        except UserError as error:
+            raise UserError(f"corpus.filters.blocked_file: {error}") from None
     terms = sorted({" ".join(term.casefold().split()) for term in terms} - {""}, key=len, reverse=True)
     if not terms:
         return None

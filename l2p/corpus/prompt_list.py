@@ -23,8 +23,9 @@ from l2p.corpus.llm import INSTRUCTION, Writer
 from l2p.corpus.prompts import fingerprint, is_endless, prompts_for, short_name
 from l2p.corpus.sources import read_texts
 from l2p.errors import UserError
-from l2p.files import check_writable, read_json, write_json, write_text
+from l2p.files import check_writable, read_json, write_json
 from l2p.recipe import CorpusConfig
+from l2p.texts import write_prompts
 
 LIST, REPORT, DROPPED, ANSWERS = "prompts.jsonl", "prompts.json", "prompts-dropped.jsonl", "prompts-llm.jsonl"
 CHUNK = 256  # prompts taken from a source at a time
@@ -74,8 +75,8 @@ def make_list(config: CorpusConfig, folder: Path, seed: int) -> dict[str, Any]:
             break
     if not report.kept or (wanted is not None and len(report.kept) < wanted):
         raise UserError(_too_few(report, wanted))
-    _write_lines(folder / DROPPED, report.dropped)
-    _write_lines(folder / LIST, [{"prompt": prompt} for prompt in report.kept])
+    write_prompts(folder / DROPPED, report.dropped)
+    write_prompts(folder / LIST, [{"prompt": prompt} for prompt in report.kept])
     summary = {"settings": _settings(config, seed), "sha256": fingerprint(folder / LIST), **report.summary()}
     write_json(folder / REPORT, summary)
     return summary
@@ -126,7 +127,3 @@ def _filters_settings(config: CorpusConfig) -> dict[str, Any] | None:
         content = Path(config.filters.blocked_file).read_bytes()
         settings["blocked_file"] = hashlib.sha256(content).hexdigest()
     return settings
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -47,7 +47,7 @@ def one_each(source: str | Path, count: int, what: str) -> list[str]:
     Raises:
         UserError: a file with fewer lines.
     """
-    if not is_endless(source) and (found := len(read_texts(str(source)))) < count:
+    if not is_endless(source) and (found := len(read_texts(str(source), paired=True))) < count:
         raise UserError(f"{source} holds {found} prompts for {count} {what}: a line each is expected")
     return prompts_for(source, range(count))
 
@@ -55,7 +55,8 @@ def one_each(source: str | Path, count: int, what: str) -> list[str]:
 def fingerprint(source: str | Path, seed: int = 0) -> str:
     """Sha256 of the prompts: of all that are read, or of the first ones made, which change with what makes them."""
     lines = prompts_for(source, range(32), seed) if is_endless(source) else read_texts(str(source))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    separator = "\0" if any("\n" in line for line in lines) else "\n"
+    return hashlib.sha256(separator.join(lines).encode()).hexdigest()
 
 
 def short_name(source: str | Path) -> str:

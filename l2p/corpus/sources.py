@@ -1,26 +1,23 @@
 """Where texts and pictures come from: a file, a folder, or a data set on the Hub, named by one string.
 
-    prompts.txt   captions.jsonl#caption   captions.parquet#text   hub:USER/NAME[@REVISION][:FILES][#COLUMN]
+    prompts.txt   captions.jsonl#caption   captions.csv#text   hub:USER/NAME[@REVISION][:FILES][#COLUMN]
 
+:mod:`l2p.texts` lists the formats of texts.
 A data set on the Hub is its files and nothing else: they are fetched and read here, and no code of it ever runs.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from l2p.errors import UserError
-from l2p.extras import install_hint
 from l2p.remote import HubName, download
+from l2p.texts import FORMATS, read_prompts
 
 HUB = "hub:"
-COLUMNS = ("prompt", "caption", "text")  # looked for in this order where none is named
-TEXTS = (".txt", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Source:
             found = [self.path]
         else:
             raise UserError(
-                f"there is nothing at {str(self.path)!r}: expected a file, a folder or hub:USER/NAME"
+                f"no such file or directory: {self.path} (expected a file, a folder or hub:USER/NAME)"
             )
         if not found:
             raise UserError(f"{self.text} has no file that ends in {', '.join(suffixes)}")
@@ -78,11 +75,12 @@ def _files(folder: Path, suffixes: Sequence[str], pattern: str = "*") -> list[Pa
     )
 
 
-def read_texts(source: str) -> tuple[str, ...]:
-    """The prompts of a text file (one a line), of JSON lines, of Parquet files, or of a data set on the Hub.
+def read_texts(source: str, paired: bool = False) -> tuple[str, ...]:
+    """The prompts of a file in one of the formats of :mod:`l2p.texts`, or of the files of a data set on the Hub.
 
     Args:
-        source: see the top of this file; without a column, the first of ``COLUMNS`` that is there is read.
+        source: see the top of this file; without a column, the first of ``texts.COLUMNS`` that is there is read.
+        paired: see :func:`l2p.texts.read_prompts`.
 
     Raises:
         UserError: the file is missing, is none of these, lacks the column or holds no prompt.
@@ -91,7 +89,9 @@ def read_texts(source: str) -> tuple[str, ...]:
     if parsed.path is not None and parsed.path.is_dir():
         raise UserError(f"cannot read the prompts in {source}: expected a file, found a folder")
     lines = tuple(
-        line for path in _located(parsed) for line in _read(path, path.stat().st_mtime_ns, parsed.column)
+        line
+        for path in _located(parsed)
+        for line in _read(path, path.stat().st_mtime_ns, path.stat().st_size, parsed.column, paired)
     )
     if not lines:
         raise UserError(f"{source} holds no prompt: write one a line")
@@ -105,80 +105,13 @@ def _parsed(source: str) -> Source:
 
 @lru_cache(maxsize=64)
 def _fetched(parsed: Source) -> list[Path]:
-    return parsed.locate(TEXTS)
+    return parsed.locate(FORMATS)
 
 
 def _located(parsed: Source) -> list[Path]:
-    return _fetched(parsed) if parsed.hub is not None else parsed.locate(TEXTS)
+    return _fetched(parsed) if parsed.hub is not None else parsed.locate(FORMATS)
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, modified_ns: int, column: str | None) -> tuple[str, ...]:
-    lines = (str(text).strip() for text in _texts(path, column))
-    return tuple(line for line in lines if line)
-
-
-def _texts(path: Path, column: str | None) -> Iterable[Any]:
-    if path.suffix.lower() == ".parquet":
-        return read_parquet(path, column)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path}: expected a UTF-8 text file ({error})") from None
-    return _json_texts(path, lines, column) if path.suffix.lower() == ".jsonl" else lines
-
-
-def _json_texts(path: Path, lines: list[str], column: str | None) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(
-                f"{path}:{number} is no JSON ({error}): expected an object or a string a line"
-            ) from None
-        if isinstance(row, dict):
-            column = column or pick_column(row, path)
-            row = row.get(column)
-        if not isinstance(row, str):
-            raise UserError(
-                f"{path}:{number} has no text{f' under {column!r}' if column else ''}: {line[:60]}"
-            )
-        yield row
-
-
-def pick_column(names: Iterable[str], path: Path) -> str:
-    """The first of ``COLUMNS`` among a table's names. Raises UserError where none is."""
-    names = list(names)
-    found = next((name for name in COLUMNS if name in names), None)
-    if found is None:
-        raise UserError(
-            f"{path} has the columns {', '.join(names)}: name one, such as {path.name}#{names[0]}"
-        )
-    return found
-
-
-def read_parquet(path: Path, column: str | None) -> list[Any]:
-    """One column of a Parquet file; without a name, the first of ``COLUMNS``. Raises UserError."""
-    table = open_parquet(path)
-    column = column or pick_column(table.schema_arrow.names, path)
-    if column not in table.schema_arrow.names:
-        raise UserError(f"{path} has no column {column!r}, only {', '.join(table.schema_arrow.names)}")
-    values = table.read(columns=[column]).column(column).to_pylist()
-    return [value for value in values if value is not None]
-
-
-def open_parquet(path: Path) -> Any:
-    """Pyarrow's view of a Parquet file. Raises UserError where pyarrow is not installed or the file is none."""
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError:
-        raise UserError(f"{path} needs pyarrow: {install_hint('corpus')}") from None
-    try:
-        return ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"cannot read {path}: expected a Parquet file ({str(error).splitlines()[0]})"
-        ) from None
+def _read(path: Path, modified_ns: int, size: int, column: str | None, paired: bool) -> tuple[str, ...]:
+    return tuple(read_prompts(path, column, paired))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.texts import read_text
 
 TAXONOMY = "taxonomy"
 BUILT_IN = Path(__file__).with_name("taxonomy.yaml")
@@ -59,8 +60,8 @@ def _load(path: Path, modified_ns: int) -> Taxonomy:
     import yaml
 
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     keys = ("classes", "categories", "templates")
     if not isinstance(tree, dict) or tree.keys() - set(keys) or not tree.get("classes"):

@@ -199,13 +199,13 @@ def draw_pictures(
         seeds = [EVALUATION_SEEDS + config.seed + k for k in some]
         for k, image in zip(some, pipeline.generate([texts[k] for k in some], seeds), strict=True):
             save_png(np.asarray(image), folder / f"{k:06d}.png")
-    from l2p.files import write_text
+    from l2p.texts import write_prompts
 
-    write_text(folder / "prompts.txt", "\n".join(texts) + "\n")
+    write_prompts(folder / "prompts.jsonl", [{"prompt": text} for text in texts])
     p = pipeline.student.spec.patch_size
     return {
         "folder": folder,
-        "prompts": str(folder / "prompts.txt"),
+        "prompts": str(folder / "prompts.jsonl"),
         "num_images": count,
         "clip": config.clip,
         "periods": tuple(dict.fromkeys((p, 8, 4))),

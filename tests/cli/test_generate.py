@@ -91,9 +91,26 @@ def test_a_wrong_option_is_one_line(l2p, student_folder, tmp_path, monkeypatch, 
 
 def test_no_prompt_at_all(l2p, student_folder, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
-    for options in ([], ["--prompts-file", tmp_path / "empty.txt"]):
+    for options, said in (
+        ([], "nothing to draw: give a prompt"),
+        (["--prompts-file", tmp_path / "empty.txt"], f"{tmp_path}/empty.txt holds no prompt"),
+    ):
         code, _, err = l2p("generate", student_folder, *options)
-        assert code == 2 and err.startswith("l2p: nothing to draw: give a prompt")
+        assert code == 2 and err.startswith(f"l2p: {said}")
+
+
+def test_a_prompts_file_is_read_like_every_other_list_of_prompts(l2p, student_folder, tmp_path):
+    """A byte order mark or a CSV header never reaches a picture."""
+    (tmp_path / "bom.txt").write_text("a lake\r\n", encoding="utf-8-sig")
+    (tmp_path / "rows.jsonl").write_text('{"id": 1, "caption": "a lake"}\n')
+    (tmp_path / "table.csv").write_text("words,seed\na lake,3\n")
+    for number, name in enumerate(("bom.txt", "rows.jsonl", "table.csv#words")):
+        options = ("--seed", 1, "--json", "--out", tmp_path / f"{number}.png")
+        code, out, err = l2p("generate", student_folder, "--prompts-file", tmp_path / name, *options)
+        assert code == 0, err
+        assert [row["prompt"] for row in json.loads(out)] == ["a lake"]
+    code, _, err = l2p("generate", student_folder, "--prompts-file", tmp_path / "table.csv")
+    assert code == 2 and "has the columns words, seed: name one, such as table.csv#words" in err
 
 
 def test_an_unwritable_place_is_told_before_anything_is_loaded(l2p, student_folder, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_a_picture_cut_short_behind_its_header_is_named_when_it_is_read(tmp_path
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(UserError, match="there is nothing at .*nowhere"):
+    with pytest.raises(UserError, match="no such file or directory: .*nowhere"):
         Photos([str(tmp_path / "nowhere")], 8, 8)
     with pytest.raises(UserError, match="has no file that ends in"):
         Photos([str(tmp_path)], 8, 8)

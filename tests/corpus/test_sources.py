@@ -45,7 +45,7 @@ def test_a_column_of_a_parquet_file(tmp_path):
         ('{"prompt": "a"}\n{', r"bad\.jsonl:2 is no JSON"),
         ('{"words": "a"}', "has the columns words: name one, such as bad.jsonl#words"),
         ('{"prompt": 3}', r"bad\.jsonl:1 has no text under 'prompt'"),
-        ("[1]", r"bad\.jsonl:1 has no text"),
+        ("[1]", r"bad\.jsonl item 1 has no text"),
         ("\n", r"bad\.jsonl holds no prompt"),
     ],
 )

@@ -1,0 +1,336 @@
+"""The one reader of texts: prompt lists, captions and tables of them, and the one writer of prompt lists.
+
+    .txt                    a text a line
+    .jsonl .ndjson .json    strings, or objects with a column of texts; a list of them, or one a line
+    .csv .tsv               a header, and a column of texts; fields are separated by commas, semicolons or tabs
+    .parquet                a column of strings
+
+The suffix names the format; Parquet and JSON are recognised by their content as well. Text is UTF-8, or UTF-16 with its byte
+order mark. Lines end with ``\\n`` or ``\\r\\n``, and with nothing else that Unicode takes for a line's end.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l2p.errors import UserError, warn
+from l2p.extras import install_hint
+from l2p.files import PathLike, write_text
+
+COLUMNS = ("prompt", "caption", "text")  # looked for in this order where none is named
+FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+JSON = (".jsonl", ".ndjson", ".json")
+PARQUET = b"PAR1"
+SEPARATORS = ",;\t"
+REPR = re.compile(r"""b'.*'|b".*"|\[\s*(['"]).*\1\s*\]""", re.DOTALL)  # bytes and lists that Python printed
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
+HEADERS = (*COLUMNS, *(f"{name}s" for name in COLUMNS))
+
+
+def decode_text(data: bytes, name: PathLike) -> str:
+    """Bytes of UTF-8, or of UTF-16 with its byte order mark, as text without the mark.
+
+    Raises:
+        UserError: another encoding; names the line.
+    """
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise UserError(
+            f"{name}:1 is UTF-32, expected UTF-8 or UTF-16 with its byte order mark: save it as UTF-8"
+        )
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if wide else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode(encoding, errors="replace")
+        raise UserError(
+            f"{name}:{before.count(chr(10)) + 1} is no {'UTF-16' if wide else 'UTF-8'} (byte 0x{data[error.start]:02x}), "
+            "expected UTF-8 or UTF-16 with its byte order mark: save it as UTF-8"
+        ) from None
+    if (nul := text.find("\0")) >= 0:
+        raise UserError(
+            f"{name}:{text.count(chr(10), 0, nul) + 1} holds a NUL byte, expected text: UTF-8, or UTF-16 with its byte "
+            "order mark"
+        )
+    return text
+
+
+def read_text(path: PathLike) -> str:
+    """The text of a file, see :func:`decode_text`. Raises UserError where it cannot be read."""
+    try:
+        return decode_text(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def read_lines(path: PathLike) -> list[str]:
+    """The lines of a text file, without the white space around them; blank ones are empty strings."""
+    return split_lines(read_text(path), path)
+
+
+def split_lines(text: str, name: PathLike) -> list[str]:
+    """The lines of a text, without the white space around them; blank ones at its end are left out.
+
+    Raises:
+        UserError: a carriage return inside a line.
+    """
+    lines = [line.removeprefix("\ufeff").strip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if "\r" in line:
+            raise UserError(f"{name}:{number} holds a carriage return: end lines with \\n or \\r\\n")
+    return lines
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file.
+
+    Attributes:
+        name: of the file.
+        columns: their names; empty for a file of plain lines.
+        places: where each row lies, such as ":3" (a line) or " row 3".
+        values: column -> a value a row; of plain lines whatever the column.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    places: Sequence[str]
+    values: Callable[[str], Sequence[Any]]
+
+    def pick(self, column: str | None, wanted: Sequence[str] = COLUMNS) -> str:
+        """The column of this name, or else the first of `wanted`. Raises UserError where there is none."""
+        listed = ", ".join(self.columns)
+        if not self.columns:
+            return column or ""
+        if column is not None:
+            if column not in self.columns:
+                raise UserError(f"{self.name} has no column {column!r}, only {listed}")
+            found: str | None = column
+        else:
+            lower = {name.lower(): name for name in reversed(self.columns)}
+            found = next((lower[name] for name in wanted if name in lower), None)
+        if found is None:
+            raise UserError(
+                f"{self.name} has the columns {listed}: name one, such as {Path(self.name).name}#{self.columns[0]}"
+            )
+        if self.columns.count(found) > 1:
+            raise UserError(f"{self.name} has several columns {found!r}: rename all but one")
+        return found
+
+    def texts(self, column: str | None = None) -> list[str]:
+        """The texts of a column, without the white space around them; empty where a row has none.
+
+        Raises:
+            UserError: no such column, or a value that is no text.
+        """
+        column = self.pick(column)
+        texts = [
+            "" if value is None else self._text(value, place, column)
+            for value, place in zip(self.values(column), self.places, strict=True)
+        ]
+        filled = [text for text in texts if text]
+        if self.columns and filled and all(NUMBER.fullmatch(text) for text in filled):
+            raise UserError(
+                f"the column {column!r} of {self.name} holds numbers, expected texts: name another one"
+            )
+        return texts
+
+    def _text(self, value: Any, place: str, column: str) -> str:
+        where = f"{self.name}{place}"
+        if value is MISSING:
+            raise UserError(f"{where} has no text under {column!r}")
+        if not isinstance(value, str):
+            shown = json.dumps(value, ensure_ascii=False, default=repr)
+            raise UserError(f"{where} has no text{f' under {column!r}' if column else ''}: {shown[:60]}")
+        text = value.strip()
+        if REPR.fullmatch(text):
+            raise UserError(
+                f"{where} holds what Python prints for bytes or a list, expected plain text: {text[:60]}"
+            )
+        if any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise UserError(f"{where} holds half of a surrogate pair, which is no character")
+        return text
+
+
+MISSING = object()  # in a row that lacks the column
+
+
+def read_table(path: PathLike) -> Table:
+    """The rows of a file in any format of this module.
+
+    Raises:
+        UserError: the file cannot be read, or is not what its suffix says.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(PARQUET))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
+    if start == PARQUET or suffix == ".parquet":
+        return _parquet(path)
+    text = read_text(path)
+    if suffix in (".csv", ".tsv"):
+        return _csv(text, path)
+    if suffix in JSON:
+        return _json(text, path)
+    return _plain(text, path)
+
+
+def read_prompts(path: PathLike, column: str | None = None, paired: bool = False) -> list[str]:
+    """The texts of a file.
+
+    Args:
+        column: of a table; the first of ``COLUMNS`` that is there if None.
+        paired: whether each text belongs to a thing of its own: one that is blank is then refused, not left out.
+
+    Raises:
+        UserError: see :meth:`Table.texts`; or a blank text that is paired.
+    """
+    table = read_table(path)
+    texts = table.texts(column)
+    blank = [place for text, place in zip(texts, table.places, strict=True) if not text]
+    if blank and paired:
+        raise UserError(
+            f"{table.name}{blank[0]} is blank, but each text belongs to one picture: fill it in, or remove it"
+        )
+    if blank and table.columns:
+        warn(f"{table.name}: {len(blank)} of {len(texts)} rows have no text and are left out")
+    return [text for text in texts if text]
+
+
+def write_prompts(path: PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines, one object a row, which :func:`read_table` reads back as they were, line breaks and all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _plain(text: str, path: Path) -> Table:
+    lines = split_lines(text, path)
+    first = next((line for line in lines if line), "")
+    if first.startswith(("{", "[")) and (_parsed(text) is not None or isinstance(_parsed(first), dict)):
+        return _json(text, path)
+    words = [word.strip().strip('"').lower() for word in re.split(f"[{SEPARATORS}]", first)]
+    if any(word in HEADERS for word in words) and all(re.fullmatch(r"\w+", word) for word in words):
+        if len(words) > 1 or len(lines) > 1:
+            raise UserError(
+                f"{path}:1 looks like a header ({first}): name the file {path.stem}.csv, or remove this line"
+            )
+    return Table(str(path), (), [f":{n}" for n in range(1, len(lines) + 1)], lambda _: lines)
+
+
+def _parsed(text: str) -> list | dict | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, (list, dict)) else None
+
+
+def _json(text: str, path: Path) -> Table:
+    rows: list[Any]
+    places: list[str]
+    try:
+        whole = json.loads(text.strip() or "[]")
+        if isinstance(whole, dict) and path.suffix.lower() == ".json":
+            columns = {name: value for name, value in whole.items() if isinstance(value, list)}
+            if columns and len({*map(len, columns.values())}) == 1:  # {"prompt": ["a", "b"]}
+                places = [f" item {n}" for n in range(1, len(next(iter(columns.values()))) + 1)]
+                return Table(str(path), tuple(columns), places, lambda name: columns[name])
+        rows = whole if isinstance(whole, list) else [whole]
+        places = [f" item {n}" for n in range(1, len(rows) + 1)] if isinstance(whole, list) else [":1"]
+    except (ValueError, RecursionError) as error:
+        rows, places = _json_lines(text, path, error)
+    names = dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)
+
+    def values(column: str) -> list[Any]:
+        return [row.get(column, MISSING) if isinstance(row, dict) else row for row in rows]
+
+    return Table(str(path), tuple(names), places, values)
+
+
+def _json_lines(text: str, path: Path, whole: Exception) -> tuple[list[Any], list[str]]:
+    rows, places = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removeprefix("\ufeff").strip()
+        try:
+            rows.append(json.loads(line) if line else "")  # a blank line is a row without a text
+        except (ValueError, RecursionError) as error:
+            told = error
+            if not places and isinstance(whole, json.JSONDecodeError) and path.suffix.lower() == ".json":
+                number, told = whole.lineno, whole
+            raise UserError(
+                f"{path}:{number} is no JSON ({told}): expected an object or a string a line, or a list of them"
+            ) from None
+        places.append(f":{number}")
+    while rows and rows[-1] == "":
+        rows.pop()
+    return rows, places[: len(rows)]
+
+
+def _csv(text: str, path: Path) -> Table:
+    first = text.lstrip("\r\n").split("\n", 1)[0]
+    names = {sign: [name.strip().strip('"').lower() for name in first.split(sign)] for sign in SEPARATORS}
+    known = [sign for sign in SEPARATORS if any(name in names[sign] for name in COLUMNS)]
+    separator = max(known or SEPARATORS, key=lambda sign: len(names[sign]))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    places: list[str] = []
+    header: list[str] | None = None
+    try:
+        while True:
+            number = reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                break
+            if header is None:
+                header = [name.strip() for name in row] or None
+            elif row and len(row) != len(header):
+                raise UserError(
+                    f"{path}:{number} has {len(row)} fields, the header has {len(header)}: put texts that hold "
+                    f"{separator!r} into quotes"
+                )
+            else:
+                rows.append(row or [""] * len(header))
+                places.append(f":{number}")
+    except csv.Error as error:
+        raise UserError(f"{path}:{number} is no CSV: {error}") from None
+    while rows and not any(rows[-1]):
+        rows.pop()
+    header = header or []
+    return Table(
+        str(path), tuple(header), places[: len(rows)], lambda name: [row[header.index(name)] for row in rows]
+    )
+
+
+def _parquet(path: Path) -> Table:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs pyarrow: {install_hint('corpus')}") from None
+    try:
+        file = ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"cannot read {path}: expected a Parquet file ({str(error).splitlines()[0]})"
+        ) from None
+
+    def values(column: str) -> list[Any]:
+        try:
+            return file.read(columns=[column]).column(column).to_pylist()
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+
+    places = [f" row {n}" for n in range(1, file.metadata.num_rows + 1)]
+    return Table(str(path), tuple(file.schema_arrow.names), places, values)
