@@ -5,9 +5,7 @@ torch, the other files are fast paths. `impl=` picks a path and never changes th
 """
 
 from .adaln import adaln
-from .gated_residual import gated_residual
 from .patch_attention import patch_attention
 from .philox import philox_normal
-from .pixel_film import pixel_film
 
-__all__ = ["adaln", "gated_residual", "patch_attention", "philox_normal", "pixel_film"]
+__all__ = ["adaln", "patch_attention", "philox_normal"]

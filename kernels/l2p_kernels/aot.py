@@ -80,15 +80,11 @@ class Compiled:
 def shipped() -> Iterator[Configuration]:
     """The configurations of every operator."""
     from .adaln.shipped import configurations as adaln
-    from .gated_residual.shipped import configurations as gated_residual
     from .patch_attention.shipped import configurations as patch_attention
     from .philox.shipped import configurations as philox
-    from .pixel_film.shipped import configurations as pixel_film
 
     yield from patch_attention()
     yield from adaln()
-    yield from gated_residual()
-    yield from pixel_film()
     yield from philox()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-OPERATORS = ("patch_attention", "adaln", "gated_residual", "pixel_film")
+OPERATORS = ("patch_attention", "adaln")
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 logger = logging.getLogger("l2p_kernels")
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # a constant: `choose` runs inside traced code
 
 
 def choose(operator: str, impl: str, impls: tuple[str, ...], x: Tensor) -> str:
@@ -18,9 +19,10 @@ def choose(operator: str, impl: str, impls: tuple[str, ...], x: Tensor) -> str:
         RuntimeError: triton with neither a GPU nor its interpreter.
     """
     if impl == "auto":
-        impl = "triton" if x.device.type == "cuda" and x.dtype != torch.float64 and has_triton() else impls[1]
+        on_gpu = x.device.type == "cuda" and x.dtype != torch.float64
+        impl = "triton" if on_gpu and HAS_TRITON else impls[1]
         if not torch.compiler.is_compiling():
-            _say_once(operator, x.device.type, impl)
+            _say_once(operator, x.device.type, impl, on_gpu and not HAS_TRITON)
     elif impl not in impls:
         raise ValueError(f"impl must be one of auto, {', '.join(impls)}; got {impl!r}")
     if impl == "triton" and not torch.compiler.is_compiling():
@@ -29,22 +31,23 @@ def choose(operator: str, impl: str, impls: tuple[str, ...], x: Tensor) -> str:
 
 
 @functools.cache
-def _say_once(operator: str, device: str, impl: str) -> None:
-    logger.info("%s on %s runs through impl=%r", operator, device, impl)
-
-
-@functools.cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _say_once(operator: str, device: str, impl: str, fallback: bool) -> None:
+    if fallback:
+        logger.warning(
+            "%s on %s runs through impl=%r, which is slow there: the package triton is not installed",
+            operator, device, impl,
+        )  # fmt: skip
+    else:
+        logger.info("%s on %s runs through impl=%r", operator, device, impl)
 
 
 def check_triton(x: Tensor) -> None:
     """Raises RuntimeError where there is neither a GPU nor Triton's interpreter, ValueError for what it cannot take."""
     if x.dtype == torch.float64:
         raise ValueError("impl='triton' takes fp32, fp16 or bf16; got torch.float64")
-    if x.device.type == "cuda" and has_triton():
+    if x.device.type == "cuda" and HAS_TRITON:
         return
-    if not has_triton():
+    if not HAS_TRITON:
         raise RuntimeError("impl='triton' needs the package triton, which is not installed")
     import triton.language
     from triton import knobs

@@ -1,10 +1,23 @@
 """Makes a PyTorch operator of a pair of functions, so that models holding it compile with fullgraph and export."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+
+def guarded(function: Callable) -> Callable:
+    """`function` with autocast off and the device of its first argument current, which Triton launches on."""
+
+    def run(*args):
+        device = args[0].device
+        current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with current, torch.autocast(device.type, enabled=False):
+            return function(*args)
+
+    return run
 
 
 def register(
@@ -34,13 +47,8 @@ def register(
         keep_outputs: whether the outputs are kept for the backward pass.
     """
 
-    def run(*args):
-        with torch.autocast(args[0].device.type, enabled=False):
-            return forward(*args)
-
-    def run_backward(*args):
-        with torch.autocast(args[0].device.type, enabled=False):
-            return [grad for grad in backward(*args) if grad is not None]
+    run = guarded(forward)
+    run_backward = guarded(lambda *args: [grad for grad in backward(*args) if grad is not None])
 
     returns = "Tensor" if outputs == 1 else "(" + ", ".join(["Tensor"] * outputs) + ")"
     op = torch.library.custom_op(

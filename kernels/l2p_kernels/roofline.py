@@ -7,7 +7,7 @@ For a fine grid of one picture (patch 8 px: 1K is 128 x 128 tokens, 4K is 512 x 
   queries and the key windows of its tile, and writes its output. Programs start in order of their number and as many are
   in flight as the device holds (`RESIDENT` a multiprocessor). The L2 is fully associative, evicts the least recently
   used, and is worth half its datasheet size (the rest is left to the output stream, to hashing and to other traffic).
-  Norm, RoPE and globals add under 1% and are left out.
+  Norm and RoPE add under 1% and are left out.
 - unfold: windows of k and v written out and read again, then read by SDPA.
 - full: attention over the whole grid through a flash kernel: minimum bytes, all pairs.
 """
@@ -120,7 +120,7 @@ def main(arguments: list[str]) -> int:
     for name in options.grids:
         grid = GRIDS[name]
         least = minimum_bytes(grid, heads, head_dim)
-        local = 4 * heads * head_dim * pairs(grid, grid, tile, halo, 0)
+        local = 4 * heads * head_dim * pairs(grid, grid, tile, halo)
         rows = [("minimum", local, dict.fromkeys(DEVICES, least))]
         moved = {d: triton_bytes(grid, heads, head_dim, tile, halo, device) for d, device in DEVICES.items()}
         rows.append(("triton", local, moved))

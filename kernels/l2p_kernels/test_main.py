@@ -23,7 +23,7 @@ def _compile(tmp_path, *options):
 
 def test_compile_for_two_architectures(tmp_path):
     """The fine grid's sizes, where wgmma is asked for and where shared memory is smallest."""
-    names = ("d 32", "d 64", "D 192", "pixel_film")
+    names = ("d 32", "d 64", "D 192")
     rows = _compile(tmp_path, "--arch", "sm_90", "sm_120", "--only", *names)
     assert {row["arch"] for row in rows} == {"sm_90", "sm_120"}
     assert {row["kernel"].split()[0] for row in rows} == set(bench.OPERATORS)
@@ -57,8 +57,6 @@ ATTENTION = ["--grid", "16", "--heads", "1", "--head-dim", "16"]
 SMALL = {
     "patch_attention": ([*ATTENTION], ("windowed", "unfold + SDPA", "full SDPA (*)")),
     "adaln": (["--tokens", "16", "--width", "16"], ("chunked", "reference")),
-    "gated_residual": (["--tokens", "16", "--width", "16"], ("chunked", "reference")),
-    "pixel_film": (["--tokens", "4", "--pixels", "4", "--width", "8"], ("chunked", "linear + FiLM")),
 }
 
 

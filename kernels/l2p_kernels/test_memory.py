@@ -10,7 +10,7 @@ import pytest
 MIB = 1 << 20
 MEASURE = """
 import torch
-from l2p_kernels import patch_attention, pixel_film
+from l2p_kernels import patch_attention
 torch.set_num_threads(1)
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
@@ -27,13 +27,6 @@ ATTENTION = """
 inputs = [torch.ones(1, {grid}, {grid}, 3, 64, dtype=torch.bfloat16) for _ in range(3)]
 warm = [x[:, :32, :32] for x in inputs]
 def call(qkv): return patch_attention(*qkv, impl="windowed")
-"""
-
-FILM = """
-inputs = [torch.ones(8192, 256, 16), torch.ones(8192, 16)]
-weight, bias = torch.ones(256, 2, 16, 16), torch.ones(256, 2, 16)
-warm = [x[:256] for x in inputs]
-def call(x): return pixel_film(*x, weight, bias, impl="chunked")
 """
 
 
@@ -57,8 +50,3 @@ def test_windowed_holds_one_band():
 @pytest.mark.slow
 def test_windowed_takes_a_fifth_of_its_inputs_and_output_at_512():
     assert growth(ATTENTION.format(grid=512)) < 0.2 * 4 * 512 * 512 * 192 * 2
-
-
-def test_pixel_film_never_holds_the_modulation():
-    """The modulation of 8192 patches would be 256 MiB."""
-    assert growth(FILM) < 64 * MIB

@@ -1,4 +1,4 @@
-"""Tiled local attention on a 2-D grid with global tokens, QK-RMSNorm and axial RoPE."""
+"""Tiled local attention on a 2-D grid with QK-RMSNorm and axial RoPE."""
 
 from .api import patch_attention
 

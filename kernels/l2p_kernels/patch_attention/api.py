@@ -21,26 +21,23 @@ def patch_attention(
     *,
     tile: int = 8,
     halo: int = 4,
-    global_k: Tensor | None = None,
-    global_v: Tensor | None = None,
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     rope: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Local attention on a 2-D grid, with global tokens in the same softmax.
+    """Local attention on a 2-D grid.
 
     A query in tile (i, j) attends to the grid keys whose row lies in `[i*tile - halo, (i+1)*tile + halo)` and whose
-    column likewise, clipped at the grid's edge, and to every global token. Softmax and accumulation are fp32.
-    Differentiable in q, k, v, global_k, global_v, q_norm and k_norm. Strided inputs are supported.
+    column likewise, clipped at the grid's edge. Softmax and accumulation are fp32.
+    Differentiable in q, k, v, q_norm and k_norm. Strided inputs are supported.
 
     Args:
         q, k, v: `[B, H, W, heads, head_dim]`, one dtype (fp32, fp16, bf16; fp64 for checks), head_dim 16 to 256.
             Under autocast they may differ and are brought to the autocast dtype.
         tile: side of a tile, in tokens, at least 1. H and W need not be multiples of it.
         halo: how far a tile sees beyond its border, in tokens, at least 0.
-        global_k, global_v: `[B, G, heads, head_dim]`, used as they are (no norm, no RoPE).
         q_norm, k_norm: RMSNorm weights `[head_dim]` for the grid's q and k, eps 1e-6.
         rope: angles in radians, `(rows [H, head_dim / 4], columns [W, head_dim / 4])`, without gradient. Channels
             `[0, head_dim / 2)` turn with the row, the rest with the column; inside each half, channel `i` is paired
@@ -63,14 +60,12 @@ def patch_attention(
     dtype_out = q.dtype
     if not q.is_meta and torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v, global_k, global_v = (
-            None if x is None else x.to(dtype) for x in (q, k, v, global_k, global_v)
-        )
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     rows, columns = (None, None) if rope is None else rope
-    _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns)
+    _check(q, k, v, tile, halo, q_norm, k_norm, rows, columns)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     impl = choose("patch_attention", impl, IMPLS, q)
-    inputs = (q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale)
+    inputs = (q, k, v, q_norm, k_norm, rows, columns, tile, halo, scale)
     if impl != "reference" and any(_has_tangent(x) for x in (q, k, v)):
         out = windowed.forward(windowed.Grid(*inputs))  # an operator of ours has no forward-mode rule
     elif impl == "windowed":
@@ -90,26 +85,18 @@ def _has_tangent(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None
 
 
-def _check(q, k, v, tile, halo, global_k, global_v, q_norm, k_norm, rows, columns) -> None:
+def _check(q, k, v, tile, halo, q_norm, k_norm, rows, columns) -> None:
     if q.ndim != 5 or 0 in q.shape:
         raise ValueError(f"q must be [B, H, W, heads, head_dim] with no empty dimension; got {list(q.shape)}")
     if q.dtype not in DTYPES:
         raise ValueError(f"q must be fp32, fp16, bf16 or fp64; got {q.dtype}")
-    batch, height, width, heads, head_dim = q.shape
+    _, height, width, _, head_dim = q.shape
     if not 16 <= head_dim <= 256:
         raise ValueError(f"head_dim must lie in 16..256; got {head_dim} (q is {list(q.shape)})")
     if tile < 1 or halo < 0:
         raise ValueError(f"tile must be at least 1 and halo at least 0; got {tile=} {halo=}")
-    if (global_k is None) != (global_v is None):
-        raise ValueError("global_k and global_v must be given together; got only one of them")
-
-    wanted = {"k": (k, q.shape), "v": (v, q.shape)}
-    if global_k is not None:
-        count = global_k.shape[1] if global_k.ndim == 4 else "G"
-        shape = (batch, count, heads, head_dim)
-        wanted |= {"global_k": (global_k, shape), "global_v": (global_v, shape)}
-    for name, (x, shape) in wanted.items():
-        floating(name, x, shape, q, "q")
+    for name, x in (("k", k), ("v", v)):
+        floating(name, x, q.shape, q, "q")
         if x.dtype != q.dtype:
             raise ValueError(f"{name} must have q's dtype {q.dtype}; got {x.dtype}")
     for name, x in (("q_norm", q_norm), ("k_norm", k_norm)):

@@ -20,7 +20,6 @@ class Case:
     head_dim: int = 32
     tile: int = 8
     halo: int = 4
-    num_global: int = 0
     norm: bool = False
     rope: bool = False
 
@@ -35,9 +34,6 @@ class Case:
 
         grid = (self.batch, self.height, self.width, self.heads, self.head_dim)
         inputs = {name: draw(*grid) for name in "qkv"}
-        if self.num_global:
-            shape = (self.batch, self.num_global, self.heads, self.head_dim)
-            inputs |= {"global_k": draw(*shape), "global_v": draw(*shape)}
         if self.norm:
             inputs |= {"q_norm": draw(self.head_dim), "k_norm": draw(self.head_dim)}
         return inputs

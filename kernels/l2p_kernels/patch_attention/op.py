@@ -8,23 +8,23 @@ from . import windowed
 from .windows import runs
 
 INPUTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor? global_k, Tensor? global_v, Tensor? q_norm, Tensor? k_norm,"
+    "Tensor q, Tensor k, Tensor v, Tensor? q_norm, Tensor? k_norm,"
     " Tensor? rows, Tensor? columns, int tile, int halo, float scale"
 )
 
 
-def pairs(height: int, width: int, tile: int, halo: int, num_global: int) -> int:
+def pairs(height: int, width: int, tile: int, halo: int) -> int:
     """How many (query, key) pairs of one head of one picture are in reach."""
     by_row, by_column = (
         sum(run.size * run.count * run.reach for run in runs(n, tile, halo)) for n in (height, width)
     )
-    return by_row * by_column + height * width * num_global
+    return by_row * by_column
 
 
-def _flops(q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale) -> tuple[int, int]:
+def _flops(q, k, v, q_norm, k_norm, rows, columns, tile, halo, scale) -> tuple[int, int]:
     """Two matrix products forward, five backward (the scores once more, and four gradients)."""
     batch, height, width, heads, head_dim = q
-    product = 2 * batch * heads * head_dim * pairs(height, width, tile, halo, global_k[1] if global_k else 0)
+    product = 2 * batch * heads * head_dim * pairs(height, width, tile, halo)
     return 2 * product, 5 * product
 
 
@@ -58,7 +58,7 @@ def _fake_triton(q, *inputs):
     return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
 
 
-_COMMON = {"tensors": 9, "gradients": 7, "outputs": 2, "flops": _flops}
+_COMMON = {"tensors": 7, "gradients": 5, "outputs": 2, "flops": _flops}
 patch_attention_windowed = register(
     "patch_attention_windowed", INPUTS, forward=_windowed, backward=_windowed_backward, fake=_fake, **_COMMON
 )

@@ -20,8 +20,6 @@ def patch_attention_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    global_k: Tensor | None,
-    global_v: Tensor | None,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     rows: Tensor | None,
@@ -39,10 +37,6 @@ def patch_attention_reference(
 
     rows_seen, columns_seen = reach(height, tile, halo, q.device), reach(width, tile, halo, q.device)
     mask = (rows_seen[:, None, :, None] & columns_seen[None, :, None, :]).reshape(height * width, -1)
-    if global_k is not None:
-        keys = torch.cat((keys, global_k.to(dtype)), dim=1)
-        values = torch.cat((values, global_v.to(dtype)), dim=1)
-        mask = torch.cat((mask, mask.new_ones(height * width, global_k.shape[1])), dim=1)
 
     scores = torch.einsum("bqhd,bkhd->bhqk", queries, keys) * scale
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)

@@ -11,12 +11,11 @@ KERNELS = {
     "forward": kernels.forward_kernel,
     "grad_q": kernels.grad_q_kernel,
     "grad_kv": kernels.grad_kv_kernel,
-    "grad_global": kernels.grad_global_kernel,
 }
 
 
 def configurations() -> Iterator[Configuration]:
-    """bf16, tile 8, halo 4, norms, RoPE and globals on, head_dim 32, 64, 128."""
+    """bf16, tile 8, halo 4, norms and RoPE on, head_dim 32, 64, 128."""
     for head_dim in (32, 64, 128):
         for name, kernel in KERNELS.items():
             yield configuration(name, kernel, head_dim)
@@ -30,17 +29,15 @@ def configuration(
     on_hopper = options(name, tile, head_dim, element_size=2, hopper=True)
     warps, stages = chosen.pop("num_warps"), chosen.pop("num_stages")
     constants = {"TILE": tile, "HALO": halo, "D": head_dim, **chosen}
-    constants |= {"NORM_Q": True, "NORM_K": True, "ROPE": True, "GLOBAL": True}
+    constants |= {"NORM_Q": True, "NORM_K": True, "ROPE": True}
     in_fp32 = {"table", "lse", "delta", "q_weight", "k_weight", "grad_q", "grad_k"}
-    if name == "grad_global":
-        in_fp32 |= {"grad_v"}
     arguments = {}
     for argument in kernel.arg_names:
         if argument in constants:
             continue
         if argument in ("scale", "grad_scale"):
             arguments[argument] = "fp32"
-        elif argument in ("height", "width", "heads", "num_global", "queries_each") or argument in STRIDES:
+        elif argument in ("height", "width", "heads") or argument in STRIDES:
             arguments[argument] = "i32"
         else:
             arguments[argument] = "*fp32" if argument in in_fp32 else f"*{dtype}"

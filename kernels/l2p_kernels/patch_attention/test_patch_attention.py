@@ -4,20 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from . import flex
 from .api import patch_attention
 from .cases import Case, errors_against_reference, relative_rms
+from .reference import reach
 from .windows import runs
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
 CASES = [
     Case(1, 7, 13, tile=4, halo=1),
-    Case(3, 7, 13, tile=4, halo=0, num_global=3, norm=True),
-    Case(1, 17, 64, tile=8, halo=4, num_global=5, norm=True, rope=True),
+    Case(3, 7, 13, tile=4, halo=0, norm=True),
+    Case(1, 17, 64, tile=8, halo=4, norm=True, rope=True),
     Case(3, 33, 9, tile=8, halo=4, rope=True),
-    Case(1, 33, 9, tile=16, halo=8, num_global=1, norm=True, rope=True),
+    Case(1, 33, 9, tile=16, halo=8, norm=True, rope=True),
     Case(1, 24, 40, tile=16, halo=1, norm=True),
-    Case(1, 19, 21, tile=4, halo=8, num_global=2, rope=True),
+    Case(1, 19, 21, tile=4, halo=8, rope=True),
     Case(1, 5, 3, tile=8, halo=4, head_dim=16, norm=True, rope=True),
     Case(1, 1, 50, tile=4, halo=4, head_dim=48, heads=1, rope=True),
     Case(1, 12, 12, tile=5, halo=3, head_dim=256, heads=1, norm=True),
@@ -43,7 +45,7 @@ def test_windowed_matches_the_fp64_reference(case, dtype, poisoned):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(
     "case",
-    (Case(1, 7, 13, tile=4, halo=1), Case(2, 17, 12, head_dim=64, num_global=3, norm=True, rope=True)),
+    (Case(1, 7, 13, tile=4, halo=1), Case(2, 17, 12, head_dim=64, norm=True, rope=True)),
     ids=str,
 )
 def test_flex_forward_matches_the_fp64_reference(case):
@@ -53,23 +55,50 @@ def test_flex_forward_matches_the_fp64_reference(case):
     assert relative_rms(case.run(inputs, "flex"), exact) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "sizes", ((24, 24, 8, 4), (17, 9, 4, 1), (5, 7, 8, 9), (21, 30, 8, 0), (19, 20, 4, 6))
+)
+def test_the_block_mask_of_flex_is_the_specification(sizes):
+    """Its lists are read by the GPU's kernels alone: here they are written out densely, by queries and by keys."""
+    height, width, tile, halo = sizes
+    mask = flex.block_mask(height, width, tile, halo, torch.device("cpu"))
+    place = torch.arange(height * width).view(1, height, width, 1, 1)
+    queries = flex.tile_major(place + 1, tile, 0).flatten() - 1  # -1 outside the grid
+    keys = flex.tile_major(place + 1, tile, flex.origin(tile, halo)).flatten() - 1
+    assert mask.seq_lengths == (len(queries), len(keys))
+    size, seen = (
+        tile * tile,
+        mask.mask_mod(0, 0, torch.arange(len(queries))[:, None], torch.arange(len(keys))),
+    )
+    for lists, swapped in (("kv", False), ("q", True)):
+        dense = torch.zeros_like(seen)
+        for kind in ("", "full_"):
+            counts, numbers = (getattr(mask, f"{kind}{lists}_{x}")[0, 0] for x in ("num_blocks", "indices"))
+            for row, count in enumerate(counts):
+                for column in numbers[row, :count]:
+                    query, key = (column, row) if swapped else (row, column)
+                    at = slice(query * size, (query + 1) * size), slice(key * size, (key + 1) * size)
+                    assert not dense[at].any()
+                    dense[at] = True if kind else seen[at]
+        inside = dense[queries >= 0][:, keys >= 0]
+        assert not dense[queries >= 0][:, keys < 0].any()
+        wanted = reach(height, tile, halo)[:, None, :, None] & reach(width, tile, halo)[None, :, None, :]
+        wanted = wanted.reshape(height * width, -1)[queries[queries >= 0]][:, keys[keys >= 0]]
+        assert torch.equal(inside, wanted)
+
+
 def test_many_bands_give_the_same_result(monkeypatch, poisoned):
     from . import windowed
 
     monkeypatch.setattr(windowed, "BAND_BYTES", 1)  # one row of tiles at a time
-    errors = errors_against_reference(
-        Case(2, 33, 20, num_global=2, norm=True, rope=True), "windowed", torch.float32
-    )
+    errors = errors_against_reference(Case(2, 33, 20, norm=True, rope=True), "windowed", torch.float32)
     assert max(errors.values()) <= 1e-5, errors
 
 
 def test_reference_is_full_attention_where_the_halo_covers_the_grid():
-    case = Case(2, 9, 11, tile=4, halo=11, num_global=3)
+    case = Case(2, 9, 11, tile=4, halo=11)
     inputs = case.tensors(torch.float64)
-    keys, values = (
-        torch.cat((inputs[n].flatten(1, 2), inputs[f"global_{n}"]), 1).transpose(1, 2) for n in "kv"
-    )
-    full = F.scaled_dot_product_attention(inputs["q"].flatten(1, 2).transpose(1, 2), keys, values)
+    full = F.scaled_dot_product_attention(*(inputs[n].flatten(1, 2).transpose(1, 2) for n in "qkv"))
     for impl in ("reference", "windowed"):
         assert relative_rms(case.run(inputs, impl), full.transpose(1, 2).unflatten(1, (9, 11))) < 1e-12
 
@@ -113,9 +142,9 @@ def test_strided_inputs():
 
 
 def test_autocast_takes_mixed_dtypes():
-    case = Case(2, 10, 12, num_global=2, norm=True, rope=True)
+    case = Case(2, 10, 12, norm=True, rope=True)
     inputs = case.tensors()
-    mixed = inputs | {"k": inputs["k"].bfloat16(), "global_v": inputs["global_v"].bfloat16()}
+    mixed = inputs | {"k": inputs["k"].bfloat16()}
     exact = case.run(inputs, "reference")
     with torch.autocast("cpu", torch.bfloat16):
         for impl in ("windowed", "reference"):
@@ -143,8 +172,6 @@ def _call(**changes):
         ({n: torch.randn(1, 4, 4, 2, 8) for n in "qkv"}, "head_dim must lie in 16..256; got 8"),
         ({"tile": 0}, "tile=0"),
         ({"halo": -1}, "halo=-1"),
-        ({"global_k": torch.randn(1, 3, 2, 16)}, "given together"),
-        ({f"global_{n}": torch.randn(2, 3, 2, 16) for n in "kv"}, r"global_k must be \[1, 3, 2, 16\]"),
         ({"q_norm": torch.ones(8)}, r"q_norm must be \[16\].*got \[8\]"),
         ({"rope": (torch.zeros(8, 4), torch.zeros(8, 8))}, r"rope columns must be \[8, 4\].*got \[8, 8\]"),
         ({"rope": (torch.zeros(8, 4), torch.zeros(8, 4, requires_grad=True))}, "must not require a gradient"),

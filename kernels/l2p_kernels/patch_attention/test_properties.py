@@ -21,7 +21,6 @@ def cases(draw):
         head_dim=draw(st.sampled_from((16, 20, 32))),
         tile=draw(st.integers(1, 9)),
         halo=draw(st.integers(0, 9)),
-        num_global=draw(st.integers(0, 3)),
         norm=draw(st.booleans()),
         rope=draw(st.booleans()),
     )

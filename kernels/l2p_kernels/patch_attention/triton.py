@@ -9,7 +9,6 @@ from . import triton_kernels as kernels
 
 LOG2_E = 1.4426950408889634
 HOLDS_QUERIES = ("forward", "grad_q")
-GLOBAL_SPLITS = 64  # programs that share the queries when the gradient of a global token is summed
 
 
 def options(kernel: str, tile: int, head_dim: int, element_size: int, hopper: bool) -> dict[str, int]:
@@ -52,13 +51,10 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:4]]
 
 
-def forward(
-    q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale
-) -> tuple[Tensor, Tensor]:
+def forward(q, k, v, q_norm, k_norm, rows, columns, tile, halo, scale) -> tuple[Tensor, Tensor]:
     """Output `[B, H, W, h, d]` and `lse [B, H, W, h]` (base 2, fp32)."""
     batch, height, width, heads, head_dim = q.shape
     q, k, v = _dense(q), _dense(k), _dense(v)
-    global_k, global_v = (None if x is None else x.contiguous() for x in (global_k, global_v))
     out, lse = (
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         q.new_empty(q.shape[:4], dtype=torch.float32),
@@ -66,21 +62,20 @@ def forward(
     chosen = options("forward", tile, head_dim, q.element_size(), _is_hopper(q))
     tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, chosen["BQ"])
     kernels.forward_kernel[(tiles * heads, batch)](
-        q, k, v, global_k, global_v, q_norm, k_norm, packed_table(rows, columns), out, lse,
-        height, width, heads, 0 if global_k is None else global_k.shape[1], scale * LOG2_E,
+        q, k, v, q_norm, k_norm, packed_table(rows, columns), out, lse,
+        height, width, heads, scale * LOG2_E,
         *_strides(q, k, v),
-        TILE=tile, HALO=halo, D=head_dim, GLOBAL=global_k is not None, **flags(q_norm, k_norm, rows), **chosen,
+        TILE=tile, HALO=halo, D=head_dim, **flags(q_norm, k_norm, rows), **chosen,
     )  # fmt: skip
     return out, lse
 
 
 def backward(
-    grad, out, lse, q, k, v, global_k, global_v, q_norm, k_norm, rows, columns, tile, halo, scale
+    grad, out, lse, q, k, v, q_norm, k_norm, rows, columns, tile, halo, scale
 ) -> list[Tensor | None]:
-    """Gradients of q, k, v, global_k, global_v, q_norm, k_norm (None where the input is None)."""
+    """Gradients of q, k, v, q_norm, k_norm (None where the input is None)."""
     batch, height, width, heads, head_dim = q.shape
     q, k, v, grad = _dense(q), _dense(k), _dense(v), grad.contiguous()
-    global_k, global_v = (None if x is None else x.contiguous() for x in (global_k, global_v))
     table = packed_table(rows, columns)
     switches = flags(q_norm, k_norm, rows)
     for_q, for_kv = (
@@ -95,12 +90,11 @@ def backward(
     }
     grad_q, grad_k = (torch.empty(q.shape, dtype=kept[x], device=q.device) for x in "qk")
     grad_v = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    num_global = 0 if global_k is None else global_k.shape[1]
     tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, for_q["BQ"])
     kernels.grad_q_kernel[(tiles * heads, batch)](
-        q, k, v, global_k, global_v, q_norm, k_norm, table, out, lse, grad, delta, grad_q,
-        height, width, heads, num_global, scores_scale, scale, *_strides(q, k, v),
-        TILE=tile, HALO=halo, D=head_dim, GLOBAL=global_k is not None, **switches, **for_q,
+        q, k, v, q_norm, k_norm, table, out, lse, grad, delta, grad_q,
+        height, width, heads, scores_scale, scale, *_strides(q, k, v),
+        TILE=tile, HALO=halo, D=head_dim, **switches, **for_q,
     )  # fmt: skip
     shift = halo % tile - tile if halo % tile else 0
     blocks = (
@@ -114,19 +108,6 @@ def backward(
         TILE=tile, HALO=halo, D=head_dim, **switches, **for_kv,
     )  # fmt: skip
 
-    grad_global_k = grad_global_v = None
-    if global_k is not None:
-        each = triton.cdiv(height * width, GLOBAL_SPLITS)
-        each = triton.cdiv(each, for_kv["BQ"]) * for_kv["BQ"]
-        splits = triton.cdiv(height * width, each)
-        parts = [q.new_empty((splits, *global_k.shape), dtype=torch.float32) for _ in "kv"]
-        kernels.grad_global_kernel[(splits, triton.cdiv(num_global, for_kv["BK"]) * heads, batch)](
-            q, global_k, global_v, q_norm, table, lse, grad, delta, *parts,
-            height, width, heads, num_global, each, scores_scale, scale, *_strides(q),
-            D=head_dim, NORM_Q=switches["NORM_Q"], ROPE=switches["ROPE"], **for_kv,
-        )  # fmt: skip
-        grad_global_k, grad_global_v = (part.sum(0).to(q.dtype) for part in parts)
-
     grads, norms = [grad_q, grad_k], [None, None]
     for index, (x, norm) in enumerate(((q, q_norm), (k, k_norm))):
         if norm is not None or table is not None:
@@ -134,4 +115,4 @@ def backward(
             total = None if norm is None else torch.zeros_like(norm, dtype=torch.float32)
             prologue.backward_into(grads[index], turned, x, norm, total, rows, columns)
             norms[index] = None if norm is None else total.to(norm.dtype)
-    return [*grads, grad_v, grad_global_k, grad_global_v, *norms]
+    return [*grads, grad_v, *norms]

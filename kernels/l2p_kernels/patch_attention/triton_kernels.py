@@ -1,4 +1,4 @@
-"""The Triton kernels of patch attention: forward, gradient of q, gradient of k and v, gradient of the globals.
+"""The Triton kernels of patch attention: forward, gradient of q, gradient of k and v.
 
 All read the `[B, H, W, heads, head_dim]` layout as it lies. Norm and RoPE happen when rows are loaded (`triton_load.py`).
 Queries are worked in blocks of at most `BLOCK_Q` of one tile; their window is clipped to the grid before its keys are
@@ -27,11 +27,11 @@ def attend(q, k, v, valid, highest, total, acc, scale):
 
 @triton.jit
 def forward_kernel(
-    q, k, v, global_k, global_v, q_weight, k_weight, table, out, lse,
-    height, width, heads, num_global, scale,
+    q, k, v, q_weight, k_weight, table, out, lse,
+    height, width, heads, scale,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     TILE: tl.constexpr, HALO: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    NORM_Q: tl.constexpr, NORM_K: tl.constexpr, ROPE: tl.constexpr, GLOBAL: tl.constexpr,
+    NORM_Q: tl.constexpr, NORM_K: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     head, tile_y, tile_x, y, x, inside = query_block(tl.program_id(0), heads, height, width, TILE, BQ)
     batch = tl.program_id(1).to(tl.int64)
@@ -52,18 +52,6 @@ def forward_kernel(
         keys = load_rows(k, k_y, k_x, key_y, key_x, valid, k_weight, table, height, D, BD, NORM_K, ROPE)
         values = load_rows(v, v_y, v_x, key_y, key_x, valid, v, table, height, D, BD, False, False)
         highest, total, acc = attend(queries, keys, values, valid, highest, total, acc, scale)
-    if GLOBAL:
-        base = (batch * num_global * heads + head) * D
-        for start in range(0, num_global, BK):
-            index = start + tl.arange(0, BK)
-            valid = index < num_global
-            keys = load_rows(
-                global_k + base, 0, heads * D, index, index, valid, k, table, 0, D, BD, False, False
-            )
-            values = load_rows(
-                global_v + base, 0, heads * D, index, index, valid, v, table, 0, D, BD, False, False
-            )
-            highest, total, acc = attend(queries, keys, values, valid, highest, total, acc, scale)
 
     c = tl.arange(0, BD)
     position = (batch * height + y) * width + x
@@ -84,11 +72,11 @@ def grad_q_step(q, k, v, grad, valid, lse, delta, acc, scale):
 
 @triton.jit
 def grad_q_kernel(
-    q, k, v, global_k, global_v, q_weight, k_weight, table, out, lse, grad, delta, grad_q,
-    height, width, heads, num_global, scale, grad_scale,
+    q, k, v, q_weight, k_weight, table, out, lse, grad, delta, grad_q,
+    height, width, heads, scale, grad_scale,
     q_b, q_y, q_x, q_h, k_b, k_y, k_x, k_h, v_b, v_y, v_x, v_h,
     TILE: tl.constexpr, HALO: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    NORM_Q: tl.constexpr, NORM_K: tl.constexpr, ROPE: tl.constexpr, GLOBAL: tl.constexpr,
+    NORM_Q: tl.constexpr, NORM_K: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the normed and turned q, and `delta = sum(grad * out)`, which the other kernels read."""
     head, tile_y, tile_x, y, x, inside = query_block(tl.program_id(0), heads, height, width, TILE, BQ)
@@ -117,18 +105,6 @@ def grad_q_kernel(
         keys = load_rows(k, k_y, k_x, key_y, key_x, valid, k_weight, table, height, D, BD, NORM_K, ROPE)
         values = load_rows(v, v_y, v_x, key_y, key_x, valid, v, table, height, D, BD, False, False)
         acc = grad_q_step(queries, keys, values, grads, valid, lses, deltas, acc, scale)
-    if GLOBAL:
-        base = (batch * num_global * heads + head) * D
-        for start in range(0, num_global, BK):
-            index = start + tl.arange(0, BK)
-            valid = index < num_global
-            keys = load_rows(
-                global_k + base, 0, heads * D, index, index, valid, k, table, 0, D, BD, False, False
-            )
-            values = load_rows(
-                global_v + base, 0, heads * D, index, index, valid, v, table, 0, D, BD, False, False
-            )
-            acc = grad_q_step(queries, keys, values, grads, valid, lses, deltas, acc, scale)
     tl.store(grad_q + at, (acc * grad_scale).to(grad_q.dtype.element_ty), mask=mask)
 
 
@@ -204,45 +180,3 @@ def grad_kv_kernel(
     at, mask = row[:, None] * D + c[None, :], inside[:, None] & (c < D)[None, :]
     tl.store(grad_k + at, (acc_k * grad_scale).to(grad_k.dtype.element_ty), mask=mask)
     tl.store(grad_v + at, acc_v.to(grad_v.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def grad_global_kernel(
-    q, global_k, global_v, q_weight, table, lse, grad, delta, grad_k, grad_v,
-    height, width, heads, num_global, queries_each, scale, grad_scale,
-    q_b, q_y, q_x, q_h,
-    D: tl.constexpr, BD: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
-    NORM_Q: tl.constexpr, ROPE: tl.constexpr,
-):  # fmt: skip
-    """Partial gradients `[splits, B, G, heads, D]` fp32 of the globals from `queries_each` queries of the grid."""
-    split, head = tl.program_id(0), tl.program_id(1) % heads
-    block = tl.program_id(1) // heads
-    batch = tl.program_id(2).to(tl.int64)
-    q += batch * q_b + head * q_h
-    c = tl.arange(0, BD)
-    index = block * BK + tl.arange(0, BK)
-    inside = index < num_global
-    base = (batch * num_global * heads + head) * D
-    keys = load_rows(global_k + base, 0, heads * D, index, index, inside, q, table, 0, D, BD, False, False)
-    values = load_rows(global_v + base, 0, heads * D, index, index, inside, q, table, 0, D, BD, False, False)
-    acc_k = tl.zeros([BK, BD], tl.float32)
-    acc_v = tl.zeros([BK, BD], tl.float32)
-    last = tl.minimum((split + 1) * queries_each, height * width)
-    for start in range(split * queries_each, last, BQ):
-        place = start + tl.arange(0, BQ)
-        valid = place < last
-        queries = load_rows(
-            q, q_y, q_x, place // width, place % width, valid, q_weight, table, height, D, BD, NORM_Q, ROPE
-        )
-        row = (batch * height * width + place) * heads + head
-        grads = tl.load(
-            grad + row[:, None] * D + c[None, :], mask=valid[:, None] & (c < D)[None, :], other=0.0
-        )
-        lses = tl.load(lse + row, mask=valid, other=0.0)
-        deltas = tl.load(delta + row, mask=valid, other=0.0)
-        seen = valid[None, :] & inside[:, None]
-        acc_k, acc_v = grad_kv_step(queries, keys, values, grads, seen, lses, deltas, acc_k, acc_v, scale)
-    row = ((split * tl.num_programs(2) + batch) * num_global + index) * heads + head
-    at, mask = row[:, None] * D + c[None, :], inside[:, None] & (c < D)[None, :]
-    tl.store(grad_k + at, acc_k * grad_scale, mask=mask)
-    tl.store(grad_v + at, acc_v, mask=mask)

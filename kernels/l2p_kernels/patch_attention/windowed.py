@@ -8,7 +8,7 @@ The backward pass recomputes the weights, with scores and softmax in fp32. It is
 because SDPA's own CPU backward is several times slower on windows this small (bf16, 64 queries x 196 keys x 32 channels,
 one core: 92 ms written out, 300 ms through SDPA).
 
-Legend: B batch, H W grid, h heads, d head_dim, G global tokens, N windows in flight, L keys of a window.
+Legend: B batch, H W grid, h heads, d head_dim, N windows in flight, L keys of a window.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,6 @@ class Grid:
     q: Tensor
     k: Tensor
     v: Tensor
-    global_k: Tensor | None
-    global_v: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
     rows: Tensor | None
@@ -53,9 +51,8 @@ class Grid:
         """Slices of the batch, bands of rows (each a list of runs), and the runs of columns."""
         batch, height, width, heads, head_dim = self.q.shape
         rows, columns = runs(height, self.tile, self.halo), runs(width, self.tile, self.halo)
-        extra = 0 if self.global_k is None else self.global_k.shape[1]
         tallest = max(run.reach for run in rows)
-        keys_a_row = sum(column.count * (tallest * column.reach + extra) for column in columns)
+        keys_a_row = sum(column.count * tallest * column.reach for column in columns)
         budget = max(
             1, BAND_BYTES // (2 * keys_a_row * heads * head_dim * self.k.element_size())
         )  # tile rows in flight
@@ -85,16 +82,9 @@ class Window:
         """`[b, rows, W, h, d]` -> `[N, queries, h, d]`."""
         return tiles_of(x, self.row, self.column).flatten(3, 4).flatten(0, 2)
 
-    def keys(self, x: Tensor, extra: Tensor | None) -> Tensor:
-        """`[b, rows, W, h, d]` and globals `[b, G, h, d]` -> `[N, L + G, h, d]`."""
-        view = windows_of(x, self.row, self.column)
-        b, ny, nx, wy, wx, h, d = view.shape
-        if extra is None:
-            return view.reshape(b * ny * nx, wy * wx, h, d)
-        out = view.new_empty(b, ny, nx, wy * wx + extra.shape[1], h, d)
-        out[:, :, :, : wy * wx].unflatten(3, (wy, wx)).copy_(view)
-        out[:, :, :, wy * wx :] = extra[:, None, None]
-        return out.flatten(0, 2)
+    def keys(self, x: Tensor) -> Tensor:
+        """`[b, rows, W, h, d]` -> `[N, L, h, d]`."""
+        return windows_of(x, self.row, self.column).flatten(3, 4).flatten(0, 2)
 
 
 def _bands(grid: Grid) -> Iterator[tuple[slice, slice, slice, list[Window]]]:
@@ -118,9 +108,8 @@ def forward(grid: Grid) -> Tensor:
         q = prologue.forward(grid.q[pictures, queries], grid.q_norm, grid.table(queries.start, queries.stop))
         k = prologue.forward(grid.k[pictures, keys], grid.k_norm, grid.table(keys.start, keys.stop))
         v = grid.v[pictures, keys]
-        global_k, global_v = (None if g is None else g[pictures] for g in (grid.global_k, grid.global_v))
         for window in windows:
-            operands = (window.queries(q), window.keys(k, global_k), window.keys(v, global_v))
+            operands = (window.queries(q), window.keys(k), window.keys(v))
             part = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in operands), scale=grid.scale)
             target = tiles_of(out[pictures, queries], window.row, window.column)
             target.copy_(part.transpose(1, 2).view(target.shape))
@@ -148,12 +137,10 @@ def _attention_backward(
 
 
 def backward(grad: Tensor, grid: Grid) -> list[Tensor | None]:
-    """Gradients of q, k, v, global_k, global_v, q_norm, k_norm (None where the input is None)."""
+    """Gradients of q, k, v, q_norm, k_norm (None where the input is None)."""
     exact = prologue.compute_dtype(grid.q.dtype)
-    inputs = (grid.q, grid.k, grid.v, grid.global_k, grid.global_v)
-    grads = [
-        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs
-    ]
+    inputs = (grid.q, grid.k, grid.v)
+    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
     norms = [None if w is None else torch.zeros_like(w, dtype=exact) for w in (grid.q_norm, grid.k_norm)]
     sums: list[Tensor] = []
     current: slice | None = None
@@ -169,37 +156,33 @@ def backward(grad: Tensor, grid: Grid) -> list[Tensor | None]:
                 grid.rows,
                 grid.columns,
             )
-        for target, total in zip(grads[2:], sums[2:], strict=False):
-            target[pictures] = total
+        grads[2][pictures] = sums[2]
 
     for pictures, queries, keys, windows in _bands(grid):
         if pictures != current:
             if current is not None:
                 finish(current)
             current = pictures
-            sums = [torch.zeros_like(x[pictures], dtype=exact) for x in inputs if x is not None]
+            sums = [torch.zeros_like(x[pictures], dtype=exact) for x in inputs]
         q = prologue.forward(grid.q[pictures, queries], grid.q_norm, grid.table(queries.start, queries.stop))
         k = prologue.forward(grid.k[pictures, keys], grid.k_norm, grid.table(keys.start, keys.stop))
         v = grid.v[pictures, keys]
-        global_k, global_v = (None if g is None else g[pictures] for g in (grid.global_k, grid.global_v))
         for window in windows:
             row, column = window.row, window.column
             grad_q, grad_k, grad_v = _attention_backward(
                 window.queries(grad[pictures, queries]),
                 window.queries(q),
-                window.keys(k, global_k),
-                window.keys(v, global_v),
+                window.keys(k),
+                window.keys(v),
                 grid.scale,
             )
             target = tiles_of(sums[0][:, queries], row, column)
             target.copy_(grad_q.reshape(target.shape))
             for index, part in ((1, grad_k), (2, grad_v)):
-                # [N, L + G, h, d] -> the grid's part and the globals' part
-                part = part.unflatten(0, (-1, row.count, column.count))
-                local = part[:, :, :, : row.reach * column.reach].unflatten(3, (row.reach, column.reach))
-                add_windows_(sums[index][:, keys], local, row, column)
-                if global_k is not None:
-                    sums[index + 2] += part[:, :, :, row.reach * column.reach :].sum(dim=(1, 2), dtype=exact)
+                part = part.unflatten(0, (-1, row.count, column.count)).unflatten(
+                    3, (row.reach, column.reach)
+                )
+                add_windows_(sums[index][:, keys], part, row, column)
     finish(current)
     return [
         *grads,
