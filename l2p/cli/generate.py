@@ -20,6 +20,7 @@ examples:
   l2p generate runs/quickstart/student "snowy mountains at night" --seed 7 --num-images 4 --grid --out night.png
   l2p generate runs/quickstart/student --prompts-file prompts.txt --out pictures --json
   l2p generate runs/landscapes-512/student "a river at dawn" --height 4096 --width 4096 --memory-budget 1GB
+  l2p generate runs/quickstart/student "a lake at dusk" --lora watercolor.safetensors:0.8
 """
 WHEN_STOPPED = "; the pictures written so far are whole"
 
@@ -56,6 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of classifier-free guidance, two passes a step; else the student's own (1, none, for few steps)",
     )
     parser.add_argument(
+        "--lora",
+        metavar="SOURCE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="LoRA of the teacher's transformer: a .safetensors file, peft's folder, or USER/NAME on the Hub; may be repeated",
+    )
+    parser.add_argument(
         "--out", metavar="FILE|FOLDER", default="pictures", help="a .png for one picture, or a folder"
     )
     parser.add_argument("--grid", action="store_true", help="all pictures in one, a row a prompt")
@@ -89,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     import l2p
     from l2p import runtime
     from l2p.images import make_grid, save_png
+    from l2p.students.external_lora import parse_lora
     from l2p.students.painting import BUDGET
 
     budget = runtime.parse_bytes(args.memory_budget) if args.memory_budget else BUDGET
@@ -96,6 +105,8 @@ def run(args: argparse.Namespace) -> None:
     runtime.keep_freed_memory()
     runtime.hush_loaders()
     pipeline = l2p.load(student, device=args.device, dtype=args.dtype)
+    for source, weight in map(parse_lora, args.lora):
+        pipeline.load_lora(source, weight)
     if args.compile:
         runtime.check_compiler(pipeline.device)
         pipeline.student.compile_blocks()

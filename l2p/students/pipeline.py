@@ -16,6 +16,7 @@ from l2p.errors import UserError
 from l2p.images import Pictures, to_uint8
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
+from l2p.students.external_lora import merge_loras
 from l2p.students.graphs import StepGraphs, check_cuda_graphs
 from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
@@ -117,6 +118,18 @@ class StudentPipeline:
     @property
     def device(self) -> torch.device:
         return self.student.device
+
+    def load_lora(self, source: str | Path, weight: float = 1.0) -> None:
+        """Add a LoRA of the teacher's transformer to the student's weights; called again, the next one comes on top.
+
+        Args:
+            source: a safetensors file, peft's folder, or ``USER/NAME[@revision]`` on the Hub.
+            weight: how much of it; 0 changes nothing, -1 takes it out again (up to rounding).
+
+        Raises:
+            UserError: see :func:`l2p.students.external_lora.merge_loras`.
+        """
+        merge_loras(self.student, [(str(source), weight)])
 
     def generate(
         self,
