@@ -81,6 +81,7 @@ class CorpusConfig:
     image_format: Literal["png", "webp"] = "png"
     latents: bool = True
     trajectory_points: int = knob(0, low=0)
+    noise_generator: Literal["philox", "mt19937"] = "philox"
     path: str | None = None
 
 

@@ -18,6 +18,7 @@ from l2p import flow, images, runtime
 from l2p.bench.clock import Clock
 from l2p.bench.count import CAPTION
 from l2p.errors import UserError
+from l2p.noise import PhiloxNoise
 from l2p.students import painting, presets
 from l2p.students import pipeline as drawing
 from l2p.students.heads import PatchHead
@@ -86,8 +87,8 @@ def student(job: Job, clock: Clock, head: str = "patch", num_steps: int = 1) -> 
     encoder = _text_encoder(job)
     pipeline = StudentPipeline(network, encoder, dtype)
     clock.wrap(pipeline, "text_encoder", "text")
-    clock.wrap(flow.Noise, "__init__", "noise")
-    clock.wrap(flow.Noise, "rows", "noise")
+    clock.wrap(PhiloxNoise, "latents", "noise")
+    clock.wrap(PhiloxNoise, "rows", "noise")
     if job.cuda_graphs and num_steps == 1:
         pipeline.use_cuda_graphs()
         clock.wrap(pipeline, "graphs", "core and head")  # a clock that waits within a capture would end it

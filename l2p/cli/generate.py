@@ -85,6 +85,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="launch a one-step student's step in one call: for many pictures of one size and one length of prompt",
     )
+    parser.add_argument(
+        "--noise-generator",
+        choices=("philox", "mt19937"),
+        help="what makes the noise of a seed; else the one that the student was trained with",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
@@ -107,6 +112,8 @@ def run(args: argparse.Namespace) -> None:
     pipeline = l2p.load(student, device=args.device, dtype=args.dtype)
     for source, weight in map(parse_lora, args.lora):
         pipeline.load_lora(source, weight)
+    if args.noise_generator is not None:
+        pipeline.noise_generator = args.noise_generator
     if args.compile:
         runtime.check_compiler(pipeline.device)
         pipeline.student.compile_blocks()

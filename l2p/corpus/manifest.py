@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"{path} has corpus format {version!r}, this version reads {FORMATS[0]} and {FORMATS[1]}: "
             "delete the folder to redraw it"
         )
-    settings = manifest["settings"]
+    settings = {"noise_generator": "mt19937"} | manifest["settings"]  # the only one that there was
     if version == 1:
         settings = {"solver": "teacher"} | settings  # the first ones knew no other
     return manifest | {"settings": settings, "parts": manifest.get("parts", list(OLD_PARTS))}
@@ -65,6 +65,11 @@ def check_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> No
     old, new = made["settings"] | {"parts": made["parts"]}, wanted["settings"] | {"parts": wanted["parts"]}
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
+            if key == "noise_generator":
+                raise UserError(
+                    f"the noise of the pairs in {folder} is by {old[key]}, this run's by {new[key]}: set "
+                    f"corpus.noise_generator={old[key]}, delete the folder or choose another corpus.path"
+                )
             raise UserError(
                 f"the corpus in {folder} was made with {key}={_short(old.get(key))}, this run has "
                 f"{key}={_short(new.get(key))}: delete the folder or choose another corpus.path"

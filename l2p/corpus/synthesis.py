@@ -1,6 +1,6 @@
 """The teacher draws: coupled noise in, pictures and latents out, into the shards of a corpus.
 
-Sample ``i`` starts from the pixel noise of seed ``seed + i``, seen by the teacher through the lift:
+Sample ``i`` starts from the pixel noise of seed ``seed + i``, seen by the teacher through the lift (:mod:`l2p.noise`):
 ``eps_z = A^T eps`` is white, so the pair (``eps``, picture) is an exact end of one trajectory and not a guess.
 """
 
@@ -28,7 +28,7 @@ from l2p.corpus.shards import ShardWriter
 from l2p.corpus.trajectory import Recorder
 from l2p.errors import UserError
 from l2p.locks import locked
-from l2p.patches import patchify
+from l2p.noise import latent_noise
 from l2p.side_by_side import shares, side_by_side
 
 if TYPE_CHECKING:
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
 
 LIFT = "lift.safetensors"
 WAIT = 0.5  # seconds between two looks for what another process makes
-
-
-def latent_noise(teacher: Teacher, lift: Lift, eps: Tensor) -> Tensor:
-    """Latent noise [B, c, H/f, W/f] that the lift couples to pixel noise ``eps`` [B, 3, H, W]; white if ``eps`` is."""
-    return teacher.unpack(lift.noise_to_latent(patchify(eps, teacher.geometry.token_pixels)))
 
 
 def synthesize(
@@ -106,6 +101,7 @@ def synthesize(
             "prompts_sha256": fingerprint(prompts, seed),
             "dtype": str(dtype).removeprefix("torch."),
             "shard_size": config.shard_size,
+            "noise_generator": config.noise_generator,
         }
         if config.trajectory_points:
             settings["trajectory_points"] = config.trajectory_points
@@ -183,7 +179,8 @@ def _draw(
     solver: Callable[..., Tensor] | None,
 ) -> list[Sample]:
     seeds = [seed + index for index in indices]
-    eps_z = latent_noise(teacher, lift, flow.noise(seeds, 3, *size)).to(teacher.device)
+    basis = lift.basis.to(teacher.device)
+    eps_z = teacher.unpack(latent_noise(config.noise_generator, seeds, *size, basis))
     conditioning = teacher.encode_prompts(
         prompts
     )  # outside autocast: the encoder's cache outlives this stage

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from l2p import __version__, flow
+from l2p import __version__
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.decoders.sources import Source
 from l2p.errors import UserError
@@ -37,6 +37,7 @@ from l2p.evaluation.shown import Shown
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
+from l2p.noise import pixel_noise
 from l2p.runtime import device_name, return_free_memory
 from l2p.side_by_side import shares, side_by_side
 from l2p.students.io import tensors_of
@@ -111,13 +112,15 @@ def evaluate(
     clip = Clip(config.clip, device) if config.clip else None
     basis = pipeline.student.basis
     kept = output_dir / "evaluation"
-    source = TeacherPictures(teacher, basis, teacher_config, dtype, Path(cache or kept / "teacher"))
+    source = TeacherPictures(
+        teacher, basis, teacher_config, dtype, Path(cache or kept / "teacher"), pipeline.noise_generator
+    )
     painters = {"student": pipeline}
     if with_teacher:
         painters = {"lift": StudentPipeline(lift_student, teacher.text_encoder, dtype), **painters}
     keys = {
         name: {"weights": fingerprint([*tensors_of(painter.student).values()]), "size": size, "dtype": str(dtype)}
-        | {"steps": painter.student.spec.num_steps, "device": device.type}
+        | {"steps": painter.student.spec.num_steps, "device": device.type, "noise_generator": pipeline.noise_generator}
         for name, painter in painters.items()
     }  # fmt: skip
     yardsticks = ("real",) * known_world + ("vae",) * (known_world and with_teacher)
@@ -138,7 +141,7 @@ def evaluate(
         drawn = dict(zip(PATHS["vae"], source.get(texts, seeds), strict=True)) if with_teacher else {}
         if decoder is not None:
             drawn["pid"] = _decoded(decoder, source.latents(texts, seeds), texts, seeds, size)
-        noise = flow.noise(seeds, 3, *size)
+        noise = pixel_noise(pipeline.noise_generator, seeds, *size, basis)
         for name, painter in painters.items():
             if thorough:
                 key = {**keys[name], "prompts": texts, "seeds": seeds}
@@ -258,11 +261,11 @@ def _invention(
     draws: int,
 ) -> np.ndarray:
     """Invention maps [n, H, W] of the pictures shown."""
-    p = pipeline.student.spec.patch_size
     maps = []
     for k, text in enumerate(captions):  # one at a time: these pictures may be large
         seed = EVALUATION_SEEDS + config.seed + k
-        noise = flow.noise([seed], 3, size[0] + -size[0] % p, size[1] + -size[1] % p)
+        noise = pipeline.noise([seed], *size)
+        noise = noise.rows(0, noise.shape[2])
         found = student_invention(pipeline, pipeline.text_encoder([text]), noise, draws, seed * 1000)
         maps.append(found[:, : size[0], : size[1]].numpy())
     return np.concatenate(maps) if maps else np.zeros((0, *size))

@@ -63,11 +63,10 @@ def paths_latency(
         source: the teacher, timed with its many steps and with one; None leaves it out.
         size: height and width in pixels.
     """
-    from l2p import flow
 
     def teacher(num_steps: int) -> Callable[[int], object]:
         def draw(number: int) -> object:
-            noise = flow.noise([first_seed + number % config.num_images], 3, *size)
+            noise = source.noise([first_seed + number % config.num_images], *size)
             return source.draw([captions[number % len(captions)]], noise, num_steps)
 
         return draw

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2p import flow, runtime
+from l2p import runtime
 from l2p.files import atomic_path
 from l2p.images import Pictures, to_uint8
+from l2p.noise import pixel_noise
 from l2p.patches import patchify
 from l2p.side_by_side import shares, side_by_side
 
@@ -40,12 +41,20 @@ class TeacherPictures:
     """
 
     def __init__(
-        self, teacher: Teacher, basis: Tensor, config: TeacherConfig, dtype: torch.dtype, folder: Path
+        self,
+        teacher: Teacher,
+        basis: Tensor,
+        config: TeacherConfig,
+        dtype: torch.dtype,
+        folder: Path,
+        noise_generator: str = "philox",
     ) -> None:
         self.teacher, self.basis, self.config, self.dtype, self.folder = teacher, basis, config, dtype, folder
+        self.noise_generator = noise_generator
         self.key = {
             "teacher": fingerprint([*teacher.transformer.state_dict().values()]),
             "basis": fingerprint([basis]),
+            "noise_generator": noise_generator,
             "steps": config.num_inference_steps,
             "guidance": config.guidance_scale,
             "size": [config.height, config.width],
@@ -64,13 +73,17 @@ class TeacherPictures:
 
     def _arrays(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, np.ndarray]:
         def draw() -> dict[str, np.ndarray]:
-            noise = flow.noise(seeds, 3, self.config.height, self.config.width)
+            noise = self.noise(seeds, self.config.height, self.config.width)
             z = self.sample(prompts, noise, self.config.num_inference_steps)
             one = self.draw(prompts, noise, 1)
             return {"many": self.decode(z), "one": one, "z": z.cpu().half().numpy()}
 
         key = {**self.key, "prompts": list(prompts), "seeds": list(seeds)}
         return remembered(self.folder, key, ("many", "one", "z"), draw)
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Tensor:
+        """Pixel noise [B, 3, H, W] of seeds, that which the student is given."""
+        return pixel_noise(self.noise_generator, seeds, height, width, self.basis)
 
     def draw(self, prompts: Sequence[str], noise: Tensor, num_steps: int) -> Pictures:
         """Pictures of pixel noise [B, 3, H, W], prompt to 8-bit."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
+from l2p.noise import pixel_noise
 from l2p.runtime import autocast, own_memory
 from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers.text import TextEncoder
@@ -124,7 +125,9 @@ class PixelPipeline(DiffusionPipeline):
         Args:
             height, width: pixels, multiples of 8; as trained if None.
             num_inference_steps: as trained if None, which is 1.
-            generator: on the CPU, one or one a picture; `torch.Generator().manual_seed(7)` is `l2p generate --seed 7`.
+            generator: on the CPU, one or one a picture; `torch.Generator().manual_seed(7)` is `l2p generate --seed 7`. Of
+                a student of Philox noise it gives its seed, and is left as it is: one for several pictures gives them
+                this seed and the next ones.
             output_type: "pil", "np" ([B, H, W, 3] in [0, 1]) or "pt" ([B, 3, H, W] in [0, 1]).
             callback_on_step_end: `(pipeline, step, time, {"pixels": x})`; the pixels that it returns are gone on with.
 
@@ -142,8 +145,8 @@ class PixelPipeline(DiffusionPipeline):
             )
         height, width = self._side("height", height), self._side("width", width)
         p = spec.patch_size
-        noise = flow.noise_from(_each(generator, len(prompts)), 3, height + -height % p, width + -width % p)
         device, dtype = self._execution_device, self.student.dtype
+        noise = self._noise(_each(generator, len(prompts)), height + -height % p, width + -width % p)
         texts = TextEncoder(self.tokenizer, self.text_encoder, cache_size=0)
         conditioning = texts(prompts).to(device)
         empty = texts.empty().to(device) if spec.guidance_scale > 1 else None
@@ -168,6 +171,13 @@ class PixelPipeline(DiffusionPipeline):
             images = (pictures.clamp(-1, 1) + 1) / 2
             images = images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _noise(self, generators: list[torch.Generator], height: int, width: int) -> Tensor:
+        """White noise [B, 3, height, width] by the student's generator."""
+        if self.student.spec.noise_generator == "mt19937":
+            return flow.noise_from(generators, 3, height, width)
+        seeds = [g.initial_seed() % 2**63 + generators[:i].count(g) for i, g in enumerate(generators)]
+        return pixel_noise(self.student.spec.noise_generator, seeds, height, width, self.student.basis)
 
     def _side(self, name: str, value: int | None) -> int:
         value = getattr(self.student.spec, name) if value is None else value

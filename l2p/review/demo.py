@@ -133,7 +133,6 @@ class Painter:
             return picture, 1000 * (time.perf_counter() - start)
 
     def _paint(self, wish: Wish) -> Pictures:
-        from l2p import flow
         from l2p.decoders.sources import Source
 
         size = (wish.height, wish.width)
@@ -141,9 +140,8 @@ class Painter:
             return np.asarray(
                 self.pipeline.generate(wish.prompt, seeds=wish.seed, height=size[0], width=size[1])[0]
             )
-        z = self._source.sample(
-            [wish.prompt], flow.noise([wish.seed], 3, *size), self.teacher.num_inference_steps
-        )
+        noise = self._source.noise([wish.seed], *size)
+        z = self._source.sample([wish.prompt], noise, self.teacher.num_inference_steps)
         if wish.path == "vae":
             return self._source.decode(z)[0]
         return self._pid(Source(z.float(), 0.0, *size, wish.prompt), wish.seed)

@@ -206,19 +206,18 @@ def teacher_source(config: TeacherConfig, pipeline: StudentPipeline) -> TeacherP
 
     weights = frozen_dtype(pipeline.device, pipeline.dtype)
     teacher = load_teacher(config.path, config.revision, pipeline.device, weights)
-    return TeacherPictures(teacher, pipeline.student.basis, config, pipeline.dtype, Path())
+    generator = pipeline.noise_generator
+    return TeacherPictures(teacher, pipeline.student.basis, config, pipeline.dtype, Path(), generator)
 
 
 def teacher_painter(config: TeacherConfig, pipeline: StudentPipeline):
     """``(prompt, seeds, height, width) -> [picture]`` of a teacher, from the pixel noise of a student's pipeline."""
     from PIL import Image
 
-    from l2p import flow
-
     source = teacher_source(config, pipeline)
 
     def paint(prompt: str, seeds: int, height: int, width: int) -> list[Image.Image]:
-        noise = flow.noise([seeds], 3, height, width)
+        noise = source.noise([seeds], height, width)
         return [Image.fromarray(source.draw([prompt], noise, config.num_inference_steps)[0])]
 
     return paint

@@ -37,12 +37,14 @@ def student_spec(
     teacher: dict[str, Any] | None = None,
     transformer_class: str = "ZImageTransformer2DModel",
     options: Mapping[str, Any] | None = None,
+    noise_generator: str = "philox",
 ) -> StudentSpec:
     """Spec of the student of a teacher with this transformer config; no weights are touched.
 
     Args:
         size: height and width in pixels that the student is trained on.
         options: what the core has to know besides, see :data:`l2p.students.cores.base.OPTIONS`.
+        noise_generator: that of the pairs it is trained on, see :mod:`l2p.noise`.
 
     Raises:
         UserError: an unknown head, a patch that is not the teacher's, or a network that no student can keep.
@@ -72,6 +74,7 @@ def student_spec(
         height=height,
         width=width,
         teacher=teacher or {},
+        noise_generator=noise_generator,
     )
 
 
@@ -131,6 +134,7 @@ def from_teacher(
     config: StudentConfig,
     size: tuple[int, int] | None = None,
     guidance_scale: float = 0.0,
+    noise_generator: str = "philox",
 ) -> PixelStudent:
     """The step-zero student, in the teacher's dtype and on its device; it shares no memory with the teacher.
 
@@ -141,6 +145,7 @@ def from_teacher(
     Args:
         size: height and width in pixels to record as the student's own.
         guidance_scale: the guidance that the core is told, where the teacher takes it as an input.
+        noise_generator: that of the pairs it is trained on, see :mod:`l2p.noise`.
 
     Raises:
         UserError: the teacher's network is one that no student can keep, or a patch that is not the teacher's.
@@ -156,7 +161,9 @@ def from_teacher(
     if config.core is not None:
         transformer, kind, options = None, OWN_CORE, {}
         sizes = own_core(config.core, teacher.text_encoder.width)
-    spec = student_spec(sizes, teacher.geometry, lift.scale, config, size, origin, kind, options)
+    spec = student_spec(
+        sizes, teacher.geometry, lift.scale, config, size, origin, kind, options, noise_generator
+    )
     with torch.device("meta"):  # a large core is never initialised only to be overwritten
         student = PixelStudent(spec)
 

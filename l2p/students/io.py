@@ -19,6 +19,7 @@ import torch
 from l2p import __version__
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
+from l2p.noise import GENERATORS
 from l2p.runtime import DTYPES
 from l2p.students import quantize, weights
 from l2p.students.lora import lora_of, plain_state, read_lora, write_lora
@@ -39,6 +40,7 @@ LATER = {
     "interval": False,
     "guidance_scale": 1.0,
     "shift": 1.0,
+    "noise_generator": "mt19937",
 }  # what folders from before these were written mean
 FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora", "quantization"}
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
@@ -209,6 +211,10 @@ def read_spec(folder: str | Path) -> StudentSpec:
     latest = config["latest_time"]
     if type(latest) not in (int, float) or not 0 < latest <= 1:
         raise _broken(folder, f"latest_time is {latest!r}, expected a number above 0, at most 1")
+    if config["noise_generator"] not in GENERATORS:
+        raise _broken(
+            folder, f"noise_generator is {config['noise_generator']!r}, expected {' or '.join(GENERATORS)}"
+        )
     if type(config["noise_in_span"]) is not bool:
         raise _broken(folder, f"noise_in_span is {config['noise_in_span']!r}, expected true or false")
     for name in ("height", "width"):

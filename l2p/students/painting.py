@@ -24,6 +24,7 @@ from l2p.students.heads import PatchHead
 
 if TYPE_CHECKING:
     from l2p.flow import Noise
+    from l2p.noise import PhiloxNoise
     from l2p.students.student import PixelStudent
     from l2p.teachers.protocol import Conditioning
 
@@ -37,7 +38,7 @@ NOISE_BYTES = 64 * 2**20  # noise drawn at a time for the core
 @torch.no_grad()
 def paint(
     student: PixelStudent,
-    noise: Noise,
+    noise: Noise | PhiloxNoise,
     conditioning: Conditioning,
     height: int,
     width: int,
@@ -104,16 +105,16 @@ class _Input:
         kept_bytes: of the noise that is held all the same, as drawing it twice takes time: not more than ``keep``.
     """
 
-    def __init__(self, student: PixelStudent, noise: Noise, keep: int) -> None:
+    def __init__(self, student: PixelStudent, noise: Noise | PhiloxNoise, keep: int) -> None:
         self.student, self.noise = student, noise
         self.in_span = student.spec.noise_in_span
         batch, channels, height, width = noise.shape
         size = 4 * batch * channels * height * width
         # Drawn at once it takes half the time; what the head asks of noise in the span is in the latents.
-        self._kept = noise.rows(0, height) if size <= keep else None
+        self._latents = noise.latents() if self.in_span and hasattr(noise, "latents") else None
+        self._kept = noise.rows(0, height) if self._latents is None and size <= keep else None
         self.kept_bytes = 0 if self._kept is None or self.in_span else size
         self.pooled: Tensor | None = None
-        self._latents: Tensor | None = None
 
     def embedded(self, t: Tensor) -> Tensor:
         """The core's tokens [B, h, w, dim] at its time t [B]; finds ``pooled`` on the way."""
@@ -123,14 +124,18 @@ class _Input:
         head = self.student.head
         latents, pooled, tokens = [], [], []
         for start in range(0, height, step):
-            rows = patchify(self._drawn(start, min(start + step, height)), p)
-            if self.in_span:
-                latents.append(self.student.to_span(rows))
-                rows = self.student.from_span(latents[-1])
+            stop = min(start + step, height)
+            if self._latents is not None:  # nothing else of the noise is looked at, so nothing else is drawn
+                rows = self.student.from_span(self._latents[:, start // p : stop // p])
+            else:
+                rows = patchify(self._drawn(start, stop), p)
+                if self.in_span:
+                    latents.append(self.student.to_span(rows))
+                    rows = self.student.from_span(latents[-1])
             if isinstance(head, PatchHead):
                 pooled.append(head.pool(rows))
             tokens.append(self.student.core.embed(rows, t))
-        if self.in_span:
+        if latents:
             self._latents, self._kept = torch.cat(latents, dim=1), None
         self.pooled = torch.cat(pooled, dim=1) if pooled else None
         return torch.cat(tokens, dim=1)

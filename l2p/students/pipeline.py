@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from l2p import flow
 from l2p.errors import UserError
 from l2p.images import Pictures, to_uint8
+from l2p.noise import check_generator, noise_of
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
 from l2p.students.external_lora import merge_loras
@@ -26,6 +26,8 @@ from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers import PATTERNS, load_text_encoder
 
 if TYPE_CHECKING:
+    from l2p.flow import Noise
+    from l2p.noise import PhiloxNoise
     from l2p.teachers.protocol import Conditioning
     from l2p.teachers.text import PromptEncoder
 
@@ -98,6 +100,9 @@ class StudentPipeline:
 
     Args:
         dtype: of the arithmetic; the student's weights are brought to it, unless it is fp32.
+
+    Attributes:
+        noise_generator: what makes the noise of a seed (:mod:`l2p.noise`); at first the student's own.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class StudentPipeline:
         self.text_encoder = text_encoder
         self.dtype = dtype
         self.graphs: StepGraphs | None = None
+        self.noise_generator = check_generator(student.spec.noise_generator)
         if dtype != torch.float32 and student.quantization is None:
             cast_weights(self.student, dtype)
 
@@ -194,8 +200,7 @@ class StudentPipeline:
         Sides are multiples of 8. Whole patches of noise are drawn and the picture is cut from them, so that the student
         never sees a patch that it was not trained for.
         """
-        p = self.student.spec.patch_size
-        noise = flow.Noise.of_seeds(seeds, 3, height + -height % p, width + -width % p)
+        noise = self.noise(seeds, height, width)
         conditioning = self.text_encoder(prompts).to(self.device)
         steps = self.student.spec.num_steps if num_steps is None else num_steps
         one_step = steps == 1 and self.guidance(guidance_scale) <= 1
@@ -211,6 +216,13 @@ class StudentPipeline:
         else:
             pictures = self.sample(conditioning, whole, num_steps, guidance_scale)
         return to_uint8(pictures[:, :, :height, :width])
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Noise | PhiloxNoise:
+        """The noise of these seeds for pictures of a size, whole patches of it; ``rows(0, shape[2])`` is all of it."""
+        p = self.student.spec.patch_size
+        return noise_of(
+            self.noise_generator, seeds, height + -height % p, width + -width % p, self.student.basis
+        )
 
     def guidance(self, scale: float | None = None) -> float:
         """The scale that is drawn with: this one, or the student's own; 1 and less is no guidance."""

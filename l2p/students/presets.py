@@ -143,10 +143,17 @@ def random_student(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PixelStudent:
-    """A preset's student, in evaluation mode, with random weights made on the device in `dtype`; see `randomise`."""
+    """A preset's student, in evaluation mode, with random weights made on the device in `dtype`; see `randomise`.
+
+    Its basis is orthonormal, as a lift's is, so that noise in the span is white.
+    """
     with torch.device("meta"):
         student = PixelStudent(preset_spec(name, height, width, head, num_steps)).to(dtype)
     randomise(student.to_empty(device=device))
+    basis = torch.linalg.qr(student.basis)[0]
+    for part in (student, student.head):
+        if hasattr(part, "basis"):
+            part.basis.copy_(basis)
     return student.eval()
 
 

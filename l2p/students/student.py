@@ -51,6 +51,7 @@ class StudentSpec:
         guidance_scale: of classifier-free guidance at every step, ``x_0(empty) + w (x_0 - x_0(empty))``; 1 is none. A student
             of few steps has its teacher's guidance in its weights; a many-step one may need it when it draws.
         shift: of the steps' times towards noise, see :func:`l2p.flow.shift_time`; 1 is even times.
+        noise_generator: what makes the noise of a seed, see :mod:`l2p.noise`: the one it was trained with.
     """
 
     patch_size: int
@@ -67,6 +68,7 @@ class StudentSpec:
     interval: bool = False
     guidance_scale: float = 1.0
     shift: float = 1.0
+    noise_generator: str = "philox"
 
 
 class Seen(NamedTuple):

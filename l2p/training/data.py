@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from l2p import flow, processes
+from l2p import processes
 from l2p.errors import UserError
 from l2p.images import from_uint8
+from l2p.noise import pixel_noise
 from l2p.objectives.base import WHOLE, Batch, Share
 
 RAM_BUDGET = 2 * 1024**3  # bytes; a corpus below this is read once and kept
@@ -99,15 +101,41 @@ class StepSampler(Sampler[list[int]]):
         return self.indices[self._permutations[epoch][place]]
 
 
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items of a corpus to images [B, 3, H, W] in [-1, 1], latents, their pixel noise, and prompts."""
-    images = from_uint8(_stack([item["image"] for item in items]))
-    return {
-        "images": images,
-        "latents": torch.stack([torch.as_tensor(item["latent"], dtype=torch.float32) for item in items]),
-        "noise": flow.noise([int(item["seed"]) for item in items], 3, *images.shape[-2:]),
-        "prompts": [item["prompt"] for item in items],
-    }
+@dataclass(frozen=True)
+class PairNoise:
+    """The pixel noise of pairs by their seeds, see :mod:`l2p.noise`.
+
+    Args:
+        generator: that of the corpus.
+        basis: A [3 p^2, d] of the lift, on the device of the training.
+    """
+
+    generator: str
+    basis: Tensor
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Items of a corpus to images [B, 3, H, W] in [-1, 1], latents, seeds and prompts, in a worker's process.
+
+        With the noise where its generator belongs to the CPU.
+        """
+        images, seeds = from_uint8(_stack([item["image"] for item in items])), [int(i["seed"]) for i in items]
+        batch = {
+            "images": images,
+            "latents": torch.stack([torch.as_tensor(item["latent"], dtype=torch.float32) for item in items]),
+            "seeds": seeds,
+            "prompts": [item["prompt"] for item in items],
+        }
+        if self.generator == "mt19937":
+            batch["noise"] = pixel_noise(self.generator, seeds, *images.shape[-2:], self.basis.cpu())
+        return batch
+
+    def of(self, batch: dict[str, Any]) -> Tensor:
+        """The noise [B, 3, H, W] of a collated batch, on its device."""
+        images = batch["images"]
+        if "noise" in batch:
+            return batch["noise"]
+        basis = self.basis.to(images.device)
+        return pixel_noise(self.generator, batch["seeds"], *images.shape[-2:], basis)
 
 
 def _stack(images: Sequence[Any]) -> Any:
@@ -123,6 +151,7 @@ class DistillDataModule(pl.LightningDataModule):
         teacher: encodes the prompts (`encode_prompts`), each of them once.
         held_out: pairs at the corpus' end that are never trained on.
         shares: the parts of each step's batch that this process trains on.
+        noise: what draws the pairs' noise.
     """
 
     def __init__(
@@ -135,9 +164,11 @@ class DistillDataModule(pl.LightningDataModule):
         total_steps: int,
         held_out: int = 0,
         shares: Sequence[Share] = (WHOLE,),
+        *,
+        noise: PairNoise,
     ):
         super().__init__()
-        self.dataset, self.teacher, self.batch_size = dataset, teacher, batch_size
+        self.dataset, self.teacher, self.batch_size, self.noise = dataset, teacher, batch_size, noise
         self.seed, self.stage_name, self.total_steps = seed, stage, total_steps
         self.indices, self.shares = range(len(dataset) - held_out), shares
 
@@ -163,7 +194,9 @@ class DistillDataModule(pl.LightningDataModule):
             self.shares,
         )
         workers = 0 if isinstance(self.dataset, list) else max(1, min(8, (os.cpu_count() or 2) - 1))
-        return DataLoader(self.dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+        return DataLoader(
+            self.dataset, batch_sampler=sampler, collate_fn=self.noise.collate, num_workers=workers
+        )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:
         return self.to_batch(batch)
@@ -172,19 +205,22 @@ class DistillDataModule(pl.LightningDataModule):
         """A collated batch, on the device, with its prompts encoded."""
         conditioning = self.teacher.encode_prompts(batch["prompts"]).to(batch["images"].device)
         return Batch(
-            images=batch["images"], latents=batch["latents"], noise=batch["noise"], conditioning=conditioning
+            images=batch["images"],
+            latents=batch["latents"],
+            noise=self.noise.of(batch),
+            conditioning=conditioning,
         )
 
 
 def held_out_batch(
-    dataset: Dataset | list[dict[str, Any]], teacher: Any, count: int, device: torch.device
+    dataset: Dataset | list[dict[str, Any]], teacher: Any, count: int, device: torch.device, noise: PairNoise
 ) -> tuple[Batch, list[str]]:
     """The corpus' last `count` pairs as one batch on the device, and their prompts."""
-    items = collate([dataset[i] for i in range(len(dataset) - count, len(dataset))])
+    items = noise.collate([dataset[i] for i in range(len(dataset) - count, len(dataset))])
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in items.items()}
     conditioning = teacher.encode_prompts(moved["prompts"]).to(device)
     batch = Batch(
-        images=moved["images"], latents=moved["latents"], noise=moved["noise"], conditioning=conditioning
+        images=moved["images"], latents=moved["latents"], noise=noise.of(moved), conditioning=conditioning
     )
     return batch, items["prompts"]
 

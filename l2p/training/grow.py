@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2p import flow, runtime
+from l2p import runtime
 from l2p.errors import UserError
 from l2p.files import write_json
 from l2p.images import Pictures, labelled_grid, save_png, to_uint8
+from l2p.noise import pixel_noise
 from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
@@ -171,7 +172,7 @@ def show(
     keep = {}
     hook = student.head.inner.register_forward_hook(lambda module, args, out: keep.update(small=out.float()))
     for seed, prompt in zip(seeds, prompts, strict=True):
-        noise = flow.noise([seed], 3, height, width).to(student.device)
+        noise = pixel_noise(student.spec.noise_generator, [seed], height, width, student.basis)
         with runtime.autocast(student.device, dtype):
             grown.append(to_uint8(student.sample(noise, texts([prompt]), 1)))
         large = F.interpolate(keep["small"], scale_factor=recipe.factor, mode="bicubic", align_corners=False)

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from l2p import flow, processes
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
 from l2p.corpus.prompts import LANDSCAPES
-from l2p.corpus.synthesis import LIFT, latent_noise, weights_fingerprint
+from l2p.corpus.synthesis import LIFT, weights_fingerprint
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.landscapes import render_batch
 from l2p.lift import Lift, fit_lift, fit_readout, neighbourhoods
+from l2p.noise import pixel_noise
 from l2p.objectives import build_objectives
 from l2p.objectives.base import Batch
 from l2p.patches import patchify
@@ -34,7 +35,14 @@ from l2p.students.io import load_student, save_student
 from l2p.students.lora import merged
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import Teacher, load_teacher
-from l2p.training.data import DistillDataModule, held_out_batch, in_memory, shares_of, step_generator
+from l2p.training.data import (
+    DistillDataModule,
+    PairNoise,
+    held_out_batch,
+    in_memory,
+    shares_of,
+    step_generator,
+)
 from l2p.training.fit import fit
 from l2p.training.held_out import HeldOut
 from l2p.training.progress import bar
@@ -99,7 +107,9 @@ class Run:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        batch, prompts = held_out_batch(self.dataset, self.teacher, self.num_held_out, self.device)
+        batch, prompts = held_out_batch(
+            self.dataset, self.teacher, self.num_held_out, self.device, self.pair_noise
+        )
         return HeldOut(batch, prompts, self.dtype)
 
     def data(self, stage: str, config: StageConfig) -> DistillDataModule:
@@ -113,7 +123,13 @@ class Run:
             config.steps,
             self.num_held_out,
             shares_of(config.batch_size, config.accumulate),
+            noise=self.pair_noise,
         )
+
+    @property
+    def pair_noise(self) -> PairNoise:
+        """What draws the noise of the corpus' pairs."""
+        return PairNoise(self.recipe.corpus.noise_generator, self.lift.basis.to(self.device))
 
     def new_student(self, head: str | None = None) -> nn.Module:
         """The untrained student of the recipe, or the pure lift of the teacher under another kind of head."""
@@ -126,7 +142,8 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)  # a fresh head is the same in every run, resumed or not
             guidance = self.recipe.teacher.guidance_scale
-            student = from_teacher(self.teacher, self.lift, config, size, guidance)
+            generator = self.recipe.corpus.noise_generator
+            student = from_teacher(self.teacher, self.lift, config, size, guidance, generator)
             # Whole, a student that needs sharding may be too large for the device.
             return student.to("cpu" if self.strategy == "fsdp" else self.device).float()
 
@@ -295,8 +312,10 @@ def _teacher_pictures(run: Run, count: int) -> tuple[Batch, list[str]]:
     recipe, teacher = run.recipe, run.teacher
     prompts = prompts_for(recipe.corpus.prompts, range(count), LIFT_SEED)
     seeds = [LIFT_SEED + i for i in range(count)]
-    noise = flow.noise(seeds, 3, recipe.teacher.height, recipe.teacher.width).to(run.device)
-    z = _draw(run, latent_noise(teacher, run.lift, noise), prompts)
+    size = (recipe.teacher.height, recipe.teacher.width)
+    noise = pixel_noise(recipe.corpus.noise_generator, seeds, *size, run.lift.basis)
+    eps = run.lift.noise_to_latent(patchify(noise, teacher.geometry.token_pixels))
+    z = _draw(run, teacher.unpack(eps), prompts)
     with autocast(run.device, run.dtype):
         images = teacher.decode(z).clamp(-1, 1)
     return Batch(images=images, latents=z, noise=noise, conditioning=teacher.encode_prompts(prompts)), prompts

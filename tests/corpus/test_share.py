@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from l2p import flow
 from l2p.corpus import CorpusDataset, read_manifest
 from l2p.corpus.dataset import verify
-from l2p.corpus.synthesis import latent_noise
 from l2p.errors import UserError
+from l2p.noise import latent_noise
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -109,7 +108,7 @@ def test_trajectory_points_are_those_of_the_teacher_s_own_steps(corpora, tmp_pat
     assert "points" not in CorpusDataset(folder)[4]
     teacher, times = corpora.ArithmeticTeacher(), [0.8, 0.4, 0.2]  # of 0.8, 0.6, 0.4, 0.2
     torch.testing.assert_close(sample["times"], torch.tensor(times))
-    eps = latent_noise(teacher, corpora.lift(), flow.noise([sample["seed"]], 3, 16, 24))
+    eps = teacher.unpack(latent_noise("philox", [sample["seed"]], 16, 24, corpora.lift().basis))
     words = teacher.encode_prompts([sample["prompt"]])
     for t, point in zip(times, sample["points"], strict=True):
         z = teacher.sample(eps, words, 5, 0.5, stop_at=t + 1e-4)

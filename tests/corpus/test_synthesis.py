@@ -5,17 +5,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from l2p import flow, images
+from l2p import images
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
-from l2p.corpus.synthesis import latent_noise, weights_fingerprint
+from l2p.corpus.synthesis import weights_fingerprint
 from l2p.errors import UserError
 from l2p.lift import fit_lift
+from l2p.noise import GENERATORS, latent_noise, pixel_noise
 from l2p.patches import patchify
 from l2p.recipe import CorpusConfig
 
@@ -55,24 +55,38 @@ def test_each_sample_is_the_teacher_s_answer_to_its_own_seed_and_prompt(corpora,
         sample = dataset[index]
         assert sample["seed"] == 5 + index
         assert [sample["prompt"]] == prompts_for("landscapes", [index], 5)
-        eps = flow.noise([5 + index], 3, 16, 24)
-        z = teacher.sample(latent_noise(teacher, lift, eps), teacher.encode_prompts([sample["prompt"]]), 2)
+        noise = pixel_noise("philox", [5 + index], 16, 24, lift.basis)  # as a student is given it
+        eps = lift.noise_to_latent(patchify(noise, 4))
+        assert (eps - latent_noise("philox", [5 + index], 16, 24, lift.basis)).abs().max() < 1e-5
+        eps = teacher.unpack(latent_noise("philox", [5 + index], 16, 24, lift.basis))
+        z = teacher.sample(eps, teacher.encode_prompts([sample["prompt"]]), 2)
         assert torch.equal(sample["latent"], z[0].half().float())
         assert sample["latent"].dtype == torch.float32
         assert np.array_equal(sample["image"], images.to_uint8(teacher.decode(z.half().float()))[0])
 
 
-def test_the_coupled_noise_is_white():
+@pytest.mark.parametrize("noise_generator", GENERATORS)
+def test_the_coupled_noise_is_white(noise_generator):
     """Variance 1 and no correlation between neighbouring latents, to the accuracy of the count."""
-    teacher = SimpleNamespace(
-        geometry=SimpleNamespace(token_pixels=4),
-        unpack=lambda tokens: tokens,
-    )
     generator = torch.Generator().manual_seed(1)
     lift = fit_lift(torch.randn(400, 48, generator=generator), torch.randn(400, 16, generator=generator))
-    z = latent_noise(teacher, lift, flow.noise(range(64), 3, 32, 32)).reshape(-1, 16).double()
+    z = latent_noise(noise_generator, range(64), 32, 32, lift.basis).reshape(-1, 16).double()
     covariance = z.T @ z / len(z)
     assert (covariance - torch.eye(16)).abs().max() < 5 * (2 / len(z)) ** 0.5
+
+
+def test_pairs_of_other_noise_are_refused(corpora, straight, tmp_path):
+    """Also those of a manifest from before generators had names, whose noise was by mt19937."""
+    folder = corpora.draw(tmp_path / "old", replace(corpora.CONFIG, noise_generator="mt19937"))
+    assert not torch.equal(CorpusDataset(folder)[0]["latent"], CorpusDataset(straight)[0]["latent"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["settings"].pop("noise_generator") == "mt19937"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        UserError, match=r"is by mt19937, this run's by philox: set corpus.noise_generator=mt19937"
+    ):
+        corpora.draw(folder)
+    corpora.draw(folder, replace(corpora.CONFIG, noise_generator="mt19937"))
 
 
 def test_a_corpus_grows_and_its_first_pairs_stay(corpora, straight, tmp_path):

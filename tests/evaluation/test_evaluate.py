@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from l2p import flow
 from l2p.decoders.build import from_teacher as decoder_from_teacher
 from l2p.decoders.io import save_decoder
 from l2p.errors import UserError
@@ -19,6 +18,7 @@ from l2p.evaluation.report import write_report
 from l2p.evaluation.saved import evaluate_folder
 from l2p.images import from_uint8, to_uint8
 from l2p.lift import Lift
+from l2p.noise import pixel_noise
 from l2p.patches import patchify
 from l2p.recipe import EvaluationConfig, HeadConfig, StudentConfig, TeacherConfig
 from l2p.students.build import from_teacher
@@ -96,7 +96,7 @@ def test_pictures_are_those_of_the_same_noise(run, teacher, teacher_config):
     folder, pipeline, _ = run
     with np.load(folder / "evaluation" / "pictures.npz") as file:
         assert file["captions"].shape == (4,) and file["real"].shape == (4, 64, 64, 3)
-        noise = flow.noise([EVALUATION_SEEDS + 1], 3, 64, 64)
+        noise = pixel_noise("philox", [EVALUATION_SEEDS + 1], 64, 64, pipeline.student.basis)
         eps = teacher.unpack(patchify(noise, 16) @ pipeline.student.basis)
         z = teacher.sample(eps, teacher.encode_prompts([str(file["captions"][1])]), 3)
         many = from_uint8(to_uint8(teacher.decode(z)))

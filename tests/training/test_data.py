@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from l2p import flow
+from l2p.noise import GENERATORS, pixel_noise
 from l2p.teachers import Conditioning
 from l2p.training import data as data_module
-from l2p.training.data import DistillDataModule, StepSampler, collate, derive_seed, step_generator
+from l2p.training.data import DistillDataModule, PairNoise, StepSampler, derive_seed, step_generator
 
 
 def test_batches_are_a_function_of_seed_stage_and_step():
@@ -66,11 +66,17 @@ def items(count=5):
     ]
 
 
-def test_collate_gives_the_noise_of_each_pairs_seed():
-    batch = collate(items(3))
+BASIS = torch.linalg.qr(torch.randn(768, 12, generator=torch.Generator().manual_seed(0)))[0]
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_a_batch_has_the_noise_of_each_pairs_seed(generator):
+    noise = PairNoise(generator, BASIS)
+    batch = noise.collate(items(3))
     assert batch["images"].shape == (3, 3, 16, 16)
     assert batch["images"].min() >= -1 and batch["images"].max() <= 1
-    assert torch.equal(batch["noise"], flow.noise([100, 101, 102], 3, 16, 16))
+    assert ("noise" in batch) == (generator == "mt19937")  # drawn by the workers, the other on the device
+    assert torch.equal(noise.of(batch), pixel_noise(generator, [100, 101, 102], 16, 16, BASIS))
     assert batch["latents"][2].eq(2.0).all()
 
 
@@ -84,7 +90,16 @@ def test_a_small_corpus_is_kept_in_memory(monkeypatch):
 
 def test_held_out_pairs_are_never_drawn_and_prompts_are_encoded_once_in_their_order():
     teacher = Teacher()
-    data = DistillDataModule(items(), teacher, batch_size=2, seed=0, stage="s", total_steps=30, held_out=2)
+    data = DistillDataModule(
+        items(),
+        teacher,
+        batch_size=2,
+        seed=0,
+        stage="s",
+        total_steps=30,
+        held_out=2,
+        noise=PairNoise("philox", BASIS),
+    )
     data.setup("fit")
     assert teacher.encoded == ["prompt 0", "prompt 1"]
     seen = {int(v) for batch in data.train_dataloader() for v in batch["latents"][:, 0, 0, 0]}
