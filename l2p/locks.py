@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from l2p.errors import UserError
 from l2p.files import check_writable
 
+T = TypeVar("T")
 PATIENCE = 0.2  # seconds: a holder that is just leaving is no holder
 
 
 class InUse(UserError):
-    """Another living process holds the folder."""
+    """Another living process holds the folder.
+
+    Attributes:
+        who: the folder and its holder, in words.
+    """
+
+    def __init__(self, who: str, advice: str) -> None:
+        super().__init__(f"{who}: {advice}")
+        self.who = who
 
 
 @contextmanager
@@ -28,7 +39,8 @@ def locked(
     """Hold `folder`, or what else the lock file `name` in it stands for, for this process.
 
     The lock is `flock`'s, so the kernel takes it back when its process ends. The file names the holder for the message
-    alone; where a kill left it behind, the next holder writes it anew.
+    alone; where a kill left it behind, the next holder writes it anew. A folder that was made for it and is still empty
+    at the end is removed.
 
     Args:
         key: the option that names another folder, for the message.
@@ -38,21 +50,41 @@ def locked(
         InUse: another living process has it.
         UserError: nothing can be written or locked there.
     """
-    check_writable(folder)
     path = folder / name
     # not thread_local: a generator may be closed by another thread than the one that started it
     lock = FileLock(path, timeout=wait, thread_local=False, on_acquired=_sign)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InUse(f"{folder} is in use by {_holder(path)}: wait for it, or choose another {key}") from None
-    except OSError as error:
-        raise UserError(f"cannot lock {path}: {(error.strerror or str(error)).lower()}") from None
+    for attempts_left in reversed(range(10)):
+        made = not folder.exists()
+        check_writable(folder)
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            who = f"{folder} is in use by {_holder(path)}"
+            raise InUse(who, f"wait for it, or choose another {key}") from None
+        except OSError as error:
+            # another process that had made the folder, and left it empty, has just removed it
+            if not isinstance(error, FileNotFoundError) or not attempts_left:
+                raise UserError(f"cannot lock {path}: {(error.strerror or str(error)).lower()}") from None
     try:
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: who waits for this very file sees that it is gone
         lock.release()
+        if made:
+            with suppress(OSError):  # nothing was written there: a mistake leaves no folder
+                folder.rmdir()
+
+
+def holding_output_dir(run: Callable[..., T]) -> Callable[..., T]:
+    """``run(recipe, ...)``, during which the process holds the recipe's ``output_dir``."""
+
+    @wraps(run)
+    def held(recipe: Any, *args: Any, **kwargs: Any) -> T:
+        with locked(Path(recipe.output_dir)):
+            return run(recipe, *args, **kwargs)
+
+    return held
 
 
 def _sign(descriptor: int) -> None:

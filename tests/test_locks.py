@@ -28,7 +28,7 @@ from pathlib import Path
 from l2p.locks import locked
 folder = Path(sys.argv[1])
 sys.stdin.read(1)
-for _ in range(100):
+for _ in range(40):
     with locked(folder, wait=60):
         number = int((folder / "count").read_text())
         (folder / "count").write_text(str(number + 1))
@@ -84,7 +84,7 @@ def test_one_at_a_time_among_many(tmp_path):
         other.stdin.write("x")
         other.stdin.flush()
     assert [other.wait() for other in others] == [0] * 4
-    assert (tmp_path / "count").read_text() == "400"
+    assert (tmp_path / "count").read_text() == "160"
 
 
 def test_a_planted_link_is_neither_followed_nor_changed(tmp_path):
@@ -103,3 +103,15 @@ def test_a_file_in_the_way_is_told(tmp_path):
     with pytest.raises(UserError, match="a file stands where a folder is needed"):
         with locked(Path(tmp_path / "file")):
             pass
+
+
+def test_a_folder_made_for_nothing_is_removed_and_one_that_was_there_stays(tmp_path):
+    with pytest.raises(UserError), locked(tmp_path / "new"):
+        raise UserError("a mistake")
+    there = tmp_path / "there"
+    there.mkdir()
+    with locked(there):
+        pass
+    with locked(tmp_path / "used"):
+        (tmp_path / "used" / "result").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "used"]

@@ -89,7 +89,10 @@ def run(args: argparse.Namespace) -> int:
     paths = _paths(args.paths)
     folder = Path(args.student).resolve() if holds_pictures(args.student) else resolve_student(args.student)
     out = Path(args.out) if args.out else results_folder(args.student, "evaluation")
-    metrics = _measure(args, folder, out, paths)
+    from l2p.locks import locked
+
+    with locked(out, "--out"):
+        metrics = _measure(args, folder, out, paths)
     if args.json == "-":
         print(json.dumps(metrics, indent=2))
     else:

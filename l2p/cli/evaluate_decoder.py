@@ -52,10 +52,9 @@ def run(args: argparse.Namespace) -> None:
     from l2p import runtime
     from l2p.decoders.io import load_decoder
     from l2p.evaluation.decoders import evaluate_decoder, verdict
-    from l2p.files import check_writable
+    from l2p.locks import locked
     from l2p.teachers import load_teacher
 
-    check_writable(args.out)
     runtime.setup(args.threads)
     runtime.hush_loaders()
     device = runtime.pick_device(args.device)
@@ -65,18 +64,19 @@ def run(args: argparse.Namespace) -> None:
     beyond = [level for level in sigmas if level > student.spec.max_sigma]
     if beyond:
         raise UserError(f"--sigmas has {beyond[0]:g}, the decoder was trained to {student.spec.max_sigma:g}")
-    metrics = evaluate_decoder(
-        student,
-        teacher,
-        args.out,
-        num_images=args.num_images,
-        steps=steps,
-        sigmas=sigmas,
-        stop_images=args.stop_images,
-        teacher_steps=args.teacher_steps,
-        dtype=dtype,
-        progress=not args.json,
-    )
+    with locked(Path(args.out), "--out"):
+        metrics = evaluate_decoder(
+            student,
+            teacher,
+            args.out,
+            num_images=args.num_images,
+            steps=steps,
+            sigmas=sigmas,
+            stop_images=args.stop_images,
+            teacher_steps=args.teacher_steps,
+            dtype=dtype,
+            progress=not args.json,
+        )
     if args.json:
         print(json.dumps(metrics, indent=2))
         return

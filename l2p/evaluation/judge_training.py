@@ -18,6 +18,7 @@ from l2p.evaluation.judge import FEATURES, SIZE, Judge, save_judge
 from l2p.files import atomic_path, check_writable
 from l2p.images import from_uint8
 from l2p.landscapes import ATTRIBUTES, Scene, render_batch
+from l2p.locks import holding_output_dir
 
 TRAIN_SEEDS = (
     5_000_000  # scene seeds from here on are the judge's own; no other part of the project draws them
@@ -96,6 +97,7 @@ def augment(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     return images.clamp(-1, 1), damage
 
 
+@holding_output_dir
 def train(recipe: JudgeRecipe) -> Path:
     """Train, measure on unseen renders, and write ``output_dir/judge.safetensors`` and ``training.csv``."""
     from rich.progress import track

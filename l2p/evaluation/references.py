@@ -53,6 +53,10 @@ class TeacherPictures:
         self.noise_generator = noise_generator
         self.key = {
             "teacher": fingerprint([*teacher.transformer.state_dict().values()]),
+            "vae": fingerprint([*teacher.vae.state_dict().values()]),
+            "texts": fingerprint(
+                [x for part in teacher.text_encoder.modules.values() for x in part.state_dict().values()]
+            ),
             "basis": fingerprint([basis]),
             "noise_generator": noise_generator,
             "steps": config.num_inference_steps,
@@ -141,7 +145,7 @@ def remembered(
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            path.unlink()  # damaged from outside, or of an older version: draw it again
+            path.unlink(missing_ok=True)  # damaged from outside, or of an older version: draw it again
     arrays = draw()
     with atomic_path(path) as partial:
         np.savez_compressed(partial, **arrays)

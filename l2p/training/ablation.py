@@ -10,13 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from l2p import processes
 from l2p.errors import UserError
 from l2p.files import check_writable, write_text
+from l2p.locks import InUse, locked
 from l2p.recipe import REQUIRED, Recipe, load_recipe
 from l2p.training import distill
 from l2p.training.progress import CONSOLE
@@ -36,6 +40,8 @@ FIGURES = {
 }
 COLUMNS = ("row", "seed", *FIGURES, "latency_ms", "training_seconds", "steps", "pairs", "error")
 SHARED = ("lift", "transfer", "one_step", "match")
+TABLE_LOCK, TABLE_SECONDS = ".table.lock", 300.0
+RETRY_SECONDS = 5.0
 YARDSTICKS = ("real", "vae", "teacher", "teacher_one_step", "lift")
 
 
@@ -111,40 +117,75 @@ def plan(
 def run(tasks: Sequence[Task], config: AblationRecipe, progress: bool = True) -> Path:
     """Run what is not done yet, and write ``results.csv`` and ``table.md`` after each run; returns the folder.
 
-    A run that fails as a user's mistake would (a loss that is not finite, above all) becomes a row that says so.
+    A run that fails as a user's mistake would (a loss that is not finite, above all) becomes a row that says so. A run
+    whose folder or corpus another process holds comes later, when that one has left it.
 
     Raises:
+        UserError: several processes launched together; a folder that cannot be written.
         KeyboardInterrupt: Ctrl-C; what is done is kept.
     """
+    if processes.place().size > 1:
+        raise UserError(
+            "an ablation runs its rows one after the other in one process: start it without torchrun or srun; "
+            "several `l2p ablate` commands may share one table"
+        )
     out = Path(config.output_dir)
     check_writable(out)
-    for number, task in enumerate(tasks):
-        if progress:
+    waiting, refused, announced = deque(enumerate(tasks)), 0, set()
+    while waiting:
+        number, task = waiting.popleft()
+        if progress and number not in announced:
             CONSOLE.print(
                 f"[{number + 1}/{len(tasks)}] {task.row}, seed {task.seed}", highlight=False, markup=False
             )
-        _share(task, out)
         try:
-            result = distill.run(task.recipe, progress=progress)
-            rows = [*_yardsticks(task, result["metrics"]), _row(task, result)]
-        except UserError as error:
-            CONSOLE.print(f"{task.row} failed: {error}", style="yellow", highlight=False, markup=False)
-            rows = [
-                dict.fromkeys(COLUMNS, "") | {"row": task.row, "seed": str(task.seed), "error": str(error)}
-            ]
+            rows = _rows(task, out, progress)
+        except InUse as error:
+            if number not in announced:
+                CONSOLE.print(f"{task.row} waits: {error.who}", highlight=False, markup=False)
+            announced.add(number)
+            waiting.append((number, task))
+            refused += 1
+            if refused >= len(waiting):  # nothing else to do
+                time.sleep(RETRY_SECONDS)
+                refused = 0
+            continue
+        refused = 0
+        _add(out, rows, config)
+    return out
+
+
+def _rows(task: Task, out: Path, progress: bool) -> list[dict[str, str]]:
+    """Do one run; the rows that it adds. Raises InUse where another process has what it needs."""
+    try:
+        _share(task, out)
+        result = distill.run(task.recipe, progress=progress)
+    except InUse:
+        raise
+    except UserError as error:
+        CONSOLE.print(f"{task.row} failed: {error}", style="yellow", highlight=False, markup=False)
+        return [dict.fromkeys(COLUMNS, "") | {"row": task.row, "seed": str(task.seed), "error": str(error)}]
+    return [*_yardsticks(task, result["metrics"]), _row(task, result)]
+
+
+def _add(out: Path, rows: Sequence[dict[str, str]], config: AblationRecipe) -> None:
+    """Add rows to the table that is there, in place of those of the same name and seed."""
+    with locked(
+        out, "output_dir", TABLE_LOCK, wait=TABLE_SECONDS
+    ):  # read, changed and written by one at a time
         found = {(row["row"], row["seed"]): row for row in [*read_results(out / "results.csv"), *rows]}
         _write(out, found.values(), config)
-    return out
 
 
 def _share(task: Task, out: Path) -> None:
     """Take the first stages over from runs of other rows that had the same, so that none is trained twice."""
     own = RunFolder(task.recipe.output_dir, asdict(task.recipe))
     others = [RunFolder(path.parent, {}) for path in sorted(out.glob(f"*-{task.seed}/recipe.yaml"))]
-    for stage in SHARED:
-        for other in others:
-            if other.path != own.path and own.take_over(stage, other):
-                break
+    with own.locked():
+        for stage in SHARED:
+            for other in others:
+                if other.path != own.path and own.take_over(stage, other):
+                    break
 
 
 def _row(task: Task, result: Mapping[str, Any]) -> dict[str, str]:

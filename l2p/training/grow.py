@@ -28,6 +28,7 @@ from l2p import runtime
 from l2p.errors import UserError
 from l2p.files import write_json
 from l2p.images import Pictures, labelled_grid, save_png, to_uint8
+from l2p.locks import holding_output_dir
 from l2p.noise import pixel_noise
 from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
@@ -83,6 +84,7 @@ class GrowRecipe:
     preview_images: int = knob(6, low=1)
 
 
+@holding_output_dir
 def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     """Grow, train, save; returns the folder of the grown student.
 
@@ -119,7 +121,6 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     def preview(network: nn.Module, path: Path) -> None:
         show(network, texts, recipe, examples, dtype, path)
 
-    folder.mkdir(parents=True, exist_ok=True)
     seconds = fit(student, loss, recipe.optim, folder, "grow", preview, resume)
     extra = {"recipe": asdict(recipe), "stage": "grow"}
     student.spec.height, student.spec.width = sizes[0]

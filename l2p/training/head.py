@@ -22,6 +22,7 @@ from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json
 from l2p.landscapes import render_batch
 from l2p.lift import fit_readout, neighbourhoods
+from l2p.locks import holding_output_dir
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, squared_distance, step_distance
 from l2p.patches import patchify
@@ -65,10 +66,10 @@ class HeadRecipe:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon"))
 
 
+@holding_output_dir
 def run(recipe: HeadRecipe, resume: bool = True) -> Path:
     """Train; returns the folder of the finished head."""
     folder = Path(recipe.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)

@@ -22,6 +22,7 @@ from l2p.errors import UserError
 from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json, write_text
 from l2p.landscapes import Scene, caption, render_batch
+from l2p.locks import holding_output_dir
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.teachers import build
 from l2p.teachers.protocol import Conditioning
@@ -89,6 +90,7 @@ class TeacherRecipe:
     scheduler_shift: float = 2.0
 
 
+@holding_output_dir
 def run(recipe: TeacherRecipe, resume: bool = True) -> Path:
     """Train all parts; returns the folder of the finished ``ZImagePipeline``."""
     if recipe.transformer.compile and not any(map(shutil.which, ("g++", "clang++"))):
@@ -96,7 +98,6 @@ def run(recipe: TeacherRecipe, resume: bool = True) -> Path:
             "transformer.compile needs a C++ compiler: install g++, or set transformer.compile=false"
         )
     folder = Path(recipe.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
