@@ -31,9 +31,7 @@ class Critics:
         self.gradient_clip = gradient_clip
         self.objectives = {name: o for name, o in objectives if isinstance(o, CriticObjective)}
         self.optimizers = {
-            name: build_optimizer(
-                o.named_parameters(), "adamw", o.critic_learning_rate, weight_decay=0.0, betas=o.critic_betas
-            )
+            name: build_optimizer(o, "adamw", o.critic_learning_rate, weight_decay=0.0, betas=o.critic_betas)
             for name, o in self.objectives.items()
         }
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from l2p.errors import UserError
 from l2p.files import atomic_path
 from l2p.training.ema import EMA
-from l2p.training.optim import build_optimizer, lr_scale, set_lr
+from l2p.training.optim import build_optimizer, build_schedule
 
 
 @dataclass
@@ -56,9 +56,8 @@ def fit(
     Raises:
         UserError: the loss is not finite, or the checkpoint is of another network.
     """
-    optimizer = build_optimizer(
-        network.named_parameters(), config.optimizer, config.learning_rate, config.weight_decay
-    )
+    optimizer = build_optimizer(network, config.optimizer, config.learning_rate, config.weight_decay)
+    schedule = build_schedule(optimizer, config.steps, config.warmup_steps)
     ema = EMA(network, config.ema_decay)
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.csv"
     step, seconds = 0, 0.0
@@ -68,7 +67,7 @@ def fit(
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
             ema.load_state_dict(state["ema"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0]
             raise UserError(
                 f"{checkpoint} is of other settings ({first}): delete it, or use --resume never"
@@ -100,7 +99,7 @@ def fit(
         mean: dict[str, float] = {}
         while step < config.steps:
             start = time.perf_counter()
-            set_lr(optimizer, lr_scale(step, config.steps, config.warmup_steps))
+            schedule.step_update(step)
             terms = loss(step)
             optimizer.zero_grad(set_to_none=True)
             sum(terms.values()).backward()

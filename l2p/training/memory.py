@@ -310,13 +310,10 @@ def stage_bytes(recipe: Recipe, stage: str, checkpointing: bool) -> StageBytes:
         trainable = [p for p in student.parameters() if p.requires_grad]
         for p in (*trainable, *objectives.parameters()):
             p.grad = torch.zeros_like(p)
-        optimizer = build_optimizer(
-            student.named_parameters(), config.optimizer, config.learning_rate, config.weight_decay
-        )
-        own = [
-            build_optimizer(o.named_parameters(), "adamw") for o in objectives.values() if any(o.parameters())
-        ]
+        optimizer = build_optimizer(student, config.optimizer, config.learning_rate, config.weight_decay)
+        own = [build_optimizer(o, "adamw") for o in objectives.values() if any(o.parameters())]
         with LiveBytes() as update:
+            _start_counting(optimizer)
             optimizer.step()
         for critic in own:
             critic.step()
@@ -380,6 +377,14 @@ def _fits_in_memory(recipe: Recipe, teacher: Teacher) -> bool:
     height, width = recipe.teacher.height, recipe.teacher.width
     values = math.prod(teacher.geometry.latent_shape(height, width))
     return recipe.corpus.num_pairs * (3 * height * width + 4 * values) <= RAM_BUDGET
+
+
+def _start_counting(optimizer: torch.optim.Optimizer) -> None:
+    """Give timm's AdamW its states as it would make them, with a step count that keeps its number under a fake mode."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if group.get("use_fallback") else ():
+            moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"use_muon": False, "step": torch.tensor(0.0), **moments}
 
 
 def _where(recipe: Recipe) -> tuple[torch.device, torch.dtype]:

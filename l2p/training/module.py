@@ -20,7 +20,7 @@ from l2p.objectives.base import WHOLE, Batch, Share, StepContext
 from l2p.recipe import StageConfig
 from l2p.training.critics import Critics
 from l2p.training.data import step_generator
-from l2p.training.optim import build_optimizer, lr_scale, set_lr
+from l2p.training.optim import build_optimizer, build_schedule
 
 
 class DistillModule(pl.LightningModule):
@@ -63,7 +63,7 @@ class DistillModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step, part = self.global_step, batch_idx % len(self.shares)
-        set_lr(self.optimizers(), lr_scale(step, self.config.steps, self.config.warmup_steps))
+        self.schedule.step_update(step)
         context = StepContext(
             student=self.student,
             batch=batch,
@@ -92,17 +92,18 @@ class DistillModule(pl.LightningModule):
         self.critics = Critics(self.objectives.items(), self.config.gradient_clip)
         if self._critics_state is not None:
             self.critics.load_state_dict(self._critics_state)
-        return build_optimizer(
-            self.student.named_parameters(),
-            kind=self.config.optimizer,
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
+        optimizer = build_optimizer(
+            self.student, self.config.optimizer, self.config.learning_rate, self.config.weight_decay
         )
+        self.schedule = build_schedule(optimizer, self.config.steps, self.config.warmup_steps)
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["critics"] = self.critics.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if any("param_groups" not in state for state in checkpoint["optimizer_states"]):
+            raise UserError("the checkpoint is of an older version's optimizer: rerun with --resume never")
         self._critics_state = checkpoint["critics"]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The rules by which bytes are shared out, on top of what `training/memory.py` cou
 - DDP: every process has all weights, gradients, optimiser states and the average; its buckets are the gradients' own.
 - FSDP2: a share of each; beside it, whole, what is in no block, two blocks' weights (one at work, the next on its way) and
   two blocks' gradients (one being made, one being sent).
-- Muon gathers one matrix at a time; it is smaller than a block and comes when these are gone.
+- Muon's products hold one gathered matrix at a time; it is smaller than a block and comes when these are gone.
 - A sharded teacher: a share of its blocks and two whole ones; an offloaded one has no share on the GPU.
 - Activations: those of `batch_size / (gpus * accumulate)` pictures.
 """

@@ -65,7 +65,7 @@ class Sharded(ModelParallelStrategy):
             checkpoint["state_dict"][name] = shard(checkpoint["state_dict"][name], mesh)
         average = checkpoint["callbacks"]["EMACallback"]["average"]
         average.update({name: shard(value, mesh) for name, value in average.items()})
-        for optimizer in (o for states in checkpoint["optimizer_states"] for o in states["optimizers"]):
+        for optimizer in checkpoint["optimizer_states"]:
             for state in optimizer["state"].values():  # those with axes are shaped as their parameter
                 state.update({k: shard(v, mesh) for k, v in state.items() if getattr(v, "ndim", 0)})
         return checkpoint
