@@ -88,9 +88,7 @@ class ShardWriter:
         self.shard_size = self.settings["shard_size"]
         self.num_samples, self.parts = num_samples, list(parts)
         self.rank, self.world_size = share
-        for name, value in (("num_pairs", num_samples), ("shard_size", self.shard_size)):
-            if value < 1:
-                raise UserError(f"corpus.{name} must be at least 1, got {value}")
+        assert num_samples >= 1 and self.shard_size >= 1
         check_writable(self.folder)
         self._shards: dict[str, dict[str, Any]] = self._known()
         self._recover()

@@ -74,8 +74,6 @@ def synthesize(
         UserError: the folder holds a corpus made with other settings or is in use, the prompts cannot be read, the disk
             is full, or the teacher drew numbers that are not finite.
     """
-    if config.batch_size < 1:
-        raise UserError(f"corpus.batch_size must be at least 1, got {config.batch_size}")
     if config.trajectory_points >= config.num_inference_steps:
         raise UserError(
             f"corpus.trajectory_points is {config.trajectory_points}, expected fewer than the "

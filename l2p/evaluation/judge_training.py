@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2p import runtime
+from l2p.config import BatchSize, Count, DTypeName, Int, LearningRate, Seed, Text, Threads, Weight, config
 from l2p.evaluation.judge import FEATURES, SIZE, Judge, save_judge
 from l2p.files import atomic_path, check_writable
 from l2p.images import from_uint8
@@ -27,24 +30,24 @@ TEST_SEEDS = 6_000_000
 _THUMBNAIL = 8  # side of the thumbnail that the features must be able to draw
 
 
-@dataclass
+@config
 class JudgeRecipe:
     """What `recipes/judge-landscapes.yaml` may say."""
 
-    name: str = "judge-landscapes"
-    output_dir: str = "runs/${name}"
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    num_images: int = 12_000
-    num_test_images: int = 2_000
-    epochs: int = 5
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.02
-    thumbnail_weight: float = 0.3
-    damage_weight: float = 0.3
+    name: Text = "judge-landscapes"
+    output_dir: Text = "runs/${name}"
+    seed: Seed = 0
+    device: Text = "auto"
+    dtype: DTypeName = "auto"
+    threads: Threads | None = None
+    num_images: Count = 12_000
+    num_test_images: Count = 2_000
+    epochs: Annotated[Int, Field(ge=1, le=10_000)] = 5
+    batch_size: BatchSize = 64
+    learning_rate: LearningRate = 3e-3
+    weight_decay: Weight = 0.02
+    thumbnail_weight: Weight = 0.3
+    damage_weight: Weight = 0.3
 
 
 class _Teaching(nn.Module):

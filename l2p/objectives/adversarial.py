@@ -25,9 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2p.config import (
+    Blocks,
+    CountOrZero,
+    CriticUpdates,
+    FeatureScale,
+    LearningRate,
+    PositiveFraction,
+    TransformerBlocks,
+    Weight,
+    Width,
+)
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.errors import UserError
-from l2p.objectives.base import CriticObjective, StepContext, at_least, held, within
+from l2p.objectives.base import CriticObjective, StepContext, held
 from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
 from l2p.runtime import exact
@@ -67,33 +78,33 @@ class AdversarialObjective(CriticObjective):
         *,
         teacher: Teacher,
         lift: Lift,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         loss: Literal["softplus", "hinge"] = "softplus",
         reals: Literal["teacher", "renders"] = "teacher",
         space: Literal["pixels", "latents"] = "pixels",
-        feature_blocks: int = 0,
-        feature_scale: float = 1.0,
-        teacher_blocks: list[int] = (2, -1),
-        teacher_time: float = 0.6,
-        width: int = 64,
-        r1: float = 1.0,
-        r1_noise: float = 0.05,
-        padding: int = 16,
-        critic_learning_rate: float = 2e-4,
-        critic_updates: int = 1,
+        feature_blocks: Blocks = 0,
+        feature_scale: FeatureScale = 1.0,
+        teacher_blocks: TransformerBlocks = (2, -1),
+        teacher_time: PositiveFraction = 0.6,
+        width: Width = 64,
+        r1: Weight = 1.0,
+        r1_noise: PositiveFraction = 0.05,
+        padding: CountOrZero = 16,
+        critic_learning_rate: LearningRate = 2e-4,
+        critic_updates: CriticUpdates = 1,
     ) -> None:
         super().__init__(weight, critic_learning_rate, critic_updates)
         self.loss, self.reals, self.space = loss, reals, space
-        self.r1 = at_least("objectives.adversarial.r1", r1, 0)
-        self.r1_noise = within("objectives.adversarial.r1_noise", r1_noise, 0, 1)
-        self.padding = int(at_least("objectives.adversarial.padding", padding, 0))
+        self.r1 = r1
+        self.r1_noise = r1_noise
+        self.padding = padding
         self.shrink = shrink_factor(feature_scale)
-        self.teacher_time = within("objectives.adversarial.teacher_time", teacher_time, 0, 1)
+        self.teacher_time = teacher_time
         if space == "latents":
             self._features = TransformerFeatures(teacher, teacher_blocks)
         else:
             self._features = EncoderFeatures(teacher, feature_blocks)
-        width = int(at_least("objectives.adversarial.width", width, 1))
+        width = width
         self.critic = Critic(self._features.channels, teacher.text_encoder.width, width)
 
     @classmethod

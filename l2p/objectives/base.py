@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p import flow, processes
+from l2p.config import CriticUpdates, LearningRate, Weight
 from l2p.errors import UserError
 
 if TYPE_CHECKING:
@@ -197,9 +198,9 @@ class Objective(nn.Module):
 
     name: str
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: Weight = 1.0) -> None:
         super().__init__()
-        self.weight = at_least("weight", weight, 0)
+        self.weight = weight
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -237,11 +238,14 @@ class CriticObjective(Objective):
     critic_betas = (0.0, 0.99)  # a critic chases a moving target: momentum would point to where it was
 
     def __init__(
-        self, weight: float = 1.0, critic_learning_rate: float = 1e-4, critic_updates: int = 1
+        self,
+        weight: Weight = 1.0,
+        critic_learning_rate: LearningRate = 1e-4,
+        critic_updates: CriticUpdates = 1,
     ) -> None:
         super().__init__(weight)
-        self.critic_learning_rate = at_least("critic_learning_rate", critic_learning_rate, 0)
-        self.critic_updates = int(at_least("critic_updates", critic_updates, 1))
+        self.critic_learning_rate = critic_learning_rate
+        self.critic_updates = critic_updates
 
     def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
         """Scalar terms whose sum the objective's own networks minimise; the student gets no gradient from it."""
@@ -277,17 +281,3 @@ class Frozen:
         if parameter.device != x.device:
             self.module.to(x.device)
         return self.module(x.to(parameter.dtype), **kwargs)
-
-
-def at_least(name: str, value: float, low: float) -> float:
-    """The value. Raises: UserError below ``low``."""
-    if value < low:
-        raise UserError(f"{name} must be at least {low}, got {value}")
-    return value
-
-
-def within(name: str, value: float, low: float, high: float) -> float:
-    """The value. Raises: UserError outside (low, high]."""
-    if not low < value <= high:
-        raise UserError(f"{name} must be above {low} and at most {high}, got {value}")
-    return value

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2p.errors import UserError
+from l2p.config import CellSides, Weight
 from l2p.objectives.base import Objective, StepContext
 from l2p.objectives.pairs import charbonnier
 
@@ -37,14 +37,12 @@ class ColorObjective(Objective):
         *,
         teacher: Teacher,
         lift: Lift,
-        weight: float = 1.0,
-        cells: tuple[int, ...] = (4, 32),
-        squared: float = 0.0,
+        weight: Weight = 1.0,
+        cells: CellSides = (4, 32),
+        squared: Weight = 0.0,
     ) -> None:
         super().__init__(weight)
         self.cells, self.squared = tuple(cells), squared
-        if min(self.cells) < 1:
-            raise UserError(f"objectives.color.cells must be 1 or more, got {list(cells)}")
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         terms = {}

@@ -19,14 +19,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from l2p import flow
+from l2p.config import CriticUpdates, Float, GuidanceScale, LearningRate, Text, TimeShift, Weight
 from l2p.errors import UserError
-from l2p.objectives.base import CriticObjective, Frozen, StepContext, at_least, within
+from l2p.objectives.base import CriticObjective, Frozen, StepContext
 from l2p.objectives.latents import check_latents
 
 if TYPE_CHECKING:
@@ -59,23 +61,23 @@ class DistributionObjective(CriticObjective):
         *,
         teacher: Teacher,
         lift: Lift,
-        weight: float = 1.0,
-        score: str = "teacher",
-        guidance_scale: float = 0.0,
+        weight: Weight = 1.0,
+        score: Text = "teacher",
+        guidance_scale: GuidanceScale = 0.0,
         decoupled: bool = False,
-        t_min: float = 0.02,
-        shift: float = 1.0,
-        pixel_clip: float = 3.0,
+        t_min: Annotated[Float, Field(gt=0, le=T_MAX)] = 0.02,
+        shift: TimeShift = 1.0,
+        pixel_clip: Weight = 3.0,
         space: Literal["pixels", "latents"] = "pixels",
-        critic_learning_rate: float = 1e-4,
-        critic_updates: int = 5,
+        critic_learning_rate: LearningRate = 1e-4,
+        critic_updates: CriticUpdates = 5,
     ) -> None:
         super().__init__(weight, critic_learning_rate, critic_updates)
-        self.guidance_scale = at_least("objectives.distribution.guidance_scale", guidance_scale, 0)
+        self.guidance_scale = guidance_scale
         self.decoupled = decoupled
-        self.t_min = within("objectives.distribution.t_min", t_min, 0, T_MAX)
-        self.shift = within("objectives.distribution.shift", shift, 0, 100)
-        self.pixel_clip = at_least("objectives.distribution.pixel_clip", pixel_clip, 0)
+        self.t_min = t_min
+        self.shift = shift
+        self.pixel_clip = pixel_clip
         self.space = space
         self._score = LatentScore(teacher) if score == "teacher" else PixelScore(score)
         self.fake = self._score.trainable_copy()

@@ -19,14 +19,24 @@ Legend: L feature spaces, B batch, N positives, M negatives, C channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from l2p.config import (
+    Blocks,
+    CellSides,
+    FeatureScale,
+    Positive,
+    PositiveFraction,
+    TransformerBlocks,
+    Weight,
+)
 from l2p.errors import UserError
-from l2p.objectives.base import WHOLE, Objective, Share, StepContext, within
+from l2p.objectives.base import WHOLE, Objective, Share, StepContext
 from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
 
@@ -58,23 +68,19 @@ class DriftObjective(Objective):
         *,
         teacher: Teacher,
         lift: Lift,
-        weight: float = 1.0,
-        temperatures: list[float] = (0.02, 0.05, 0.2),
-        grids: list[int] = (1, 2, 4),
+        weight: Weight = 1.0,
+        temperatures: Annotated[list[Positive], Field(min_length=1, max_length=64)] = (0.02, 0.05, 0.2),
+        grids: CellSides = (1, 2, 4),
         features: Literal["encoder", "teacher"] = "encoder",
-        feature_blocks: int = 0,
-        feature_scale: float = 1.0,
-        teacher_blocks: list[int] = (-1,),
-        teacher_time: float = 0.2,
+        feature_blocks: Blocks = 0,
+        feature_scale: FeatureScale = 1.0,
+        teacher_blocks: TransformerBlocks = (-1,),
+        teacher_time: PositiveFraction = 0.2,
         space: Literal["pixels", "latents"] = "pixels",
     ) -> None:
         super().__init__(weight)
-        if min(temperatures) <= 0 or min(grids) < 1:
-            raise UserError(
-                f"objectives.drift needs temperatures above 0 and grids from 1, got {temperatures} and {grids}"
-            )
         self.temperatures, self.grids = tuple(temperatures), tuple(grids)
-        self.teacher_time = within("objectives.drift.teacher_time", teacher_time, 0, 1)
+        self.teacher_time = teacher_time
         self.shrink = shrink_factor(feature_scale)
         self.features, self.space, self._features = features, space, None
         if self.weight and features == "teacher":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from l2p.config import Weight
 from l2p.objectives.base import Objective, StepContext
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class EnergyObjective(Objective):
 
     name = "energy"
 
-    def __init__(self, *, teacher: Teacher, lift: Lift, weight: float = 1.0) -> None:
+    def __init__(self, *, teacher: Teacher, lift: Lift, weight: Weight = 1.0) -> None:
         super().__init__(weight)
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from l2p import flow
-from l2p.errors import UserError
-from l2p.objectives.base import Objective, StepContext, at_least, within
+from l2p.config import Logit, LogitDeviation, PositiveFraction, TimeShift, Weight
+from l2p.objectives.base import Objective, StepContext
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -36,20 +36,18 @@ class FlowObjective(Objective):
         *,
         teacher: Teacher,
         lift: Lift,
-        weight: float = 1.0,
-        shift: float = 3.0,
-        mean: float = 0.0,
-        std: float = 1.0,
+        weight: Weight = 1.0,
+        shift: TimeShift = 3.0,
+        mean: Logit = 0.0,
+        std: LogitDeviation = 1.0,
         weighting: Literal["velocity", "x_0"] = "velocity",
-        t_min: float = 0.05,
+        t_min: PositiveFraction = 0.05,
         noise: Literal["fresh", "coupled"] = "fresh",
     ) -> None:
         super().__init__(weight)
-        if shift <= 0:
-            raise UserError(f"objectives.flow.shift must be above 0, got {shift}")
-        self.shift, self.mean, self.std = shift, mean, at_least("objectives.flow.std", std, 0)
+        self.shift, self.mean, self.std = shift, mean, std
         self.weighting, self.noise = weighting, noise
-        self.t_min = within("objectives.flow.t_min", t_min, 0, 1)
+        self.t_min = t_min
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         x_0 = ctx.batch.images

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2p.config import Weight
 from l2p.errors import UserError
 from l2p.objectives.base import Objective, StepContext
 
@@ -27,7 +28,7 @@ class LatentsObjective(Objective):
 
     name = "latents"
 
-    def __init__(self, *, teacher: Teacher, lift: Lift, weight: float = 1.0) -> None:
+    def __init__(self, *, teacher: Teacher, lift: Lift, weight: Weight = 1.0) -> None:
         super().__init__(weight)
 
     @classmethod

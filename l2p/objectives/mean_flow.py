@@ -16,16 +16,27 @@ Legend: B batch, H W pixels, sg stop-gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2p import flow
+from l2p.config import (
+    FeatureScale,
+    Float,
+    Fraction,
+    Logit,
+    LogitDeviation,
+    PositiveFraction,
+    TimeShift,
+    Weight,
+)
 from l2p.errors import UserError
-from l2p.objectives.base import Objective, StepContext, at_least, within
+from l2p.objectives.base import Objective, StepContext
 from l2p.objectives.features import EncoderDistance, EncoderFeatures, shrink, shrink_factor
 
 if TYPE_CHECKING:
@@ -56,28 +67,26 @@ class MeanFlowObjective(Objective):
         *,
         teacher: Teacher,
         lift: Lift,
-        weight: float = 1.0,
-        mean: float = 0.0,
-        std: float = 1.0,
-        shift: float = 3.0,
-        equal: float = 0.5,
-        t_min: float = 0.05,
-        power: float = 1.0,
+        weight: Weight = 1.0,
+        mean: Logit = 0.0,
+        std: LogitDeviation = 1.0,
+        shift: TimeShift = 3.0,
+        equal: Fraction = 0.5,
+        t_min: PositiveFraction = 0.05,
+        power: Annotated[Float, Field(ge=0, le=10)] = 1.0,
         noise: Literal["fresh", "coupled"] = "coupled",
-        perceptual: float = 0.0,
-        perceptual_below: float = 0.8,
-        feature_scale: float = 0.5,
+        perceptual: Weight = 0.0,
+        perceptual_below: PositiveFraction = 0.8,
+        feature_scale: FeatureScale = 0.5,
     ) -> None:
         super().__init__(weight)
-        self.mean, self.std = mean, at_least("objectives.mean_flow.std", std, 0)
-        self.shift = within("objectives.mean_flow.shift", shift, 0, 100)
-        if not 0 <= equal <= 1:
-            raise UserError(f"objectives.mean_flow.equal must be 0 to 1, got {equal}")
+        self.mean, self.std = mean, std
+        self.shift = shift
         self.equal, self.noise = equal, noise
-        self.t_min = within("objectives.mean_flow.t_min", t_min, 0, 1)
-        self.power = at_least("objectives.mean_flow.power", power, 0)
-        self.perceptual = at_least("objectives.mean_flow.perceptual", perceptual, 0)
-        self.perceptual_below = within("objectives.mean_flow.perceptual_below", perceptual_below, 0, 1)
+        self.t_min = t_min
+        self.power = power
+        self.perceptual = perceptual
+        self.perceptual_below = perceptual_below
         self.shrink = shrink_factor(feature_scale)
         self._distance = (
             EncoderDistance(EncoderFeatures(teacher)) if self.weight and self.perceptual else None
@@ -130,7 +139,11 @@ class MeanFlowObjective(Objective):
 
 
 def mean_velocity_slope(
-    student: Callable[[Tensor, Tensor, Tensor], Tensor], x_t: Tensor, r: Tensor, t: Tensor, t_min: float
+    student: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x_t: Tensor,
+    r: Tensor,
+    t: Tensor,
+    t_min: PositiveFraction,
 ) -> Tensor:
     """``du/dt`` [B, C, H, W] of the average velocity along the student's own flow, without gradient, in fp32.
 

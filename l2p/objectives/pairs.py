@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2p.config import Blocks, FeatureScale, PositiveFraction, Weight
 from l2p.errors import UserError
-from l2p.objectives.base import Objective, StepContext, at_least, within
+from l2p.objectives.base import Objective, StepContext
 from l2p.objectives.features import EncoderDistance, EncoderFeatures, LpipsDistance, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
 from l2p.patches import patchify
@@ -60,40 +61,36 @@ class PairsObjective(Objective):
         *,
         teacher: Teacher,
         lift: Lift,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         noise: Literal["coupled", "fresh"] = "coupled",
         target: Literal["teacher", "decoder"] = "teacher",
-        pixel: float = 1.0,
-        squared: float = 0.0,
-        gradient: float = 1.0,
-        seam: float = 0.5,
-        edge: float = 1e-3,
-        latent: float = 0.5,
+        pixel: Weight = 1.0,
+        squared: Weight = 0.0,
+        gradient: Weight = 1.0,
+        seam: Weight = 0.5,
+        edge: PositiveFraction = 1e-3,
+        latent: Weight = 0.5,
         latent_space: Literal["lift", "encoder"] = "lift",
-        perceptual: float = 0.5,
+        perceptual: Weight = 0.5,
         perceptual_network: Literal["encoder", "lpips"] = "encoder",
-        perceptual_fraction: float = 1.0,
-        feature_blocks: int = 0,
-        feature_scale: float = 1.0,
+        perceptual_fraction: PositiveFraction = 1.0,
+        feature_blocks: Blocks = 0,
+        feature_scale: FeatureScale = 1.0,
     ) -> None:
         super().__init__(weight)
         self.noise = noise
-        self.pixel = at_least("objectives.pairs.pixel", pixel, 0)
-        self.squared = at_least("objectives.pairs.squared", squared, 0)
+        self.pixel = pixel
+        self.squared = squared
         self.target = target
-        self.gradient = at_least("objectives.pairs.gradient", gradient, 0)
-        self.seam = at_least("objectives.pairs.seam", seam, 0)
-        self.latent = at_least("objectives.pairs.latent", latent, 0)
-        self.perceptual = at_least("objectives.pairs.perceptual", perceptual, 0)
-        self.edge = within("objectives.pairs.edge", edge, 0, 1)
-        self.perceptual_fraction = within("objectives.pairs.perceptual_fraction", perceptual_fraction, 0, 1)
+        self.gradient = gradient
+        self.seam = seam
+        self.latent = latent
+        self.perceptual = perceptual
+        self.edge = edge
+        self.perceptual_fraction = perceptual_fraction
         self.latent_space = latent_space
         self.shrink = shrink_factor(feature_scale)
         self._distance: EncoderDistance | LpipsDistance | None = None
-        if perceptual_network == "lpips" and feature_blocks:
-            raise UserError(
-                "objectives.pairs.feature_blocks chooses blocks of the encoder: leave it out with lpips"
-            )
         if self.weight and self.perceptual:
             if perceptual_network == "lpips":
                 self._distance = LpipsDistance()
@@ -102,6 +99,10 @@ class PairsObjective(Objective):
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
+        if knobs["perceptual_network"] == "lpips" and knobs["feature_blocks"]:
+            raise UserError(
+                "objectives.pairs.feature_blocks chooses blocks of the encoder: leave it out with lpips"
+            )
         if knobs["target"] != "decoder":
             return
         check_latents("objectives.pairs.target=decoder", recipe)
@@ -151,7 +152,7 @@ class PairsObjective(Objective):
         return F.l1_loss(found, wanted) + 0.5 * F.mse_loss(found, wanted)
 
 
-def charbonnier(x: Tensor, target: Tensor, edge: float) -> Tensor:
+def charbonnier(x: Tensor, target: Tensor, edge: PositiveFraction) -> Tensor:
     """Mean of ``sqrt(d^2 + edge^2) - edge``: smooth at 0, about ``|d|`` beyond ``edge``."""
     difference = x.float() - target.float()
     return (difference.square() + edge**2).sqrt().mean() - edge
@@ -162,7 +163,7 @@ def squared_distance(x: Tensor, target: Tensor) -> Tensor:
     return sum(map(F.mse_loss, *((y, y.diff(dim=2), y.diff(dim=3)) for y in (x.float(), target.float()))))
 
 
-def step_distance(x: Tensor, target: Tensor, edge: float, every: int = 1) -> Tensor:
+def step_distance(x: Tensor, target: Tensor, edge: PositiveFraction, every: int = 1) -> Tensor:
     """:func:`charbonnier` of the steps from one pixel [B, C, H, W] to the next, down plus across.
 
     Args:

@@ -7,19 +7,21 @@ target has specks, or none. Phases are free, so that a texture need not lie wher
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from l2p.errors import UserError
+from l2p.config import Int, Weight
 from l2p.objectives.base import Objective, StepContext
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
     from l2p.teachers import Teacher
 
+Window = Annotated[Int, Field(ge=4, le=512, multiple_of=2)]
 LEAST = 1e-5  # power below which an amplitude counts as none: its root has no slope at zero
 
 
@@ -32,10 +34,8 @@ class SpectrumObjective(Objective):
 
     name = "spectrum"
 
-    def __init__(self, *, teacher: Teacher, lift: Lift, weight: float = 1.0, window: int = 16) -> None:
+    def __init__(self, *, teacher: Teacher, lift: Lift, weight: Weight = 1.0, window: Window = 16) -> None:
         super().__init__(weight)
-        if window < 4 or window % 2:
-            raise UserError(f"objectives.spectrum.window must be even and at least 4, got {window}")
         self.window = window
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:

@@ -6,9 +6,13 @@ The bundled teacher starts here before it is trained, and so do the tests' tiny 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
 import torch
+from pydantic import Field
+
+from l2p.config import Blocks, Int, Side, Width, config
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
@@ -16,38 +20,44 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass
+@config
 class VAESizes:
     """Sizes of diffusers' ``AutoencoderKL``; each entry after the first of ``block_out_channels`` halves the side."""
 
-    block_out_channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])
-    layers_per_block: int = 1
-    latent_channels: int = 16
-    norm_num_groups: int = 4
+    block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=8)] = field(
+        default_factory=lambda: [16, 32, 64, 128]
+    )
+    layers_per_block: Annotated[Int, Field(ge=1, le=100)] = 1
+    latent_channels: Width = 16
+    norm_num_groups: Width = 4
 
 
-@dataclass
+@config
 class TransformerSizes:
     """Sizes of diffusers' ``ZImageTransformer2DModel``; ``axes_dims`` sum to the width of a head."""
 
-    dim: int = 256
-    n_layers: int = 6
-    n_refiner_layers: int = 1
-    n_heads: int = 4
-    axes_dims: list[int] = field(default_factory=lambda: [16, 24, 24])
-    axes_lens: list[int] = field(default_factory=lambda: [1024, 128, 128])
-    patch_size: int = 2
+    dim: Width = 256
+    n_layers: Annotated[Int, Field(ge=1, le=1000)] = 6
+    n_refiner_layers: Blocks = 1
+    n_heads: Width = 4
+    axes_dims: Annotated[list[Width], Field(min_length=3, max_length=3)] = field(
+        default_factory=lambda: [16, 24, 24]
+    )
+    axes_lens: Annotated[list[Width], Field(min_length=3, max_length=3)] = field(
+        default_factory=lambda: [1024, 128, 128]
+    )
+    patch_size: Side = 2
 
 
-@dataclass
+@config
 class TextSizes:
     """Sizes of the text encoder (transformers' ``Qwen3Model``; its last layer is not used, as in Z-Image)."""
 
-    hidden_size: int = 128
-    num_hidden_layers: int = 3
-    num_attention_heads: int = 4
-    intermediate_size: int = 256
-    vocab_size: int = 768
+    hidden_size: Width = 128
+    num_hidden_layers: Annotated[Int, Field(ge=1, le=1000)] = 3
+    num_attention_heads: Width = 4
+    intermediate_size: Width = 256
+    vocab_size: Annotated[Int, Field(ge=257, le=10**6)] = 768
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int):

@@ -15,9 +15,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from l2p import processes
+from l2p.config import Seed, Text, config
 from l2p.errors import UserError
 from l2p.files import check_writable, write_text
 from l2p.locks import InUse, locked
@@ -45,22 +48,22 @@ RETRY_SECONDS = 5.0
 YARDSTICKS = ("real", "vae", "teacher", "teacher_one_step", "lift")
 
 
-@dataclass
+@config
 class Row:
     """What one row changes, on which seeds, and what it is there to show."""
 
     overrides: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: Annotated[list[Seed], Field(min_length=1)] = field(default_factory=lambda: [0])
     about: str = ""
 
 
-@dataclass
+@config
 class AblationRecipe:
     """Everything `l2p ablate` needs to know."""
 
-    name: str = REQUIRED
-    output_dir: str = "runs/${name}"
-    recipe: str = REQUIRED
+    name: Text = REQUIRED
+    output_dir: Text = "runs/${name}"
+    recipe: Text = REQUIRED
     overrides: list[str] = field(default_factory=list)
     rows: dict[str, Row] = field(default_factory=dict)
 

@@ -15,16 +15,18 @@ Legend: X [B, 3, H, W] the picture, g the factor.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2p import runtime
+from l2p.config import Count, DTypeName, Int, Seed, Text, Threads, Weight, config
 from l2p.errors import UserError
 from l2p.files import write_json
 from l2p.images import Pictures, labelled_grid, save_png, to_uint8
@@ -34,7 +36,7 @@ from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.objectives.spectrum import spectrum_distance
-from l2p.recipe import REQUIRED, HeadConfig, knob
+from l2p.recipe import REQUIRED, HeadConfig
 from l2p.students.grow import grow
 from l2p.students.heads import DETAIL
 from l2p.students.io import load_student, save_student
@@ -49,39 +51,39 @@ from l2p.training.loop import OptimConfig, fit
 EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1, 1]
 
 
-@dataclass
+@config
 class GrowTerms:
     """Weights of the loss."""
 
-    pixel: float = knob(1.0, low=0)
-    gradient: float = knob(1.0, low=0)
-    seam: float = knob(1.0, low=0)
-    perceptual: float = knob(0.5, low=0)
-    energy: float = knob(0.0, low=0)
-    spectrum: float = knob(4.0, low=0)
+    pixel: Weight = 1.0
+    gradient: Weight = 1.0
+    seam: Weight = 1.0
+    perceptual: Weight = 0.5
+    energy: Weight = 0.0
+    spectrum: Weight = 4.0
 
 
-@dataclass
+@config
 class GrowRecipe:
     """Everything `l2p grow` needs to know."""
 
-    name: str = REQUIRED
-    output_dir: str = "runs/${name}"
-    seed: int = knob(0, low=0)
-    device: str = "auto"
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    threads: int | None = knob(None, low=1)
-    student: str = "runs/quickstart/student"
-    teacher: str = "landscapes"
-    factor: int = 4
+    name: Text = REQUIRED
+    output_dir: Text = "runs/${name}"
+    seed: Seed = 0
+    device: Text = "auto"
+    dtype: DTypeName = "auto"
+    threads: Threads | None = None
+    student: Text = "runs/quickstart/student"
+    teacher: Text = "landscapes"
+    factor: Annotated[Int, Field(ge=1, le=64)] = 4
     train: Literal["detail", "all"] = "detail"
     gradient_checkpointing: bool = False
-    band_height: int | None = knob(None, low=1)
+    band_height: Count | None = None
     head: HeadConfig = field(default_factory=lambda: HeadConfig(fine_patch=8))
     pictures: GrowPictures = field(default_factory=GrowPictures)
     terms: GrowTerms = field(default_factory=GrowTerms)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    preview_images: int = knob(6, low=1)
+    preview_images: Annotated[Int, Field(ge=1, le=256)] = 6
 
 
 @holding_output_dir

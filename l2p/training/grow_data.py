@@ -7,21 +7,22 @@ The batch of a step is a function of seed and step alone, so that a run which st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from l2p import flow, runtime
+from l2p.config import Fraction, PictureSize, SamplingSteps, Seed, Text, Weight, config
 from l2p.corpus.photos import Photos
 from l2p.errors import UserError
 from l2p.images import Pictures, from_uint8
 from l2p.landscapes import Scene, caption, render, render_batch
 from l2p.patches import patchify, unpatchify
-from l2p.recipe import knob
 from l2p.students.student import PixelStudent
 from l2p.teachers import Teacher
 from l2p.training.data import step_generator
@@ -32,19 +33,21 @@ if TYPE_CHECKING:
 FIRST_SCENE = 9_000_000  # landscapes from here on are for growing alone
 
 
-@dataclass
+@config
 class GrowPictures:
     """Pictures to train on, of one size a step in turn: fresh renders, and a share of photographs."""
 
-    sizes: list[list[int]] = field(default_factory=lambda: [[512, 512]])
-    photos: list[str] = field(default_factory=list)
-    photo_share: float = knob(0.5, low=0, high=1)
-    first_scene: int = knob(FIRST_SCENE, low=0)
-    inversion_steps: int = knob(8, low=1)
-    blur_low: float = knob(0.5, low=0)
-    blur_high: float = knob(2.0, low=0)
-    noise: float = knob(0.02, low=0)
-    patch_steps: float = knob(0.02, low=0)
+    sizes: Annotated[list[PictureSize], Field(min_length=1, max_length=64)] = field(
+        default_factory=lambda: [[512, 512]]
+    )
+    photos: list[Text] = field(default_factory=list)
+    photo_share: Fraction = 0.5
+    first_scene: Seed = FIRST_SCENE
+    inversion_steps: SamplingSteps = 8
+    blur_low: Weight = 0.5
+    blur_high: Weight = 2.0
+    noise: Weight = 0.02
+    patch_steps: Weight = 0.02
 
 
 def check_sizes(sizes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ of it is the target, so that the head stays as sharp there as the decoder is.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2p import images, runtime
+from l2p.config import (
+    Count,
+    DTypeName,
+    Fraction,
+    Pixels,
+    PositiveFraction,
+    Seed,
+    Text,
+    Threads,
+    Weight,
+    config,
+)
 from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json
 from l2p.landscapes import render_batch
@@ -37,31 +49,31 @@ from l2p.training.teacher import PicturesConfig, encode_pictures, render_picture
 EDGE = 1e-3  # where a distance turns from squared to absolute
 
 
-@dataclass
+@config
 class LossConfig:
     """Weights of the terms, as `pairs` has them."""
 
-    pixel: float = 1.0
-    gradient: float = 0.5
-    squared: float = 8.0
-    perceptual: float = 0.5
-    perceptual_fraction: float = 1 / 3
+    pixel: Weight = 1.0
+    gradient: Weight = 0.5
+    squared: Weight = 8.0
+    perceptual: Weight = 0.5
+    perceptual_fraction: PositiveFraction = 1 / 3
 
 
-@dataclass
+@config
 class HeadRecipe:
-    name: str = "head"
-    output_dir: str = "runs/${name}"
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    teacher: str = "landscapes"
+    name: Text = "head"
+    output_dir: Text = "runs/${name}"
+    seed: Seed = 0
+    device: Text = "auto"
+    dtype: DTypeName = "auto"
+    threads: Threads | None = None
+    teacher: Text = "landscapes"
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
-    readout_images: int = 256
+    readout_images: Count = 256
     head: HeadConfig = field(default_factory=HeadConfig)
-    crop: int = 64
-    blends: float = 0.25
+    crop: Pixels = 64
+    blends: Fraction = 0.25
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon"))
 

@@ -10,31 +10,33 @@ import csv
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from l2p.config import BatchSize, CountOrZero, Float, LearningRate, Steps, Weight, config
 from l2p.errors import UserError
 from l2p.files import atomic_path
 from l2p.training.ema import EMA
 from l2p.training.optim import build_optimizer, build_schedule
 
 
-@dataclass
+@config
 class OptimConfig:
     """Steps, batch and optimiser of one network."""
 
-    steps: int = 1000
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.998
-    checkpoint_every: int = 250
+    steps: CountOrZero = 1000
+    batch_size: BatchSize = 32
+    learning_rate: LearningRate = 1e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: Weight = 0.01
+    warmup_steps: CountOrZero = 50
+    gradient_clip: Weight = 1.0
+    ema_decay: Annotated[Float, Field(ge=0, le=0.99999)] = 0.998
+    checkpoint_every: Steps = 250
 
 
 def fit(

@@ -10,11 +10,25 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from l2p import flow, runtime
+from l2p.config import (
+    Count,
+    DTypeName,
+    Fraction,
+    Int,
+    Pixels,
+    SamplingSteps,
+    Seed,
+    Text,
+    Threads,
+    Width,
+    config,
+)
 from l2p.decoders.build import from_teacher
 from l2p.decoders.io import fill_decoder, find_decoder, read_spec, save_decoder
 from l2p.decoders.pid import LatentConditioning, PidStudent
@@ -24,7 +38,7 @@ from l2p.images import Pictures, from_uint8
 from l2p.landscapes import Scene, caption, render_batch
 from l2p.objectives import build_objectives, check_objectives
 from l2p.objectives.base import Batch
-from l2p.recipe import REQUIRED, HeadConfig, LoggingConfig, StageConfig, knob
+from l2p.recipe import REQUIRED, HeadConfig, LoggingConfig, StageConfig
 from l2p.runtime import autocast
 from l2p.teachers import Teacher, load_teacher
 from l2p.training.fit import fit
@@ -41,56 +55,56 @@ OBJECTIVES = ("flow", "latents", "pairs", "adversarial", "drift", "color", "ener
 NO_EFFECT = ("checkpoint_every", "preview_every")
 
 
-@dataclass
+@config
 class PidPictures(PicturesConfig):
-    count: int = knob(2048, low=1)
-    first_seed: int = knob(FIRST_SCENE, low=0)
-    height: int = knob(512, low=8)
-    width: int = knob(512, low=8)
-    crop: int = knob(256, low=8)
-    small_renders: float = knob(0.25, low=0, high=1)
-    path: str | None = None
-    folder: str | None = None
+    count: Count = 2048
+    first_seed: Seed = FIRST_SCENE
+    height: Pixels = 512
+    width: Pixels = 512
+    crop: Pixels = 256
+    small_renders: Fraction = 0.25
+    path: Text | None = None
+    folder: Text | None = None
 
 
-@dataclass
+@config
 class DecoderConfig:
     """Sizes of the decoder; ``core`` null takes the teacher's transformer, weights and all; ``train_core`` false keeps them.
 
     ``weights`` is a decoder to go on from, of the same sizes.
     """
 
-    weights: str | None = None
-    scale: int = 4
+    weights: Text | None = None
+    scale: Annotated[Int, Field(ge=1, le=64)] = 4
     core: dict[str, Any] | None = None
     train_core: bool = True
-    upsample: int = knob(1, low=1)
-    adapter_width: int = knob(96, low=8)
-    features: int = knob(96, low=1)
+    upsample: Annotated[Int, Field(ge=1, le=64)] = 1
+    adapter_width: Annotated[Int, Field(ge=8, le=65536)] = 96
+    features: Width = 96
     head: HeadConfig = field(default_factory=HeadConfig)
     draft: Literal["decoder", "head"] = "decoder"
     draft_head: HeadConfig = field(default_factory=HeadConfig)
     gradient_checkpointing: bool = False
 
 
-@dataclass
+@config
 class PidStage(StageConfig):
     """A stage; ``num_steps`` is what the student paints in while it trains."""
 
-    num_steps: int = knob(1, low=1)
+    num_steps: SamplingSteps = 1
 
 
-@dataclass
+@config
 class PidRecipe:
     """Everything `l2p train-pid` needs to know."""
 
-    name: str = REQUIRED
-    output_dir: str = "runs/${name}"
-    seed: int = knob(0, low=0)
-    device: str = "auto"
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    threads: int | None = knob(None, low=1)
-    teacher: str = "landscapes"
+    name: Text = REQUIRED
+    output_dir: Text = "runs/${name}"
+    seed: Seed = 0
+    device: Text = "auto"
+    dtype: DTypeName = "auto"
+    threads: Threads | None = None
+    teacher: Text = "landscapes"
     student: DecoderConfig = field(default_factory=DecoderConfig)
     pictures: PidPictures = field(default_factory=PidPictures)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -98,7 +112,7 @@ class PidRecipe:
     few_step: PidStage = field(default_factory=lambda: PidStage(num_steps=4))
     one_step: PidStage = field(default_factory=PidStage)
     polish: PidStage = field(default_factory=lambda: PidStage(enabled=False, num_steps=4))
-    preview_images: int = knob(4, low=1)
+    preview_images: Annotated[Int, Field(ge=1, le=256)] = 4
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 

@@ -9,7 +9,6 @@ in V versions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from l2p import flow
+from l2p.config import Fraction, config
 from l2p.decoders.pid import LatentConditioning, PidSpec
 from l2p.errors import UserError
 from l2p.files import PICTURES, atomic_path, picture_files
 from l2p.images import Pictures, from_uint8, read_picture
 from l2p.landscapes import render_batch
 from l2p.objectives.base import Batch
-from l2p.recipe import knob
 from l2p.runtime import autocast
 from l2p.teachers import Teacher
 from l2p.training.data import DistillDataModule, derive_seed
@@ -34,14 +33,14 @@ from l2p.training.data import DistillDataModule, derive_seed
 ENCODED_AT_ONCE = 32
 
 
-@dataclass
+@config
 class NoiseConfig:
     """What of captions and latents is kept from the decoder."""
 
-    share: float = knob(0.75, low=0, high=1)
-    max_sigma: float = knob(0.8, low=0, high=1)
-    caption_dropout: float = knob(0.1, low=0, high=1)
-    latent_dropout: float = knob(0.1, low=0, high=1)
+    share: Fraction = 0.75
+    max_sigma: Fraction = 0.8
+    caption_dropout: Fraction = 0.1
+    latent_dropout: Fraction = 0.1
 
 
 def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[Pictures, list[str]]:

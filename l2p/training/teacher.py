@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2p import flow, images, runtime
+from l2p.config import Count, DTypeName, Fraction, Pixels, Seed, Text, Threads, TimeShift, Weight, config
 from l2p.errors import UserError
 from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json, write_text
@@ -45,49 +46,49 @@ It knows that world and nothing else.
 """
 
 
-@dataclass
+@config
 class PicturesConfig:
     """Renders to train on: ``count`` scenes from ``first_seed`` on."""
 
-    count: int = 24576
-    first_seed: int = 1_000_000
-    height: int = 128
-    width: int = 128
+    count: Count = 24576
+    first_seed: Seed = 1_000_000
+    height: Pixels = 128
+    width: Pixels = 128
 
 
-@dataclass
+@config
 class VAETraining:
     sizes: build.VAESizes = field(default_factory=build.VAESizes)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    crop: int = 64
-    full_size_from: float = 0.85
-    kl_weight: float = 2e-4
-    edge_weight: float = 0.5
-    mse_weight: float = 6.0
+    crop: Pixels = 64
+    full_size_from: Fraction = 0.85
+    kl_weight: Weight = 2e-4
+    edge_weight: Weight = 0.5
+    mse_weight: Weight = 6.0
 
 
-@dataclass
+@config
 class TransformerTraining:
     sizes: build.TransformerSizes = field(default_factory=build.TransformerSizes)
     text: build.TextSizes = field(default_factory=build.TextSizes)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon"))
-    caption_dropout: float = 0.1
-    time_shift: float = 2.0
+    caption_dropout: Fraction = 0.1
+    time_shift: TimeShift = 2.0
     compile: bool = False
 
 
-@dataclass
+@config
 class TeacherRecipe:
-    name: str = "teacher"
-    output_dir: str = "runs/${name}"
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
+    name: Text = "teacher"
+    output_dir: Text = "runs/${name}"
+    seed: Seed = 0
+    device: Text = "auto"
+    dtype: DTypeName = "auto"
+    threads: Threads | None = None
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     vae: VAETraining = field(default_factory=VAETraining)
     transformer: TransformerTraining = field(default_factory=TransformerTraining)
-    scheduler_shift: float = 2.0
+    scheduler_shift: TimeShift = 2.0
 
 
 @holding_output_dir

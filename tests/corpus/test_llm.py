@@ -148,7 +148,7 @@ def test_an_endpoint_that_is_not_there(writer, server):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "host/v1", "file:///etc/passwd", "https://me:pw@host/v1", "https://host/v1?key=pw"]
+    "url", ["host/v1", "file:///etc/passwd", "https://me:pw@host/v1", "https://host/v1?key=pw"]
 )
 def test_an_address_that_is_none_or_shows_a_secret(writer, url):
     with pytest.raises(UserError, match="corpus.llm.base_url") as error:

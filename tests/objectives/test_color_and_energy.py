@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from l2p.errors import UserError
 from l2p.objectives.color import EDGE, ColorObjective
 from l2p.objectives.energy import EnergyObjective
 
@@ -24,8 +23,6 @@ def test_color_sees_casts_and_no_detail():
         assert float(value) == pytest.approx(0, abs=1e-6)
     for value in color(context(images + 0.1, images)).values():
         assert float(value) == pytest.approx((0.1**2 + EDGE**2) ** 0.5 - EDGE, rel=1e-4)
-    with pytest.raises(UserError, match="cells must be 1 or more"):
-        ColorObjective(teacher=None, lift=None, cells=(0,))
 
 
 def test_energy_asks_for_as_much_texture_not_for_the_same():

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from l2p.errors import UserError
+from l2p.objectives import check_combinations
 from l2p.objectives.features import EncoderDistance, EncoderFeatures, LpipsDistance, unit
 from l2p.objectives.pairs import PairsObjective, charbonnier
+from l2p.recipe import Recipe, StageConfig
 
 
 def one_step(picture):
@@ -209,26 +211,20 @@ def test_a_teacher_without_an_encoder_is_told(teacher, lift):
         PairsObjective(teacher=teacher, lift=lift)
 
 
-@pytest.mark.parametrize(
-    "knob",
-    [
-        {"pixel": -1.0},
-        {"squared": -0.1},
-        {"edge": 0.0},
-        {"perceptual_fraction": 0.0},
-        {"feature_scale": 0.7},
-        {"feature_blocks": 4},
-        {"perceptual_network": "lpips", "feature_blocks": 1},
-    ],
-)
-def test_impossible_knobs_are_refused(teacher, lift, knob):
-    with pytest.raises(UserError, match=list(knob)[-1]):
-        PairsObjective(teacher=teacher, lift=lift, **knob)
-
-
 def test_fresh_noise_breaks_the_pair(context, teacher, lift):
     seen = []
     step = context(lambda x, t: seen.append(x) or torch.zeros_like(x))
     PairsObjective(teacher=teacher, lift=lift, noise="fresh", perceptual=0.0)(step)
     assert len(seen) == 1 and (seen[0] * step.batch.noise).mean().abs() < 0.05
     assert seen[0].std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_blocks_that_the_encoder_lacks(teacher, lift):
+    with pytest.raises(UserError, match="feature_blocks must be 0"):
+        PairsObjective(teacher=teacher, lift=lift, feature_blocks=4)
+
+
+def test_lpips_has_no_blocks_of_the_encoder():
+    objectives = {"pairs": {"perceptual_network": "lpips", "feature_blocks": 1}}
+    with pytest.raises(UserError, match="pairs.feature_blocks chooses blocks of the encoder"):
+        check_combinations(StageConfig(objectives=objectives), Recipe())

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from l2p.errors import UserError
 from l2p.objectives.energy import energy_distance
 from l2p.objectives.spectrum import SpectrumObjective, spectrum_distance
 
@@ -44,9 +43,3 @@ def test_gradient_is_finite_at_equality_and_in_bf16_regions():
         (term,) = SpectrumObjective(teacher=None, lift=None, window=8)(context).values()
     term.backward()
     assert float(term.detach()) == 0 and term.dtype == torch.float32 and bool(torch.isfinite(x.grad).all())
-
-
-@pytest.mark.parametrize("window", [2, 7])
-def test_window_must_be_even(window):
-    with pytest.raises(UserError, match="even and at least 4"):
-        SpectrumObjective(teacher=None, lift=None, window=window)
