@@ -2,7 +2,7 @@
 
 A source is a folder, a WebDataset tar (a corpus of `l2p synthesize` is a folder of them), or `hub:USER/NAME[@REVISION][:FILES]`, a
 data set of such files. Captions lie beside the pictures: `NAME.txt`, `NAME.json`, or a `metadata.jsonl` of `file_name` and a
-column of :data:`~l2p.corpus.sources.COLUMNS`; a picture without one has the empty caption.
+column of :data:`~l2p.texts.COLUMNS`; a picture without one has the empty caption.
 
 Only headers are read at first; a picture is decoded when it is asked for.
 """
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from l2p.corpus.sources import COLUMNS, Source
+from l2p.corpus.sources import Source
 from l2p.errors import UserError
 from l2p.files import PICTURES
 from l2p.images import Pictures, read_picture
+from l2p.texts import COLUMNS
 
 TAR = ".tar"
 METADATA = "metadata.jsonl"

@@ -23,7 +23,7 @@ def test_dry_run_finds_what_a_run_would_refuse(l2p):
     code, _, err = l2p("distill", QUICKSTART, "one_step.objectives.pairs.pixl=1", "--dry-run")
     assert (
         code == 2
-        and "objectives.pairs has no knob 'pixl'; did you mean 'pixel'?" in err
+        and "objectives.pairs.pixl: did you mean one_step.objectives.pairs.pixel?" in err
         and err.count("\n") == 1
     )
 
