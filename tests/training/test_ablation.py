@@ -62,7 +62,12 @@ def test_rows_are_recipes_with_one_thing_changed_in_folders_of_their_own(plan, t
     ("text", "overrides", "only", "message"),
     [
         (TEXT.replace("lora", "lore"), (), (), "row small: .*student.lor"),
-        (TEXT, ["one_step.objectives={pair: {}}"], (), "row plain: .*unknown key one_step.objectives.pair: did you mean one_step.objectives.pairs"),
+        (
+            TEXT,
+            ["one_step.objectives={pair: {}}"],
+            (),
+            "row plain: .*unknown key one_step.objectives.pair: did you mean one_step.objectives.pairs",
+        ),
         (TEXT, (), ["smal"], "has no row 'smal': expected some of plain, small"),
         (TEXT[: TEXT.index("rows")], (), (), "rows is empty"),
         (TEXT.replace("base.yaml", "bas.yaml"), (), (), "did you mean .*base.yaml"),

@@ -245,7 +245,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(new_run, monkeypatch):
 def test_mistakes_are_found_before_any_work(new_run):
     recipe = new_run()
     recipe.one_step.objectives = {"pair": {}}
-    with pytest.raises(UserError, match=r"unknown key one_step.objectives.pair: did you mean one_step.objectives.pairs\?"):
+    with pytest.raises(
+        UserError, match=r"one_step: unknown key objectives.pair: did you mean objectives.pairs\?"
+    ):
         distill.run(recipe, progress=False)
     recipe = new_run("seed")
     recipe.seed = 6_999_999
