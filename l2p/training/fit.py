@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from l2p import processes
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.extras import install_hint
 from l2p.objectives.base import WHOLE
 from l2p.training.callbacks import (
@@ -125,22 +125,26 @@ def check_checkpoint(run: Run, stage: str, path: Path) -> None:
 
 
 def check_loggers(config: LoggingConfig) -> None:
-    """Raises UserError where a logger that the recipe asks for is not installed."""
+    """Warn of loggers that the recipe names and that are not installed: the run goes on with its CSV."""
     for kind in ("tensorboard", "wandb"):
-        if getattr(config, kind) and importlib.util.find_spec(kind) is None:
-            raise UserError(
-                f"logging.{kind} needs the package {kind}: {install_hint(kind)}, or set logging.{kind}=false"
+        if getattr(config, kind) and not _installed(kind):
+            warn(
+                f"logging.{kind} needs the package {kind}: {install_hint(kind)}, or set logging.{kind}=false; the losses are in logs/*.csv only"
             )
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _loggers(config: LoggingConfig, folder: Path, name: str, stage: str) -> list[Any] | bool:
     """TensorBoard and Weights & Biases where the recipe asks for them; the CSV is written in any case."""
     loggers: list[Any] = []
-    if config.tensorboard:
+    if config.tensorboard and _installed("tensorboard"):
         from lightning.pytorch.loggers import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=stage))
-    if config.wandb:
+    if config.wandb and _installed("wandb"):
         from lightning.pytorch.loggers import WandbLogger
 
         loggers.append(

@@ -64,7 +64,7 @@ def shrunk(recipe: Recipe) -> Recipe:
             clip=None,
             peak_memory=False,
         ),
-        logging=replace(recipe.logging, wandb=False),
+        logging=replace(recipe.logging, tensorboard=False, wandb=False),
     )
 
 

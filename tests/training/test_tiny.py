@@ -13,7 +13,7 @@ from l2p.teachers import published_as
 from l2p.training.tiny import shrunk
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-REAL = ["z-image-turbo-1k", "flux2-klein-1k", "qwen-image-1k", "sd3.5-1k", "sdxl-1k"]
+REAL = ["z-image-turbo-1k", "flux1-dev-1k", "flux2-klein-1k", "qwen-image-1k", "sd3.5-1k", "sdxl-1k"]
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,7 @@ def test_a_recipe_runs_whole_on_its_tiny_twin(l2p, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if name == "qwen-image-1k":
         pytest.importorskip("peft")
-    code, out, err = l2p(
-        "distill", RECIPES / f"{name}.yaml", "--tiny", "logging.tensorboard=false", "dtype=fp32"
-    )
+    code, out, err = l2p("distill", RECIPES / f"{name}.yaml", "--tiny", "dtype=fp32")
     assert code == 0 and "the way is open" in out, err
     folder = tmp_path / "runs" / f"{name}-tiny"
     config, metrics = read_json(folder / "student" / "config.json"), read_json(folder / "metrics.json")
@@ -53,11 +51,26 @@ def test_the_prompts_that_are_there_are_used_and_the_teacher_is_not_fetched(tmp_
         shrunk(recipe)
 
 
+def test_a_logger_that_is_not_installed_is_a_warning(monkeypatch):
+    from l2p.errors import UserNotice
+    from l2p.training import fit
+
+    monkeypatch.setattr(fit, "_installed", lambda package: False)
+    config = load_recipe(RECIPES / "quickstart.yaml", ["logging.tensorboard=true"]).logging
+    with pytest.warns(UserNotice, match=r"logging.tensorboard needs .*\[tensorboard\].*csv only"):
+        fit.check_loggers(config)
+    assert fit._loggers(config, Path("unused"), "name", "one_step") is False
+    assert (
+        shrunk(load_recipe(RECIPES / "sdxl-1k.yaml", ["logging.tensorboard=true"])).logging.tensorboard
+        is False
+    )
+
+
 def test_a_dry_run_of_the_tiny_twin_writes_nothing(l2p, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = (RECIPES / "sdxl-1k.yaml", "--tiny", "--dry-run", "logging.tensorboard=false")
+    argv = (RECIPES / "sdxl-1k.yaml", "--tiny", "--dry-run")
     code, out, _ = l2p("distill", *argv)
-    full = l2p("distill", RECIPES / "sdxl-1k.yaml", "--dry-run", "logging.tensorboard=false")[1]
+    full = l2p("distill", RECIPES / "sdxl-1k.yaml", "--dry-run")[1]
     assert "2.6 B in the teacher's network" in full
     assert code == 0 and "sdxl-1k-tiny" in out and "core: tiny" in out and not list(tmp_path.iterdir())
 
