@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from l2p.cli.review import add_address, check_port
+from l2p.cli.review import add_address
 from l2p.students.named import resolve_student, student_help
 
 EXAMPLES = """\
@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_port(args.port)
+    from l2p.review.serving import check_address
+
+    check_address(args.host, args.port)
     folder = resolve_student(args.student)
     from l2p import runtime
     from l2p.review.demo import Painter, demo_app

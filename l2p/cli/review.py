@@ -51,14 +51,10 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8765, help="of the page (8765)")
 
 
-def check_port(port: int) -> None:
-    """Raises UserError for a number that is no port."""
-    if not 1 <= port <= 65535:
-        raise UserError(f"--port is {port}, expected 1 to 65535")
-
-
 def run(args: argparse.Namespace) -> None:
-    check_port(args.port)
+    from l2p.review.serving import check_address
+
+    check_address(args.host, args.port)
     out = Path(args.out) if args.out else results_folder(args.student, "review")
     if args.summary:
         from l2p.review.summary import summarize
@@ -70,21 +66,23 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--against is missing: name another student, a teacher or a folder of pictures")
     if args.num_images < 1:
         raise UserError(f"--num-images is {args.num_images}, expected at least 1")
+    from l2p.locks import locked
     from l2p.review.pairs import prepare
     from l2p.review.server import review_app
     from l2p.review.serving import serve
 
-    review = prepare(
-        out,
-        args.student,
-        args.against,
-        prompts=args.prompts,
-        num_images=args.num_images,
-        device=args.device,
-        dtype=args.dtype,
-    )
-    print(f"{len(review.pairs)} pairs; answers are kept in {out / 'answers'}")
-    serve(review_app(review, out, args.host), args.host, args.port, "review")
+    with locked(out, "--out"):
+        review = prepare(
+            out,
+            args.student,
+            args.against,
+            prompts=args.prompts,
+            num_images=args.num_images,
+            device=args.device,
+            dtype=args.dtype,
+        )
+        print(f"{len(review.pairs)} pairs; answers are kept in {out / 'answers'}")
+        serve(review_app(review, out, args.host), args.host, args.port, "review")
 
 
 def _tell(summary: dict[str, Any], out: Path) -> None:

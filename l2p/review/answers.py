@@ -19,6 +19,8 @@ from l2p.errors import UserError
 
 CHOICES = ("a", "b", "tie")
 QUESTIONS = ("follows", "real")
+MAX_REVIEWERS = 1000
+MAX_BYTES = 16 * 1024**2  # of one reviewer's answers
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Answers:
     def _write(self, reviewer: str, value: dict[str, Any]) -> None:
         path = self._path(reviewer)
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.is_file()
+        if new and sum(1 for _ in self.folder.glob("*.jsonl")) >= MAX_REVIEWERS:
+            raise UserError(f"this review has {MAX_REVIEWERS} reviewers already: use one of their names")
+        if not new and path.stat().st_size > MAX_BYTES:
+            raise UserError("this reviewer has answered and taken back too often: choose another name")
         line = json.dumps({"reviewer": reviewer, **value}, ensure_ascii=False) + "\n"
         with path.open("ab+") as file:
             if file.tell():
@@ -93,6 +100,12 @@ class Answers:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
+        if new:  # the file's name is on the disk once its folder is
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _path(self, reviewer: str) -> Path:
         return self.folder / f"{file_name(reviewer)}.jsonl"
@@ -111,10 +124,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     values = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue  # the line that a crash cut short
         if isinstance(value, dict):
             values.append(value)

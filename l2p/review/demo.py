@@ -24,6 +24,7 @@ PATHS = ("l2p", "vae", "pid")
 SIDE = 8  # pixels; a side is a multiple of it
 MAX_SIDE = 2048
 MAX_SEED = 2**31 - 1
+WAITING = 8  # pictures drawn or waited for at once: more would take the threads that answer everything else
 MAX_PROMPT = 1000  # characters
 
 
@@ -89,7 +90,7 @@ class Painter:
         self.pipeline = load(student, device, dtype)
         self._source: TeacherPictures | None = None
         self._pid: PidDecoder | None = None
-        self._lock = threading.Lock()
+        self._lock, self._places = threading.Lock(), threading.BoundedSemaphore(WAITING)
 
     def _find(self, decoder: str | None) -> tuple[Path | None, int]:
         """Folder and scale of the decoder; none where the bundled one is of another teacher."""
@@ -125,12 +126,17 @@ class Painter:
 
         The path pid paints ``scale`` times the size that is wished for.
         """
-        with self._lock:
-            if wish.path != "l2p":
-                self._load(wish)
-            start = time.perf_counter()
-            picture = self._paint(wish)
-            return picture, 1000 * (time.perf_counter() - start)
+        if not self._places.acquire(blocking=False):
+            raise UserError(f"{WAITING} pictures are wished for already: try again in a moment")
+        try:
+            with self._lock:
+                if wish.path != "l2p":
+                    self._load(wish)
+                start = time.perf_counter()
+                picture = self._paint(wish)
+                return picture, 1000 * (time.perf_counter() - start)
+        finally:
+            self._places.release()
 
     def _paint(self, wish: Wish) -> Pictures:
         from l2p.decoders.sources import Source
@@ -186,7 +192,7 @@ def demo_app(painter: Painter, host: str = LOCAL):
     app = new_app(host)
 
     @app.get("/", response_class=HTMLResponse)
-    def index() -> str:
+    def index() -> Any:
         return page("demo.html")
 
     @app.get("/api/about")

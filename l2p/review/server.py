@@ -22,7 +22,7 @@ def review_app(review: Review, folder: str | Path, host: str = LOCAL):
     answers = Answers(Path(folder) / "answers")
 
     @app.get("/", response_class=HTMLResponse)
-    def index() -> str:
+    def index() -> Any:
         return page("review.html")
 
     @app.get("/api/state")
@@ -37,7 +37,7 @@ def review_app(review: Review, folder: str | Path, host: str = LOCAL):
         path = Path(getattr(item, review.sides(reviewer, pair)[side]))
         if not path.is_file():
             raise UserError("the picture is gone from the disk: start the review again")
-        return FileResponse(path)
+        return FileResponse(path, media_type=_media_type(path))
 
     @app.post("/api/answer")
     def answer(reviewer: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +58,21 @@ def review_app(review: Review, folder: str | Path, host: str = LOCAL):
         return {**found, "pair": _shown(review, taken.pair), "before": before}
 
     return app
+
+
+def _media_type(path: Path) -> str:
+    """The type of a picture, from its content. Raises UserError for another file: a review folder from elsewhere may name
+    any file of this machine."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            kind = Image.MIME.get(image.format or "", "")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        kind = ""
+    if not kind.startswith("image/"):
+        raise UserError("what this review names is no picture: start a review of your own")
+    return kind
 
 
 def _state(review: Review, answers: Answers, reviewer: str) -> dict[str, Any]:
