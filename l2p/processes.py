@@ -7,7 +7,6 @@ agree on goes through here: a rank that decided alone would leave the others wai
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,14 +20,10 @@ from torch import Tensor, nn
 from l2p.errors import UserError
 
 T = TypeVar("T")
-LAST_WORDS = (
-    3.0  # seconds that the first process, which keeps the common store, stays for the others' failures
-)
 
 _waiting: dist.ProcessGroup | None = (
     None  # of those who wait for the first process' work, however long it takes
 )
-_store: dist.Store | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,8 @@ def size() -> int:
 
 @contextmanager
 def together(device: torch.device, timeout_minutes: float) -> Iterator[None]:
-    """Inside the `with` the launched processes can speak to each other; a process alone goes straight on.
+    """Inside the `with` the launched processes can speak to each other; a process alone goes straight on, and so do
+    processes that have met already.
 
     Args:
         device: of this process.
@@ -119,20 +115,20 @@ def together(device: torch.device, timeout_minutes: float) -> Iterator[None]:
     Raises:
         UserError: the others did not come, or one of them ended while this one needed it.
     """
-    global _waiting, _store
+    global _waiting
     here = place()
-    if here.size == 1:
+    if here.size == 1 or dist.is_initialized():
         yield
         return
     timeout = timedelta(minutes=timeout_minutes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        _store, _, _ = next(dist.rendezvous("env://", here.rank, here.size, timeout=timeout))
+        store, _, _ = next(dist.rendezvous("env://", here.rank, here.size, timeout=timeout))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("l2p", _store),
+            store=dist.PrefixStore("l2p", store),
             rank=here.rank,
             world_size=here.size,
             timeout=timeout,
@@ -154,31 +150,13 @@ def together(device: torch.device, timeout_minutes: float) -> Iterator[None]:
             "run the same command again to go on from the last one"
         ) from error
     dist.destroy_process_group()
-    _waiting = _store = None
+    _waiting = None
 
 
 def _is_loss(error: RuntimeError) -> bool:
     """Whether an error says that another process could not be reached any more."""
     told = str(error)
     return isinstance(error, dist.DistError) or "gloo/transport" in told or "gloo/rendezvous" in told
-
-
-def is_first_to_tell() -> bool:
-    """Whether this process should print why the run failed: of those that failed together one speaks."""
-    if _store is None:
-        try:
-            here = place()
-        except UserError:
-            return True
-        return here.rank == 0 or here.local_rank == 0
-    try:
-        first = _store.add("told", 1) == 1
-        end = time.monotonic() + LAST_WORDS
-        while rank() == 0 and _store.add("told", 0) < size() and time.monotonic() < end:
-            time.sleep(0.05)
-        return first
-    except RuntimeError:  # the process that kept the store is gone, and with it whatever it had to say
-        return True
 
 
 def from_first(work: Callable[[], T]) -> T:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run_tiny(recipe: Recipe, args: argparse.Namespace) -> None:
-    from l2p import runtime
+    from l2p import processes, runtime
     from l2p.training import distill
     from l2p.training.tiny import prepare, shrunk
 
@@ -65,8 +65,14 @@ def _run_tiny(recipe: Recipe, args: argparse.Namespace) -> None:
     if args.dry_run:
         return _print_plan(small)
     runtime.hush_loaders()
-    prepare(recipe, small)
-    _print_result(distill.run(small, resume="never" if args.resume == "auto" else args.resume))
+    here = processes.place()
+    device = runtime.pick_device(small.device, here.local_rank if here.size > 1 else None)
+    with processes.together(device, small.parallel.timeout_minutes):
+        processes.from_first(lambda: prepare(recipe, small))
+        result = distill.run(small, resume="never" if args.resume == "auto" else args.resume)
+    if here.rank > 0:
+        return
+    _print_result(result)
     print(
         f"the way is open: every stage of {recipe.name} ran on random weights, so pictures and figures say nothing"
     )

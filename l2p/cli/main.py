@@ -130,18 +130,16 @@ def _named(error: OSError) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    if not _others_tell():
-        print(f"l2p: {line}", file=sys.stderr)
+    print(f"l2p: {_rank()}{line}", file=sys.stderr)
     return code
 
 
-def _others_tell() -> bool:
-    """Whether this is one of several processes that fail together, and another says why."""
-    if not {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
-        return False
-    from l2p import processes
-
-    return not processes.is_first_to_tell()
+def _rank() -> str:
+    """The number of a process that was launched with others, in front of its line; "" for one alone."""
+    launched = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
+    return (
+        f"rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID', '?')}: " if launched != "1" else ""
+    )
 
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:

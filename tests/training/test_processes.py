@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_another_number_of_processes(new_run, alone):
     checkpoints = Path(recipe.output_dir) / "checkpoints"
     stopped = launch(recipe, 2, "parallel.strategy=fsdp", AT="1/7", SIGNAL="SIGTERM")
     assert [code for code, _ in stopped] == [130, 130], stopped
-    assert "".join(told for _, told in stopped).count("l2p: stopped") == 1
+    assert [f"l2p: rank {rank}: stopped" in told for rank, (_, told) in enumerate(stopped)] == [True, True]
     assert [path.name for path in checkpoints.iterdir()] == ["one_step.shards"]
     assert step_of(checkpoints / "one_step.shards") == 8
 
@@ -197,7 +197,8 @@ PairsObjective.forward, stages.evaluate_the_student = spoil, skip
     answers = launch(recipe, 2, command=poisoned)
     assert [code for code, _ in answers] == [2, 2], answers
     lines = [line for _, told in answers for line in told.splitlines() if line.startswith("l2p: ")]
-    assert len(lines) == 1 and "one_step stopped at step 6: the loss is nan (from pairs/pixel)" in lines[0]
+    expected = "one_step stopped at step 6: the loss is nan (from pairs/pixel)"
+    assert len(lines) == 2 and all(f"l2p: rank {rank}: {expected}" in lines[rank] for rank in (0, 1)), lines
 
 
 TALK = """
@@ -225,7 +226,6 @@ with processes.together(torch.device("cpu"), 1.0):
         processes.from_first(fail)
     except UserError as error:
         assert str(error) == "only the first knows"
-    print("told" if processes.is_first_to_tell() else "silent", file=sys.stderr)
     if rank == 1:
         os._exit(7)
     try:
@@ -240,7 +240,15 @@ with processes.together(torch.device("cpu"), 1.0):
 def test_what_two_processes_say_to_each_other(tmp_path):
     (code, first), (other, second) = launch(None, 2, command=TALK, timeout=60)
     assert (code, other) == (0, 7), first + second
-    assert sorted([*first.split(), *second.split()]) == ["lost", "silent", "told"]
+    assert [*first.split(), *second.split()] == ["lost"]
+
+
+def test_every_process_prints_why_it_fails_also_before_they_have_met():
+    command = "import sys; from l2p.cli.main import main; sys.exit(main(['distill', 'nowhere.yaml']))"
+    for size, names in ((1, ["l2p: "]), (2, ["l2p: rank 0: ", "l2p: rank 1: "])):
+        for (code, told), name in zip(launch(None, size, command=command), names, strict=True):
+            assert code == 2 and told.count("\n") == 1
+            assert told.startswith(name) and "nowhere.yaml" in told, told
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,26 @@ def test_a_recipe_runs_whole_on_its_tiny_twin(l2p, name, tmp_path, monkeypatch):
     assert metrics["student"]["psnr_to_teacher"] > 0 and metrics["student"].get("attribute_accuracy") is None
     assert "judge" not in metrics and metrics["summary"]["speedup"] > 0
     assert "<html" in (folder / "report.html").read_text()[:200].lower()
+
+
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in REAL[:-1]), REAL[-1]]
+)
+def test_a_recipe_runs_whole_on_its_tiny_twin_in_two_processes(name, tmp_path):
+    """The first one writes the pipeline that both load, and the first alone prints the result."""
+    if name == "qwen-image-1k":
+        pytest.importorskip("peft")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv = ["-m", "l2p.cli.main", "distill", str(RECIPES / f"{name}.yaml"), "--tiny"]
+    known = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*torchrun, *argv, "logging.tensorboard=false", "dtype=fp32"],
+        cwd=tmp_path, env=known, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count("the way is open") == 1, done.stderr
+    folder = tmp_path / "runs" / f"{name}-tiny"
+    assert (folder / "report.html").is_file()
+    assert not [path for path in folder.rglob(".*.partial*")] and not (folder / ".lock").exists()
 
 
 def test_the_prompts_that_are_there_are_used_and_the_teacher_is_not_fetched(tmp_path, monkeypatch):
