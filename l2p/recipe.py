@@ -5,7 +5,7 @@ Every knob is explained where people choose it: in `recipes/quickstart.yaml` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -295,6 +295,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T]
         return validate(schema, _merged(documents, schema))
     except ConfigError as error:
         raise UserError(f"{_place(documents, error.path) or path}: {error}") from None
+
+
+def overrides_of(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Overrides ``key.subkey=value`` of nested mappings; an empty mapping is a value."""
+    import yaml
+
+    found = []
+    for key, value in sections.items():
+        if isinstance(value, Mapping) and value:
+            found += overrides_of(value, f"{prefix}{key}.")
+        else:
+            text = (
+                yaml.safe_dump(value, default_flow_style=True, width=1 << 30).removesuffix("\n...\n").strip()
+            )
+            found.append(f"{prefix}{key}={text}")
+    return found
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Document]:

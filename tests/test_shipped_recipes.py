@@ -72,3 +72,57 @@ def test_hints_name_the_checkout_or_the_package(tmp_path, monkeypatch):
 def test_python_m_l2p_is_the_command():
     done = subprocess.run([sys.executable, "-m", "l2p", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("l2p ")
+
+
+def test_all_names_are_listed_and_each_is_told_apart(l2p_info):
+    import l2p
+
+    names = l2p.list_models()
+    assert "landscapes-128" in names["students"] and "landscapes-4x" in names["decoders"]
+    assert "landscapes" in names["teachers"] and "Tongyi-MAI/Z-Image-Turbo" in names["published"]
+    assert {*l2p_info()} == {*names, "presets"}
+    assert l2p_info("landscapes")["kind"] == "teacher" and l2p_info("landscapes-4x")["kind"] == "decoder"
+    assert set(l2p_info("landscapes")["parameters"]) >= {"transformer", "vae", "text_encoder"}
+    assert "parameters" in l2p_info("landscapes-128")
+
+
+@pytest.fixture
+def l2p_info(capsys):
+    """``l2p info [NAME] --json``, parsed; the table for people prints as well."""
+
+    def run(*name: str):
+        assert main(["info", *name]) == 0
+        capsys.readouterr()
+        assert main(["info", *name, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_sections_become_overrides():
+    from l2p.recipe import overrides_of
+
+    sections = {
+        "seed": 3,
+        "name": "a: b",
+        "one_step": {"steps": 10, "objectives": {"pairs": {"weight": 0.5}}},
+        "x": None,
+    }
+    overrides = overrides_of(sections)
+    assert "one_step.objectives.pairs.weight=0.5" in overrides and "x=null" in overrides
+    recipe = load_recipe("quickstart", overrides[:4])
+    assert recipe.seed == 3 and recipe.name == "a: b" and recipe.one_step.steps == 10
+    assert recipe.one_step.objectives["pairs"]["weight"] == 0.5
+
+
+def test_distil_in_python_takes_the_commands_overrides(monkeypatch):
+    import l2p
+    from l2p.training import distill
+
+    seen = {}
+    monkeypatch.setattr(
+        distill, "run", lambda recipe, resume: seen.update(recipe=recipe, resume=resume) or {"student": "s"}
+    )
+    result = l2p.distill("quickstart", ["seed=5"], resume="never", one_step={"steps": 7})
+    assert result == {"student": "s"} and seen["resume"] == "never"
+    assert seen["recipe"].seed == 5 and seen["recipe"].one_step.steps == 7

@@ -1,7 +1,8 @@
-"""What a student is: sizes, teacher, recipe, and its figures where they lie beside it. Loads no weights.
+"""What a student, a bundled teacher or a pixel decoder is: sizes, origin, recipe, and its metrics where they lie beside it.
+Loads no weights.
 
-Of a preset (tiny, base, large, z-image): what a picture costs at four sizes, counted without running it; of a recipe for a
-published teacher, what a picture of its student costs. Without a STUDENT: those that come with l2p."""
+Of a preset (tiny, base, large, z-image): what an image costs at four sizes, counted without running it; of a recipe for a
+published teacher, what an image of its student costs. Without a NAME: all names that come with l2p."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.students.named import bundled_students, resolve_student, student_help
+from l2p.files import read_json
+from l2p.students.named import resolve_student, student_help
 
 PRESET_NAMES = (
     "tiny",
@@ -24,7 +26,8 @@ EXAMPLES = """\
 examples:
   l2p info
   l2p info runs/quickstart/student
-  l2p info runs/quickstart/student --json
+  l2p info landscapes-128 --json
+  l2p info landscapes-4x
   l2p info base
   l2p info recipes/flux2-klein-1k.yaml
 """
@@ -33,18 +36,20 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "student",
-        metavar="STUDENT",
+        metavar="NAME",
         nargs="?",
-        help=f"{student_help()}, a recipe of a published teacher, or a preset: {', '.join(PRESET_NAMES)}",
+        help=f"{student_help()}; a teacher or decoder that comes with l2p, or a folder of one; a recipe of a published "
+        f"teacher; or a preset: {', '.join(PRESET_NAMES)}",
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     if args.student is None:
-        names = bundled_students()
-        print(json.dumps(names) if args.json else "\n".join(names) or "no student comes with this l2p")
-        return
+        return _print_names(args.json)
+    part = _part_folder(args.student)
+    if part is not None:
+        return _print_part(gather_part(args.student, part), args.json)
     is_preset = args.student in PRESET_NAMES and not Path(args.student).exists()
     is_recipe = args.student.endswith((".yaml", ".yml"))
     facts = (gather_preset if is_preset else gather_recipe if is_recipe else gather)(args.student)
@@ -54,6 +59,86 @@ def run(args: argparse.Namespace) -> None:
         _print_counted(facts)
     else:
         _print(facts)
+
+
+def _print_names(as_json: bool) -> None:
+    from l2p.catalog import catalog
+
+    names = {**catalog(), "presets": list(PRESET_NAMES)}
+    if as_json:
+        print(json.dumps(names, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("kind", "names", title="l2p info NAME tells more", title_justify="left")
+    for kind, found in names.items():
+        table.add_row(kind, ", ".join(found) or "none")
+    Console(highlight=False).print(table)
+
+
+def _part_folder(name: str) -> Path | None:
+    """Folder of a teacher or a pixel decoder, by its name in the package or as a folder; None for anything else."""
+    from l2p.decoders.io import BUNDLED as DECODERS
+    from l2p.decoders.io import CLASS_NAME
+    from l2p.teachers import BUNDLED
+
+    for folder in (Path(name), BUNDLED / name, DECODERS / name):
+        if (folder / "model_index.json").is_file():
+            return folder
+        if (folder / "config.json").is_file():
+            config = read_json(folder / "config.json")
+            if isinstance(config, dict) and config.get("class") == CLASS_NAME:
+                return folder
+        if folder.exists():
+            return None
+    return None
+
+
+def gather_part(name: str, folder: Path) -> dict[str, Any]:
+    """Kind, size and configuration of a teacher's or a decoder's folder.
+
+    Raises:
+        UserError: no weights there, or broken ones.
+    """
+    index = folder / "model_index.json"
+    kind = "teacher" if index.is_file() else "decoder"
+    parts = [p.parent for p in sorted(folder.glob("*/*.safetensors"))] if kind == "teacher" else [folder]
+    return {
+        "path": name,
+        "kind": kind,
+        "parameters": {part.name if part != folder else "decoder": count_parameters(part) for part in parts},
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "config": read_json(index if kind == "teacher" else folder / "config.json"),
+    }
+
+
+def _print_part(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    config = facts["config"]
+    shown = {
+        k: v
+        for k, v in config.items()
+        if k in ("scale", "height", "width", "num_steps", "license", "teacher")
+    }
+    rows = {
+        "kind": f"{facts['kind']}, {config.get('_class_name') or config.get('class')}",
+        "parameters": ", ".join(
+            f"{part} {count / 1e6:,.2f} M" for part, count in facts["parameters"].items()
+        ),
+        "on disk": f"{facts['bytes'] / 1e6:,.1f} MB",
+        **{key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in shown.items()},
+    }
+    table = Table(title=facts["path"], title_justify="left", show_header=False)
+    for row, value in rows.items():
+        table.add_row(row, escape(value))
+    Console(highlight=False).print(table)
 
 
 def gather_preset(name: str) -> dict[str, Any]:
