@@ -9,6 +9,8 @@ import numpy as np
 _SIZE = 256
 _TABLE = np.random.default_rng(20240229).uniform(-1, 1, (_SIZE, _SIZE)).astype(np.float32)
 
+_FLAT = _TABLE.ravel()
+
 
 @dataclass(frozen=True)
 class View:
@@ -22,19 +24,25 @@ class View:
 
 
 class Canvas:
-    """A picture in the making: ``img`` float32 [H, W, 3] in [0, 1], a pixel being ``px`` high and wide."""
+    """A picture in the making: ``img`` float32 [H, W, 3] in [0, 1], a pixel being ``px`` high and wide.
+
+    The colours lie in planes (``img`` is a view of [3, H, W]), which numpy walks several times as fast. Painting is
+    limited to ``rows``: a large picture is painted in bands, whose arrays fit the processor's cache.
+    """
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width, self.px = height, width, 1.0 / height
         self.u = ((np.arange(width) + 0.5 - width / 2) / height).astype(np.float32)
         self.y = ((np.arange(height) + 0.5) / height).astype(np.float32)
-        self.img = np.zeros((height, width, 3), np.float32)
+        self.planes = np.zeros((3, height, width), np.float32)
+        self.img = self.planes.transpose(1, 2, 0)
+        self.rows = (0, height)
 
     def window(self, u0: float, u1: float, y0: float, y1: float) -> View | None:
-        """The pixels that touch the box, or None where the box lies outside the picture."""
-        h, half = self.height, self.width / 2
+        """The pixels that touch the box, or None where the box lies outside the rows that are painted."""
+        (first, last), h, half = self.rows, self.height, self.width / 2
         c0, c1 = max(0, int(u0 * h + half) - 1), min(self.width, int(u1 * h + half) + 2)
-        r0, r1 = max(0, int(y0 * h) - 1), min(h, int(y1 * h) + 2)
+        r0, r1 = max(first, int(y0 * h) - 1), min(last, int(y1 * h) + 2)
         if c0 >= c1 or r0 >= r1:
             return None
         return View(slice(r0, r1), slice(c0, c1), self.u[None, c0:c1], self.y[r0:r1, None], self.px)
@@ -49,6 +57,10 @@ class Canvas:
         part = self.img[view.rows, view.cols]
         part += light[..., None] * color * (1 - part)
 
+    def picture(self) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return np.stack([np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8) for plane in self.planes], -1)
+
 
 def rgb(*values: float) -> np.ndarray:
     """A colour float32 [3] in [0, 1] from three values in [0, 255]."""
@@ -57,7 +69,9 @@ def rgb(*values: float) -> np.ndarray:
 
 def lerp(a: np.ndarray, b: np.ndarray, t: np.ndarray | float) -> np.ndarray:
     """Between two colours [3]; t is a number or an array [h, w], giving [h, w, 3]."""
-    return a + (b - a) * (t[..., None] if isinstance(t, np.ndarray) else np.float32(t))
+    if not isinstance(t, np.ndarray):
+        return a + (b - a) * np.float32(t)
+    return np.moveaxis(np.stack([a[..., c] + (b - a)[..., c] * t for c in range(3)]), 0, -1)
 
 
 def smoothstep(a: float, b: float, x: np.ndarray) -> np.ndarray:
@@ -102,8 +116,10 @@ def noise2(x: np.ndarray, y: np.ndarray, key: int) -> np.ndarray:
         rows = _TABLE[k[:, 0]] + (_TABLE[m[:, 0]] - _TABLE[k[:, 0]]) * t
         left = rows[:, i[0]]
         return left + (rows[:, j[0]] - left) * s
-    top = _TABLE[k, i] + (_TABLE[k, j] - _TABLE[k, i]) * s
-    low = _TABLE[m, i] + (_TABLE[m, j] - _TABLE[m, i]) * s
+    k, m = k * _SIZE, m * _SIZE
+    top, low = _FLAT.take(k + i), _FLAT.take(m + i)
+    top += (_FLAT.take(k + j) - top) * s
+    low += (_FLAT.take(m + j) - low) * s
     return top + (low - top) * t
 
 

@@ -31,7 +31,7 @@ def render(scene: Scene, height: int = 128, width: int = 128) -> np.ndarray:
     if scene.time == "dawn":
         _mist(canvas, scene, colors)
     _objects(canvas, scene, colors, shore + 0.012, 2.0)
-    return np.rint(np.clip(canvas.img, 0, 1) * 255).astype(np.uint8)
+    return canvas.picture()
 
 
 def render_batch(seeds: Iterable[int], height: int = 128, width: int = 128) -> np.ndarray:

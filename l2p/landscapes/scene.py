@@ -155,6 +155,10 @@ class Scene:
         chosen = drawn | fixed
         # each part has its own stream, so that forcing one attribute leaves the other parts in place
         streams = [np.random.default_rng([int(seed), k]) for k in range(1, 7)]
+        return cls._compose(int(seed), chosen, streams)
+
+    @classmethod
+    def _compose(cls, seed: int, chosen: dict[str, str], streams: list[np.random.Generator]) -> Scene:
         horizon = float(streams[0].uniform(0.50, 0.56))
         sun = _sun(chosen["time"], streams[0])
         lake = _lake(horizon, streams[1]) if chosen["water"] == "lake" else None
@@ -163,7 +167,7 @@ class Scene:
         wood = _trees(chosen["trees"], horizon, lake or river, home, streams[3])
         peaks = _peaks(horizon, sun, streams[4]) if chosen["mountains"] == "yes" else ()
         clouds = _clouds(streams[5]) if chosen["sky"] == "cloudy" else ()
-        return cls(int(seed), **chosen, horizon=horizon, sun=sun, peaks=peaks, lake=lake, river=river,
+        return cls(seed, **chosen, horizon=horizon, sun=sun, peaks=peaks, lake=lake, river=river,
                    home=home, wood=wood, clouds=clouds)  # fmt: skip
 
 
