@@ -20,6 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint, instead of anew"
     )
+    parser.add_argument(
+        "--pictures-only",
+        action="store_true",
+        help="draw the pictures into output_dir, on all cores, and stop",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,5 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from l2p.training import teacher
 
     recipe = load_recipe(args.recipe, args.overrides, schema=teacher.TeacherRecipe)
+    if args.pictures_only:
+        print(f"the pictures are in {teacher.draw_pictures(recipe)}")
+        return
     runtime.hush_loaders()
     print(f"the teacher is in {teacher.run(recipe, resume=args.resume)}")

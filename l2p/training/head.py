@@ -32,7 +32,7 @@ from l2p.config import (
 )
 from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json
-from l2p.landscapes import render_batch
+from l2p.landscapes import load_world
 from l2p.lift import fit_readout, neighbourhoods
 from l2p.locks import holding_output_dir
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
@@ -95,7 +95,7 @@ def run(recipe: HeadRecipe, resume: bool = True) -> Path:
     head = new_head(recipe, config, teacher, pictures, latents).to(device)
     distance = EncoderDistance(EncoderFeatures(teacher))
     loss = partial(_loss, recipe, head, teacher, pictures, latents, precision, distance)
-    seconds = fit(head, loss, recipe.optim, folder, "head", _preview(teacher, precision), resume)
+    seconds = fit(head, loss, recipe.optim, folder, "head", _preview(recipe, teacher, precision), resume)
     with atomic_path(folder / FOLDER) as out:
         save_head(head, out, config, torch.float16)
         shutil.copyfile(folder / "head.csv", out / "head-log.csv")
@@ -174,9 +174,11 @@ def _crops(
     return images.from_uint8(x).to(device), torch.stack(z).float().to(device)
 
 
-def _preview(teacher: Teacher, precision: partial):
+def _preview(recipe: HeadRecipe, teacher: Teacher, precision: partial):
     """Draws unseen renders, and blends of them, as the head and as the decoder paint them."""
-    x = images.from_uint8(render_batch(range(16), 128, 128)).to(next(teacher.vae.parameters()).device)
+    config = recipe.pictures
+    renders = load_world(config.world).render_batch(range(16), config.height, config.width)
+    x = images.from_uint8(renders).to(next(teacher.vae.parameters()).device)
 
     @torch.no_grad()
     def preview(head: nn.Module, path: Path) -> None:

@@ -26,7 +26,11 @@ from l2p.training.optim import build_optimizer, build_schedule
 
 @config
 class OptimConfig:
-    """Steps, batch and optimiser of one network."""
+    """Steps, batch and optimiser of one network.
+
+    The learning rate follows a cosine down to 0 over all steps; with ``decay_steps`` it stays constant and falls in
+    a line over that many at the end, so that a run can be made longer before it has come there, at no loss.
+    """
 
     steps: CountOrZero = 1000
     batch_size: BatchSize = 32
@@ -34,6 +38,7 @@ class OptimConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: Weight = 0.01
     warmup_steps: CountOrZero = 50
+    decay_steps: Steps | None = None
     gradient_clip: Weight = 1.0
     ema_decay: Annotated[Float, Field(ge=0, le=0.99999)] = 0.998
     checkpoint_every: Steps = 250
@@ -59,7 +64,7 @@ def fit(
         UserError: the loss is not finite, or the checkpoint is of another network.
     """
     optimizer = build_optimizer(network, config.optimizer, config.learning_rate, config.weight_decay)
-    schedule = build_schedule(optimizer, config.steps, config.warmup_steps)
+    schedule = build_schedule(optimizer, config.steps, config.warmup_steps, config.decay_steps)
     ema = EMA(network, config.ema_decay)
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.csv"
     step, seconds = 0, 0.0

@@ -12,6 +12,7 @@ import re
 import torch
 from timm.optim import Muon, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from l2p.errors import UserError
@@ -70,14 +71,31 @@ def build_optimizer(
     return Muon(groups, lr=lr, ns_coefficients="original", adjust_lr_fn="match_rms_adamw", betas=betas)
 
 
+class WarmupConstantDecay(Scheduler):
+    """A linear warm-up, then all of the learning rate, then a line down to 0 over the last ``decay_steps``."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, total_steps: int, warmup_steps: int, decay_steps: int
+    ) -> None:
+        super().__init__(optimizer, "lr", t_in_epochs=False)
+        self.total_steps, self.warmup_steps, self.decay_steps = total_steps, warmup_steps, decay_steps
+
+    def _get_lr(self, t: int) -> list[float]:
+        scale = min(1.0, (t + 1) / (self.warmup_steps + 1), (self.total_steps - t) / self.decay_steps)
+        return [value * max(0.0, scale) for value in self.base_values]
+
+
 def build_schedule(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup_steps: int = 0
-) -> CosineLRScheduler:
+    optimizer: torch.optim.Optimizer, total_steps: int, warmup_steps: int = 0, decay_steps: int | None = None
+) -> Scheduler:
     """Schedule of the optimiser's learning rates, a pure function of the step: call ``step_update(step)`` before each.
 
     Step n of the warm-up has ``(n + 1) / (warmup_steps + 1)`` of the learning rate, never 0; from step ``warmup_steps`` on
-    half a cosine falls from all of it to 0 at ``total_steps``.
+    half a cosine falls from all of it to 0 at ``total_steps``. With ``decay_steps`` all of it lasts until so many steps
+    before the end, and a line falls to 0.
     """
+    if decay_steps is not None:
+        return WarmupConstantDecay(optimizer, total_steps, warmup_steps, decay_steps)
     lr = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
     return CosineLRScheduler(
         optimizer,

@@ -35,7 +35,7 @@ from l2p.decoders.pid import LatentConditioning, PidStudent
 from l2p.errors import UserError
 from l2p.files import write_json
 from l2p.images import Pictures, from_uint8
-from l2p.landscapes import Scene, caption, render_batch
+from l2p.landscapes import caption, load_world
 from l2p.objectives import build_objectives, check_objectives
 from l2p.objectives.base import Batch
 from l2p.recipe import REQUIRED, HeadConfig, LoggingConfig, StageConfig
@@ -177,14 +177,18 @@ class PidRun:
 
     def told(self, number: int, style: int) -> str:
         """Caption of a picture that is trained on."""
-        captions, first = self._pictures[1], self.recipe.pictures.first_seed
-        return captions[number] if captions else caption(Scene.from_seed(first + number), style)
+        captions, config = self._pictures[1], self.recipe.pictures
+        return (
+            captions[number]
+            if captions
+            else caption(load_world(config.world).scene(config.first_seed + number), style)
+        )
 
     @cached_property
     def latents(self) -> torch.Tensor:
         config, scale = self.recipe.pictures, self.recipe.student.scale
         path, first = self.folder.path / "latents.npy", None if config.folder else config.first_seed
-        return encode_versions(self.teacher, self.pictures, scale, first, self.dtype, path)
+        return encode_versions(self.teacher, self.pictures, scale, first, self.dtype, path, config.world)
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -194,8 +198,9 @@ class PidRun:
         if config.folder:
             shown, prompts = self._pictures[0][-count:], self._pictures[1][-count:]
         else:
-            shown = render_batch(seeds, config.height, config.width)
-            prompts = [caption(Scene.from_seed(seed)) for seed in seeds]
+            world = load_world(config.world)
+            shown = world.render_batch(seeds, config.height, config.width)
+            prompts = [caption(world.scene(seed)) for seed in seeds]
         images = from_uint8(shown).to(self.device)
         with torch.no_grad(), autocast(self.device, self.dtype):
             z = self.teacher.encode(torch.nn.functional.avg_pool2d(images, scale)).float()

@@ -24,7 +24,7 @@ from l2p.decoders.pid import LatentConditioning, PidSpec
 from l2p.errors import UserError
 from l2p.files import PICTURES, atomic_path, picture_files
 from l2p.images import Pictures, from_uint8, read_picture
-from l2p.landscapes import render_batch
+from l2p.landscapes import load_world
 from l2p.objectives.base import Batch
 from l2p.runtime import autocast
 from l2p.teachers import Teacher
@@ -87,6 +87,7 @@ def encode_versions(
     first_seed: int | None,
     dtype: torch.dtype,
     path: Path | None,
+    world: str = "landscapes",
 ) -> Tensor:
     """Normalised latents fp16 [V, N, c, h, w]: of the pictures averaged down, and of their scenes' own small renders.
 
@@ -95,6 +96,7 @@ def encode_versions(
     Args:
         first_seed: of the scenes; None where the pictures are no renders, and V is 1.
         path: where they are kept; None keeps nothing.
+        world: that the scenes are of.
     """
     if path is not None and path.is_file():
         return torch.from_numpy(np.load(path))
@@ -107,7 +109,7 @@ def encode_versions(
         small = [F.avg_pool2d(large, scale)]
         if first_seed is not None:
             seeds = range(first_seed + start, first_seed + start + len(large))
-            small.append(from_uint8(render_batch(seeds, height, width)))
+            small.append(from_uint8(load_world(world).render_batch(seeds, height, width)))
         for version, x in zip(versions, small, strict=True):
             with autocast(teacher.device, dtype):
                 version.append(teacher.encode(x.to(teacher.device)).half().cpu())

@@ -5,9 +5,9 @@ Each part leaves its result in the output folder, so that a stopped run goes on 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,16 @@ from l2p.config import Count, DTypeName, Fraction, Pixels, Seed, Text, Threads, 
 from l2p.errors import UserError
 from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json, write_text
-from l2p.landscapes import Scene, caption, render_batch
+from l2p.landscapes import caption, load_world
 from l2p.locks import holding_output_dir
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.teachers import build
 from l2p.teachers.protocol import Conditioning
 from l2p.teachers.z_image import ZImageTeacher
+from l2p.training.arrays import fill_array
 from l2p.training.loop import OptimConfig, fit
 
-CHUNK = 512  # pictures a file
+CHUNK = 128  # pictures that are drawn, or encoded, before the cache says so
 EDGE = 1e-3  # where the VAE's distance turns from squared to absolute
 CARD = """---
 license: apache-2.0
@@ -40,7 +41,7 @@ pipeline_tag: text-to-image
 
 # {name}
 
-A small Z-Image pipeline ({size} px) trained on the procedural world `landscapes` of the package `latent2pixel`.
+A small Z-Image pipeline ({size} px) trained on the procedural world `{world}` of the package `latent2pixel`.
 `ZImagePipeline.from_pretrained` loads it. `recipe.yaml` made it, `training.json` and the two logs tell how long it took.
 It knows that world and nothing else.
 """
@@ -48,8 +49,9 @@ It knows that world and nothing else.
 
 @config
 class PicturesConfig:
-    """Renders to train on: ``count`` scenes from ``first_seed`` on."""
+    """Renders to train on: ``count`` scenes of ``world`` from ``first_seed`` on."""
 
+    world: Literal["landscapes", "landscapes-v2"] = "landscapes"
     count: Count = 24576
     first_seed: Seed = 1_000_000
     height: Pixels = 128
@@ -60,6 +62,7 @@ class PicturesConfig:
 class VAETraining:
     sizes: build.VAESizes = field(default_factory=build.VAESizes)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    count: Count | None = None
     crop: Pixels = 64
     full_size_from: Fraction = 0.85
     kl_weight: Weight = 2e-4
@@ -103,39 +106,49 @@ def run(recipe: TeacherRecipe, resume: bool = True) -> Path:
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
     precision = partial(runtime.autocast, device, dtype)
-    pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads)
+    pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads, recipe.vae.count)
     torch.manual_seed(recipe.seed)
     vae, vae_seconds = train_vae(recipe, pictures, folder, device, precision, resume)
+    pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads)
     latents = encode_pictures(vae, pictures, folder / "latents.npy", device, precision)
     torch.manual_seed(recipe.seed)
     pipeline, seconds = train_transformer(recipe, vae, latents, folder, device, dtype, resume)
     return package(pipeline, recipe, folder, {"vae": round(vae_seconds), "transformer": round(seconds)})
 
 
-def render_pictures(config: PicturesConfig, folder: Path, workers: int | None) -> np.ndarray:
-    """Pictures [N, H, W, 3] uint8, rendered on all cores in chunks that are kept on disk."""
-    from rich.progress import track
-
-    folder.mkdir(exist_ok=True)
-    starts = range(config.first_seed, config.first_seed + config.count, CHUNK)
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        jobs = [pool.submit(_render_chunk, folder, start, config.height, config.width) for start in starts]
-        for job in track(jobs, description="pictures"):
-            job.result()
-    chunks = [np.load(_chunk_path(folder, start, config.height, config.width)) for start in starts]
-    return np.concatenate(chunks)[: config.count]
+def draw_pictures(recipe: TeacherRecipe) -> Path:
+    """Draw the pictures of a recipe and nothing else; returns their folder. A stopped run goes on where it was."""
+    folder = Path(recipe.output_dir) / "pictures"
+    render_pictures(recipe.pictures, folder, recipe.threads)
+    return folder
 
 
-def _chunk_path(folder: Path, start: int, height: int, width: int) -> Path:
-    return folder / f"{height}x{width}-{start}.npy"
+def render_pictures(
+    config: PicturesConfig, folder: Path, workers: int | None, first: int | None = None
+) -> np.ndarray:
+    """Pictures [N, H, W, 3] uint8, rendered on all cores and kept on disk, as a memory-mapped array.
+
+    Args:
+        first: only so many are needed now; the others are drawn by a later call.
+
+    Raises:
+        UserError: the folder holds pictures of another world, other seeds or another size.
+    """
+    world = load_world(config.world)
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (config.count, config.height, config.width, 3)
+    about = {
+        "world": config.world,
+        "fingerprint": world.fingerprint(config.height, config.width),
+        "first_seed": config.first_seed,
+    }
+    draw = partial(_draw, config.world, config.first_seed, config.height, config.width)
+    path = folder / f"{config.height}x{config.width}.npy"
+    return fill_array(path, shape, np.uint8, about, draw, CHUNK, "pictures", first, workers or os.cpu_count())
 
 
-def _render_chunk(folder: Path, start: int, height: int, width: int) -> None:
-    path = _chunk_path(folder, start, height, width)
-    if not path.exists():
-        rendered = render_batch(range(start, start + CHUNK), height, width)
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, rendered)
+def _draw(world: str, first_seed: int, height: int, width: int, start: int, stop: int) -> np.ndarray:
+    return load_world(world).render_batch(range(first_seed + start, first_seed + stop), height, width)
 
 
 def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.Module, float]:
@@ -143,7 +156,10 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
     config = recipe.vae
     height, width = pictures.shape[1:3]
     vae = build.build_vae(config.sizes, sample_size=height).to(device)
-    held_out = images.from_uint8(render_batch(range(16), height, width)).to(device)
+    world = load_world(recipe.pictures.world)
+    held_out = images.from_uint8(world.render_batch(range(16), height, width)).to(device)
+    if config.count is not None:
+        pictures = pictures[: config.count]
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([recipe.seed, 1, step])
@@ -183,37 +199,47 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
 
     @torch.no_grad()
     def preview(network: nn.Module, path: Path) -> None:
-        y = network.decode(network.encode(held_out).latent_dist.mean).sample
+        y = torch.cat([network.decode(network.encode(x).latent_dist.mean).sample for x in held_out.split(4)])
+        quality = float(psnr(y.clamp(-1, 1), held_out).mean())
+        with (folder / "vae-held-out.csv").open("a") as file:
+            file.write(f"{path.stem.rpartition('-')[2]},{quality:.2f}\n")
         rows = {
             "picture": images.to_uint8(held_out[:8]),
-            f"VAE, {float(psnr(y, held_out).mean()):.2f} dB": images.to_uint8(y[:8]),
+            f"VAE, {quality:.2f} dB": images.to_uint8(y[:8]),
         }
         images.save_png(images.labelled_grid(rows), path)
 
     seconds = fit(vae, loss, config.optim, folder, "vae", preview, resume)
     with torch.no_grad():
         sample = images.from_uint8(pictures[:1024]).to(device)
-        latents = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(64)])
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(16)])
     vae.register_to_config(scaling_factor=1 / float(latents.std()), shift_factor=float(latents.mean()))
     return vae, seconds
 
 
 @torch.no_grad()
 def encode_pictures(vae, pictures, path: Path, device, precision) -> Tensor:
-    """Normalised latents [N, c, h, w] in fp16 of all pictures, kept on disk."""
-    from rich.progress import track
+    """Normalised latents [N, c, h, w] in fp16 of all pictures, kept on disk.
 
-    if not path.exists():
+    Raises:
+        UserError: the file holds latents of another VAE.
+    """
+
+    def encode(start: int, stop: int) -> np.ndarray:
         parts = []
-        for start in track(range(0, len(pictures), 64), description="latents"):
+        for x in images.from_uint8(np.asarray(pictures[start:stop])).split(32):
             with precision():
-                raw = vae.encode(images.from_uint8(pictures[start : start + 64]).to(device)).latent_dist.mean
-            parts.append(
-                ((raw.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu().numpy()
-            )
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.concatenate(parts))
-    return torch.from_numpy(np.load(path))
+                raw = vae.encode(x.to(device)).latent_dist.mean
+            parts.append(((raw.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
+        return torch.cat(parts).numpy()
+
+    digest = hashlib.sha256()
+    for name, value in vae.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    shape = (len(pictures), *encode(0, 1).shape[1:])
+    latents = fill_array(path, shape, np.float16, {"vae": digest.hexdigest()}, encode, CHUNK, "latents")
+    return torch.from_numpy(np.array(latents))
 
 
 class PromptedVelocity(nn.Module):
@@ -234,7 +260,8 @@ def train_transformer(recipe, vae, latents, folder, device, dtype, resume):
     """Flow matching in latents; text encoder and transformer learn together."""
     config, pictures = recipe.transformer, recipe.pictures
     seeds = range(pictures.first_seed, pictures.first_seed + pictures.count)
-    scenes = [Scene.from_seed(seed) for seed in seeds]
+    world = load_world(pictures.world)
+    scenes = [world.scene(seed) for seed in seeds]
     tokenizer = build.build_tokenizer([caption(s) for s in scenes[:4096]], config.text.vocab_size)
     text_encoder = build.build_text_encoder(config.text, len(tokenizer))
     transformer = build.build_transformer(config.sizes, latents.shape[1], config.text.hidden_size)
@@ -268,8 +295,8 @@ def train_transformer(recipe, vae, latents, folder, device, dtype, resume):
         u = runtime.call_in(dtype, network, flow.add_noise(z_0, eps, t), t, ids.to(device), mask.to(device))
         return {"flow": F.mse_loss(u.float(), flow.velocity(z_0, eps))}
 
-    prompts = [caption(Scene.from_seed(seed)) for seed in range(16)]
-    truth = render_batch(range(16), pictures.height, pictures.width)
+    prompts = [caption(world.scene(seed)) for seed in range(16)]
+    truth = world.render_batch(range(16), pictures.height, pictures.width)
     shape = teacher.geometry.latent_shape(pictures.height, pictures.width)
 
     @torch.no_grad()
@@ -299,5 +326,8 @@ def package(pipeline, recipe: TeacherRecipe, folder: Path, seconds: dict[str, in
     write_json(out / "training.json", {"seconds": seconds, "torch": torch.__version__})
     for name in ("vae", "transformer"):
         shutil.copyfile(folder / f"{name}.csv", out / f"{name}-log.csv")
-    write_text(out / "README.md", CARD.format(name=recipe.name, size=recipe.pictures.height))
+    write_text(
+        out / "README.md",
+        CARD.format(name=recipe.name, size=recipe.pictures.height, world=recipe.pictures.world),
+    )
     return out

@@ -82,7 +82,9 @@ def _meadow(canvas: Canvas, scene: Scene, colors: Palette, view: View) -> np.nda
     rolling = noise2(across * np.float32(0.17), away * np.float32(1.6) + np.float32(0.3) * patch, key + 9)
     light = np.float32(0.9) - np.float32(0.34) * t**1.3 + np.float32(0.1) * patch + np.float32(0.12) * rolling
     if scene.season == "winter":
-        return _snow(scene, colors, view, depth, across, away, light + np.float32(0.08) + np.float32(0.16) * t)
+        return _snow(
+            scene, colors, view, depth, across, away, light + np.float32(0.08) + np.float32(0.16) * t
+        )
     wind = np.float32(0.5) + np.float32(1.4) * noise1(view.u * 3, key + 5)
     for n, (blade, gain) in enumerate(((TUFT, 0.15), (BLADE, 0.2), (FINE, 0.18))):
         weight = visible(np.float32(blade) * depth, px)
@@ -172,9 +174,11 @@ def paint_path(canvas: Canvas, scene: Scene, colors: Palette) -> None:
     depth = ground_depth(scene, view.y)
     middle = door + (end - door) * q**1.3 + 0.05 * home.side * np.sin(q * np.float32(4.2)) * (0.3 + q)
     half = np.float32(0.055 * home.size / 0.38) * (np.float32(0.75) + np.float32(1.7) * q)
-    ragged = noise2(view.u / depth * 3, np.log(depth) * 9, key) + 0.6 * noise2(view.u / depth * 11, np.log(depth) * 27, key + 1)
+    ragged = noise2(view.u / depth * 3, np.log(depth) * 9, key) + 0.6 * noise2(
+        view.u / depth * 11, np.log(depth) * 27, key + 1
+    )
     gap = np.abs(view.u - middle.astype(np.float32)) - half * (1 + np.float32(0.12) * ragged)
-    alpha = np.float32(0.9) * smoothstep(0.012, -0.012, gap / (np.float32(0.4) + q) )
+    alpha = np.float32(0.9) * smoothstep(0.012, -0.012, gap / (np.float32(0.4) + q))
     winter = scene.season == "winter"
     light = np.float32(0.62) - np.float32(0.16) * q + np.float32(0.06) * ragged
     scale = np.float32(26)

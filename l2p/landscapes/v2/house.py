@@ -47,9 +47,13 @@ class _Pen:
             paint = color(view) if callable(color) else color
             self.canvas.mix(view, polygon(view, corners) * np.float32(opacity), paint)
 
-    def box(self, x: float, z: float, w: float, h: float, color: Fill, skew: float = 0.0, opacity: float = 1.0) -> None:
+    def box(
+        self, x: float, z: float, w: float, h: float, color: Fill, skew: float = 0.0, opacity: float = 1.0
+    ) -> None:
         """A rectangle from its lower corner; skew tilts it along a receding wall."""
-        self.fill([(x, z + skew * 0), (x + w, z + skew * w), (x + w, z + h + skew * w), (x, z + h)], color, opacity)
+        self.fill(
+            [(x, z + skew * 0), (x + w, z + skew * w), (x + w, z + h + skew * w), (x, z + h)], color, opacity
+        )
 
 
 def paint_house(canvas: Canvas, scene: Scene, colors: Palette) -> None:
@@ -71,8 +75,12 @@ def paint_house(canvas: Canvas, scene: Scene, colors: Palette) -> None:
     pen.fill(flank, _siding(pen, wall, dim, 0.05, 5))
     pen.fill(front, _siding(pen, wall, lit, 0.0, 9))
     base = rgb(150, 146, 142)
-    pen.fill([(0.42, -0.012), (0.98, 0.022), (0.98, 0.07), (0.42, 0.036)], _masonry(pen, base, 0.8 * dim, 0.05))
-    pen.fill([(0.0, -0.012), (0.43, -0.012), (0.43, 0.036), (0.0, 0.036)], _masonry(pen, base, 0.8 * lit, 0.0))
+    pen.fill(
+        [(0.42, -0.012), (0.98, 0.022), (0.98, 0.07), (0.42, 0.036)], _masonry(pen, base, 0.8 * dim, 0.05)
+    )
+    pen.fill(
+        [(0.0, -0.012), (0.43, -0.012), (0.43, 0.036), (0.0, 0.036)], _masonry(pen, base, 0.8 * lit, 0.0)
+    )
     # The eaves' shadow on the side wall, the verge's on the gable.
     shade = colors.shaded(wall * 0.55)
     pen.fill([(0.42, PITCH), (0.98, PITCH), (0.98, PITCH - 0.05), (0.42, PITCH - 0.075)], shade, 0.6)
@@ -108,11 +116,17 @@ def _siding(pen: _Pen, wall: np.ndarray, light: float, skew: float, key: int) ->
         j, q = cells(z / np.float32(step))
         weight = visible(step, pen.px)
         lap = np.clip(1.1 - q / np.float32(0.16 + pen.px / step), 0, 1)
-        boards = np.float32(0.16) * (hashed(j, j, key) - np.float32(0.5)) - np.float32(0.3) * lap + np.float32(0.05)
+        boards = (
+            np.float32(0.16) * (hashed(j, j, key) - np.float32(0.5))
+            - np.float32(0.3) * lap
+            + np.float32(0.05)
+        )
         grain = fbm2(x * np.float32(0.12), z, 77, 0.012, pen.px, 5, 0.7)
         warm = np.float32(0.1) * (z - np.float32(0.25))
         tone = light + weight * boards + np.float32(0.07) * grain + warm
-        return pen.colors.tone(wall, np.clip(tone, 0, 1.1) * np.ones((len(view.y), view.u.shape[1]), np.float32))
+        return pen.colors.tone(
+            wall, np.clip(tone, 0, 1.1) * np.ones((len(view.y), view.u.shape[1]), np.float32)
+        )
 
     return paint
 
@@ -139,12 +153,26 @@ def _roof(pen: _Pen, scene: Scene, roof: np.ndarray, light: float) -> Callable[[
         weight = visible(step, pen.px)
         rows = weight * shingles(along, z / np.float32(step), pen.px / step, 13)
         moss = fbm2(x, z, 78, 0.09, pen.px, 7, 0.6)
-        tone = light + np.float32(0.3) * (z - np.float32(0.55)) + np.float32(0.8) * rows + np.float32(0.08) * moss
+        tone = (
+            light
+            + np.float32(0.3) * (z - np.float32(0.55))
+            + np.float32(0.8) * rows
+            + np.float32(0.08) * moss
+        )
         body = pen.colors.tone(roof, np.clip(tone, 0, 1.1))
         if scene.season == "winter":
-            low = np.float32(0.4) + np.float32(0.022) * fbm1(x, 79, 0.12, pen.px, 6) - np.float32(0.012) * (x - 0.7)
+            low = (
+                np.float32(0.4)
+                + np.float32(0.022) * fbm1(x, 79, 0.12, pen.px, 6)
+                - np.float32(0.012) * (x - 0.7)
+            )
             snow = cover(low - z, pen.px, 0.003)
-            fold = light + np.float32(0.2) * (z - np.float32(0.5)) + np.float32(0.06) * moss + np.float32(0.06) * rows
+            fold = (
+                light
+                + np.float32(0.2) * (z - np.float32(0.5))
+                + np.float32(0.06) * moss
+                + np.float32(0.06) * rows
+            )
             fold = fold - np.float32(0.25) * smoothstep(0.03, 0.0, z - low)
             body = body + snow[..., None] * (pen.colors.tone(SNOW, np.clip(fold, 0, 1)) - body)
         return body
@@ -180,7 +208,9 @@ def _window(pen: _Pen, scene: Scene, wood: np.ndarray, shutter: np.ndarray | Non
         if view:
             size = np.float32((0.14 * pen.house.size) ** 2)
             dx, dy = (view.u - np.float32(u)) ** 2, (view.y - np.float32(y)) ** 2
-            pen.canvas.add(view, np.float32(0.28) * np.exp(-dx / size) * np.exp(-dy / size), rgb(255, 170, 70))
+            pen.canvas.add(
+                view, np.float32(0.28) * np.exp(-dx / size) * np.exp(-dy / size), rgb(255, 170, 70)
+            )
     if shutter is not None:
         for left in (x - 0.052, x + w + 0.006):
             tilt = skew * (left - x)

@@ -19,7 +19,9 @@ def paint_mountains(canvas: Canvas, scene: Scene, colors: Palette) -> None:
     view = canvas.window(-99, 99, scene.horizon - 0.25, scene.horizon + 0.08)
     if view is not None:
         fade = np.clip((view.y - np.float32(scene.horizon - 0.2)) / np.float32(0.26), 0, 1)
-        fade = fade + np.float32(0.06) * fbm2(view.u, view.y * 0.7, key + 1, 0.05, view.px, 6, 0.6) * (1 - fade)
+        fade = fade + np.float32(0.06) * fbm2(view.u, view.y * 0.7, key + 1, 0.05, view.px, 6, 0.6) * (
+            1 - fade
+        )
         color = lerp(colors.tone(colors.rock, 0.45), colors.haze, np.float32(0.56) + np.float32(0.34) * fade)
         canvas.mix(view, cover(ridge[None] - view.y, view.px), color)
     for peak in scene.peaks:
@@ -49,7 +51,11 @@ def _peak(canvas: Canvas, scene: Scene, colors: Palette, peak: Peak) -> None:
     light = np.clip(0.2 + 0.52 * face + spur + 0.15 * rough, 0, 1).astype(np.float32)
     body = colors.tone(colors.rock, light)
     line = {"summer": 0.09, "autumn": 0.12, "winter": 0.26}[scene.season] * (tall / 0.36) ** 1.5
-    patchy = np.float32(0.05) * rough + np.float32(0.03) * slope + 0.035 * fbm1(view.u, peak.key + 5, 0.07, view.px, 7)
+    patchy = (
+        np.float32(0.05) * rough
+        + np.float32(0.03) * slope
+        + 0.035 * fbm1(view.u, peak.key + 5, 0.07, view.px, 7)
+    )
     snow = smoothstep(edge, -edge, fall + patchy - np.float32(line))
     snowy = colors.tone(SNOW, np.clip(light + 0.16, 0, 1))
     if scene.time in ("dawn", "dusk"):  # the low sun colours the snow

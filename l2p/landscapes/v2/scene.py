@@ -133,7 +133,9 @@ def _peaks(horizon: float, sun: tuple[float, float], rng: np.random.Generator) -
     return tuple(sorted(peaks, key=lambda peak: peak.y))
 
 
-def _clouds(sun: tuple[float, float], rng: np.random.Generator) -> tuple[tuple[float, float, float, int], ...]:
+def _clouds(
+    sun: tuple[float, float], rng: np.random.Generator
+) -> tuple[tuple[float, float, float, int], ...]:
     """Clouds (u, y, width, key), the far and small ones first; the sun stays free."""
     clouds = []
     for k in range(-4, 5):

@@ -62,13 +62,18 @@ def _stars(canvas: Canvas, scene: Scene) -> None:
     large, count, px = 90, 420, canvas.px
     u = rng.uniform(-1.6, 1.6, count)
     y = rng.uniform(0, 1, count) ** 1.25 * (scene.horizon - 0.04)
-    size = np.concatenate([rng.uniform(0.0024, 0.004, large), 0.0009 + 0.0009 * rng.uniform(0, 1, count - large) ** 3])
+    size = np.concatenate(
+        [rng.uniform(0.0024, 0.004, large), 0.0009 + 0.0009 * rng.uniform(0, 1, count - large) ** 3]
+    )
     warm = rng.uniform(0, 1, count)
     spread = np.maximum(size, 0.55 * px)
     light = (size / spread) ** 2
     keep = (light > 0.03) & (np.abs(u) < 0.5 * canvas.width * px + 0.01)
     keep &= np.hypot(u - scene.sun[0], y - scene.sun[1]) > 0.1
-    for pick, widest in ((keep & (np.arange(count) < large), 0.004), (keep & (np.arange(count) >= large), 0.0018)):
+    for pick, widest in (
+        (keep & (np.arange(count) < large), 0.004),
+        (keep & (np.arange(count) >= large), 0.0018),
+    ):
         hue = lerp(rgb(200, 218, 255), rgb(255, 236, 206), warm[pick][None])[0]
         reach = 2.2 * max(widest, 0.55 * px)
         for a, b, s, strength, color in zip(u[pick], y[pick], spread[pick], light[pick], hue, strict=True):
@@ -76,7 +81,9 @@ def _stars(canvas: Canvas, scene: Scene) -> None:
             if view is None:
                 continue
             scale = np.float32(-0.78 / s**2)
-            glow = np.exp(scale * (view.y - np.float32(b)) ** 2) * np.exp(scale * (view.u - np.float32(a)) ** 2)
+            glow = np.exp(scale * (view.y - np.float32(b)) ** 2) * np.exp(
+                scale * (view.u - np.float32(a)) ** 2
+            )
             canvas.add(view, np.float32(0.95 * strength) * glow, color.astype(np.float32))
 
 
@@ -97,7 +104,9 @@ def _cloud(canvas: Canvas, scene: Scene, colors: Palette, u: float, y: float, wi
     gap, shade = blobs(view.u + warp, view.y - warp, rounds, (side, -0.8))
     gap = gap + np.float32(0.007) * puff
     base = (view.y - np.float32(y + 0.004)) * np.float32(0.5) + np.float32(0.006) * puff
-    soft = np.float32(0.012) + np.float32(0.012) * np.clip((view.y - np.float32(y - 0.08)) / np.float32(0.08), 0, 1)
+    soft = np.float32(0.012) + np.float32(0.012) * np.clip(
+        (view.y - np.float32(y - 0.08)) / np.float32(0.08), 0, 1
+    )
     alpha = np.float32(0.95) * smoothstep(0.004, -soft, gap) * smoothstep(0.014, -0.018, base)
     rise = (np.float32(y) - view.y) / np.float32(0.22 * width)
     tone = np.clip(0.5 + 0.34 * shade + 0.34 * (rise - 0.5) + 0.16 * puff, 0, 1).astype(np.float32)
@@ -115,7 +124,10 @@ def paint_birds(canvas: Canvas, scene: Scene, colors: Palette) -> None:
         return
     u0, y0 = scene.side * rng.uniform(0.08, 0.26), rng.uniform(0.12, 0.2)
     for k in range(int(rng.integers(3, 6))):
-        u, y = u0 + (k % 3 - 1) * 0.085 + rng.uniform(-0.02, 0.02), y0 + (k // 3) * 0.055 + rng.uniform(-0.03, 0.02)
+        u, y = (
+            u0 + (k % 3 - 1) * 0.085 + rng.uniform(-0.02, 0.02),
+            y0 + (k // 3) * 0.055 + rng.uniform(-0.03, 0.02),
+        )
         s, lift = rng.uniform(0.019, 0.027), rng.uniform(0.8, 1.2)
         view = canvas.window(u - 1.3 * s, u + 1.3 * s, y - s, y + s)
         if view is None:
@@ -124,6 +136,9 @@ def paint_birds(canvas: Canvas, scene: Scene, colors: Palette) -> None:
         wing = lift * (0.42 - 1.15 * (x - 0.62) ** 2) * s  # each wing an arch
         thick = np.maximum(0.0, 0.1 * (1.12 - x)) * s + 0.0006
         gap = np.maximum(np.abs(np.float32(y) - view.y - wing) - thick, (x - 1.12) * s)
-        body = np.hypot((view.u - np.float32(u)) / 0.1, (view.y - np.float32(y + 0.02 * s)) / 0.16) * 0.1 - 0.1 * s
+        body = (
+            np.hypot((view.u - np.float32(u)) / 0.1, (view.y - np.float32(y + 0.02 * s)) / 0.16) * 0.1
+            - 0.1 * s
+        )
         gap = np.minimum(gap, body)
         canvas.mix(view, np.float32(0.9) * cover(gap, view.px), lerp(colors.dim * 0.4, colors.middle, 0.12))

@@ -72,12 +72,16 @@ def leaves(x: np.ndarray, y: np.ndarray, px: float, key: int, layers: int = 3) -
         gap = np.abs(across) - np.float32(0.24) * (1 - (along * np.float32(2.3)) ** 2)
         alpha = np.clip(0.5 - gap / np.float32(px + 0.02), 0, 1)
         rib = np.clip(1 - np.abs(across) / np.float32(0.02 + 0.7 * px), 0, 1) * visible(0.12, px)
-        tone = np.float32(0.9) * (a - np.float32(0.4)) + np.where(across > 0, np.float32(0.09), np.float32(-0.07))
+        tone = np.float32(0.9) * (a - np.float32(0.4)) + np.where(
+            across > 0, np.float32(0.09), np.float32(-0.07)
+        )
         light += alpha * (tone + np.float32(0.22) * rib + np.float32(0.12 * n) - light)
     return light - np.float32(LEAVES_MEAN[layers])
 
 
-def grass(u: np.ndarray, depth: np.ndarray, px: float, key: int, blade: float, wind: np.ndarray) -> np.ndarray:
+def grass(
+    u: np.ndarray, depth: np.ndarray, px: float, key: int, blade: float, wind: np.ndarray
+) -> np.ndarray:
     """Rows of blades, the near ones over the far ones: lightness [h, w] around 0.
 
     Args:
@@ -118,5 +122,3 @@ def grass(u: np.ndarray, depth: np.ndarray, px: float, key: int, blade: float, w
         tone *= alpha
         part += tone
     return light - np.float32(GRASS_MEAN)
-
-

@@ -77,18 +77,26 @@ def _pine(canvas: Canvas, scene: Scene, colors: Palette, tree: Tree, view: View,
     gap = (np.abs(s) - wide) * np.float32(0.86) + np.float32(0.007) * twig
     gap = np.maximum(gap, (q - np.float32(1.0)) * np.float32(0.8))
     gap = np.maximum(gap, -q * np.float32(0.4))
-    light = 0.42 + 0.34 * np.clip(s * side / np.maximum(wide, 0.03), -1, 1) + 0.34 * (part - 0.5) + 0.12 * twig
+    light = (
+        0.42 + 0.34 * np.clip(s * side / np.maximum(wide, 0.03), -1, 1) + 0.34 * (part - 0.5) + 0.12 * twig
+    )
     for n, count in enumerate((46.0, 110.0)):  # needles hang outwards
         weight = visible(1.0 / count, px)
         if weight > 0:
             x = s / (wide + np.float32(0.04)) * np.float32(0.13 * count)
-            light = light + np.float32(0.2 * weight) * noise2(x, q * np.float32(0.16 * count), tree.key % 7919 + n)
+            light = light + np.float32(0.2 * weight) * noise2(
+                x, q * np.float32(0.16 * count), tree.key % 7919 + n
+            )
     base = lerp(colors.pine, colors.pine * rgb(226, 272, 200), tree.hue)
     body = colors.tone(base, np.clip(light, 0, 1).astype(np.float32))
     if scene.season == "winter":
         body = lerp(body, colors.shaded(SNOW), 0.16)
         lie = part + np.float32(0.16) * side * s / np.maximum(wide, 0.03) + np.float32(0.14) * twig
-        cap = smoothstep(0.2, 0.5, lie) * smoothstep(1.0, 0.78, part + np.float32(0.06) * twig) * np.float32(0.96)
+        cap = (
+            smoothstep(0.2, 0.5, lie)
+            * smoothstep(1.0, 0.78, part + np.float32(0.06) * twig)
+            * np.float32(0.96)
+        )
         cap = np.maximum(cap, smoothstep(0.12, 0.06, q))
         white = colors.tone(SNOW, np.clip(0.52 + 0.5 * (light - 0.3), 0, 1).astype(np.float32))
         body += cap[..., None] * (white - body)
@@ -113,7 +121,9 @@ def _broadleaf(canvas: Canvas, scene: Scene, colors: Palette, tree: Tree, view: 
         alpha = np.maximum.reduce([polygon(stem, limb) for limb in limbs])
         across = np.clip(0.42 + side * (stem.u - np.float32(u)) / np.float32(0.09 * h), 0.1, 0.9)
         light = across + 0.26 * _bark(stem, tree)
-        canvas.mix(stem, alpha, air(colors.tone(rgb(116, 88, 68), np.clip(light * np.ones_like(alpha), 0, 1))))
+        canvas.mix(
+            stem, alpha, air(colors.tone(rgb(116, 88, 68), np.clip(light * np.ones_like(alpha), 0, 1)))
+        )
     count = 9
     angle = np.arange(count) * (2 * np.pi / count) + rng.uniform(0, 1)
     ring = rng.uniform(0.85, 1.12, count)
@@ -136,7 +146,9 @@ def _broadleaf(canvas: Canvas, scene: Scene, colors: Palette, tree: Tree, view: 
         weight = visible(size * 0.8, crown.px) * (0.6 if winter else 1.0)
         if weight > 0:
             x, z = (crown.u - np.float32(u)) / np.float32(size), (crown.y - np.float32(y)) / np.float32(size)
-            light = light + np.float32(gain * weight) * leaves(x, z, crown.px / size, tree.key % 89 + 7 * n, 3 + n)
+            light = light + np.float32(gain * weight) * leaves(
+                x, z, crown.px / size, tree.key % 89 + 7 * n, 3 + n
+            )
     light = np.clip(light, 0, 1).astype(np.float32)
     body = colors.tone(lerp(colors.leaf0, colors.leaf1, tree.hue), light)
     if not winter:  # sunny leaves turn warmer

@@ -35,7 +35,9 @@ def paint_water(canvas: Canvas, scene: Scene, colors: Palette) -> None:
     shore = cover(gap - wide, px, 0.004)
     grit = np.float32(0.14) * fbm2(view.u, view.y * 1.8, key + 5, 0.012, px, 4, 0.8)
     wet = smoothstep(0.0, 1.0, gap / wide)
-    canvas.mix(view, shore * np.float32(0.92), colors.tone(colors.bank, np.clip(0.3 + 0.42 * wet + grit, 0, 1)))
+    canvas.mix(
+        view, shore * np.float32(0.92), colors.tone(colors.bank, np.clip(0.3 + 0.42 * wet + grit, 0, 1))
+    )
     depth = np.log(t) * np.float32(9)
     wave = noise2(view.u * 5, depth * 2, key + 1) * np.float32(0.3)
     for n in range(8):  # ripples flatten with distance, so that each row carries its own
