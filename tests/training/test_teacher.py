@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import csv
+from contextlib import nullcontext
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from l2p import flow
 from l2p.errors import UserError
+from l2p.landscapes import load_world
 from l2p.teachers import build, load_teacher
-from l2p.training.loop import OptimConfig, fit
-from l2p.training.teacher import PicturesConfig, TeacherRecipe, TransformerTraining, VAETraining, run
+from l2p.training.loop import OptimConfig, _lr_scale, fit
+from l2p.training.teacher import (
+    PicturesConfig,
+    TeacherRecipe,
+    TransformerTraining,
+    VAETraining,
+    draw_pictures,
+    encode_pictures,
+    run,
+)
 
 
 def tiny_recipe(folder, transformer_steps: int = 4) -> TeacherRecipe:
@@ -52,6 +64,39 @@ def test_a_trained_folder_is_a_pipeline_and_a_teacher(tmp_path):
     }
 
 
+def test_the_second_world_and_a_vae_that_starts_before_all_is_drawn(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    recipe.pictures.world, recipe.vae.count = "landscapes-v2", 4
+    folder = run(recipe)
+    drawn = np.load(tmp_path / "pictures" / "64x64.npy")
+    seeds = range(recipe.pictures.first_seed, recipe.pictures.first_seed + 12)
+    assert np.array_equal(drawn, load_world("landscapes-v2").render_batch(seeds, 64, 64))
+    assert "`landscapes-v2`" in (folder / "README.md").read_text()
+    assert [row.split(",")[0] for row in (tmp_path / "vae-held-out.csv").read_text().split()] == [
+        "000002",
+        "000004",
+    ]
+
+
+def test_pictures_and_latents_of_something_else_are_refused(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    assert draw_pictures(recipe) == tmp_path / "pictures"
+    recipe.pictures.world = "landscapes-v2"
+    with pytest.raises(UserError, match="holds pictures of another world, fingerprint"):
+        draw_pictures(recipe)
+    pictures = np.zeros((2, 16, 16, 3), np.uint8)
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        vae = build.build_vae(build.VAESizes([8, 8]), 16)
+        encode = partial(
+            encode_pictures, vae, pictures, tmp_path / "latents.npy", torch.device("cpu"), nullcontext
+        )
+        if seed == 0:
+            assert encode().shape == (2, 16, 8, 8)
+    with pytest.raises(UserError, match="holds latents of another vae"):
+        encode()
+
+
 def linear_problem(folder, steps: int, until: int | None = None):
     """Fit y = 2 x; with `until` the loss raises there, as a kill would."""
     torch.manual_seed(0)
@@ -81,6 +126,16 @@ def test_a_killed_loop_resumes_the_very_same_weights_and_log(tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
     steps = [row["step"] for row in csv.DictReader((killed / "linear.csv").open())]
     assert steps == ["10", "20"]
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one_that_has_not_decayed():
+    short, long = (
+        OptimConfig(steps=100, warmup_steps=10, decay_steps=20),
+        OptimConfig(steps=500, warmup_steps=10, decay_steps=20),
+    )
+    assert [_lr_scale(short, n) for n in range(80)] == [_lr_scale(long, n) for n in range(80)]
+    assert _lr_scale(short, 10) == 1 and _lr_scale(short, 50) == 1 and _lr_scale(short, 90) == 0.5
+    assert _lr_scale(OptimConfig(steps=100, warmup_steps=0), 50) == pytest.approx(0.5, abs=0.02)  # a cosine
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -10,7 +10,7 @@ from ..paint import Canvas, View, cover, fbm1, fbm2, lerp, polygon, rgb, smooths
 from ..scene import House
 from .palette import SNOW, Palette
 from .scene import Scene
-from .texture import cells, hashed, seam, shingles, stones
+from .texture import cells, hashed, shingles, stones
 from .trees import ground_shadow
 
 _WALLS = (rgb(248, 238, 220), rgb(206, 82, 66), rgb(238, 204, 142), rgb(168, 196, 208), rgb(196, 206, 172))

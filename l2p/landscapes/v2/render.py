@@ -40,6 +40,7 @@ def render(scene: Scene, height: int = 256, width: int = 256) -> np.ndarray:
         _objects(canvas, scene, colors, -1.0, shore)
     for canvas.rows in bands:
         paint_water(canvas, scene, colors)
+    for canvas.rows in bands:  # after all water: what stands before it is not mirrored
         if scene.time == "dawn":
             _mist(canvas, scene, colors)
         _objects(canvas, scene, colors, shore, 2.0)
