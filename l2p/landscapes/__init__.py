@@ -3,6 +3,16 @@
 from .caption import caption, parse
 from .render import render, render_batch
 from .scene import ATTRIBUTES, Scene
-from .worlds import World, load_world
+from .worlds import World, WorldName, load_world
 
-__all__ = ["ATTRIBUTES", "Scene", "World", "caption", "load_world", "parse", "render", "render_batch"]
+__all__ = [
+    "ATTRIBUTES",
+    "Scene",
+    "World",
+    "WorldName",
+    "caption",
+    "load_world",
+    "parse",
+    "render",
+    "render_batch",
+]

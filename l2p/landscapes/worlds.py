@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from l2p.errors import UserError
 from . import first, v2
 from .scene import Scene
 
-WORLDS: dict[str, ModuleType] = {"landscapes": first, "landscapes-v2": v2}
+WorldName = Literal["landscapes", "landscapes-v2"]
+WORLDS: dict[WorldName, ModuleType] = {"landscapes": first, "landscapes-v2": v2}
 
 
 @dataclass(frozen=True)

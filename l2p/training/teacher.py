@@ -22,7 +22,7 @@ from l2p.config import Count, DTypeName, Fraction, Pixels, Seed, Text, Threads, 
 from l2p.errors import UserError
 from l2p.evaluation.fidelity import psnr
 from l2p.files import write_json, write_text
-from l2p.landscapes import caption, load_world
+from l2p.landscapes import WorldName, caption, load_world
 from l2p.locks import holding_output_dir
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.teachers import build
@@ -51,7 +51,7 @@ It knows that world and nothing else.
 class PicturesConfig:
     """Renders to train on: ``count`` scenes of ``world`` from ``first_seed`` on."""
 
-    world: Literal["landscapes", "landscapes-v2"] = "landscapes"
+    world: WorldName = "landscapes"
     count: Count = 24576
     first_seed: Seed = 1_000_000
     height: Pixels = 128

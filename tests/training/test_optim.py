@@ -156,3 +156,19 @@ def test_schedule():
             schedule.step_update(step)
             expected = 0.02 * factor(step, total, warmup)
             assert all(g["lr"] == pytest.approx(expected, rel=1e-9) for g in optimizer.param_groups)
+
+
+def test_a_constant_rate_is_the_same_for_a_longer_run_until_it_decays():
+    def rates(total: int) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        schedule = build_schedule(optimizer, total, warmup_steps=9, decay_steps=20)
+        seen = []
+        for step in range(total):
+            schedule.step_update(step)
+            seen.append(optimizer.param_groups[0]["lr"])
+        return seen
+
+    short, long = rates(100), rates(500)
+    assert short[:80] == long[:80]
+    assert short[0] == pytest.approx(0.2) and short[4] == 1.0 and short[9] == short[80] == 2.0
+    assert short[90] == 1.0 and short[99] == pytest.approx(0.1)

@@ -14,7 +14,7 @@ from l2p import flow
 from l2p.errors import UserError
 from l2p.landscapes import load_world
 from l2p.teachers import build, load_teacher
-from l2p.training.loop import OptimConfig, _lr_scale, fit
+from l2p.training.loop import OptimConfig, fit
 from l2p.training.teacher import (
     PicturesConfig,
     TeacherRecipe,
@@ -126,16 +126,6 @@ def test_a_killed_loop_resumes_the_very_same_weights_and_log(tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
     steps = [row["step"] for row in csv.DictReader((killed / "linear.csv").open())]
     assert steps == ["10", "20"]
-
-
-def test_a_longer_run_goes_on_from_a_shorter_one_that_has_not_decayed():
-    short, long = (
-        OptimConfig(steps=100, warmup_steps=10, decay_steps=20),
-        OptimConfig(steps=500, warmup_steps=10, decay_steps=20),
-    )
-    assert [_lr_scale(short, n) for n in range(80)] == [_lr_scale(long, n) for n in range(80)]
-    assert _lr_scale(short, 10) == 1 and _lr_scale(short, 50) == 1 and _lr_scale(short, 90) == 0.5
-    assert _lr_scale(OptimConfig(steps=100, warmup_steps=0), 50) == pytest.approx(0.5, abs=0.02)  # a cosine
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
