@@ -133,7 +133,7 @@ class HeadConfig:
     kind: Literal["patch", "linear", "unet"] = "patch"
     fine_patch: Side = 4
     width: Width = 96
-    num_blocks: Blocks = 3
+    num_blocks: Annotated[Int, Field(ge=0, le=64)] = 3
     head_dim: Width = 32
     tile: Side = 8
     halo: Annotated[Int, Field(ge=0, le=1000)] = 4

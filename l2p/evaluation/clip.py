@@ -18,10 +18,29 @@ from torch import Tensor
 from l2p.errors import UserError
 from l2p.evaluation.distances import KEPT
 from l2p.evaluation.kernel import squared_mmd
+from l2p.files import read_json
 from l2p.images import to_uint8
 
 SIGMA = 10.0  # of the Gaussian kernel, and
 SCALE = 1000.0  # the factor in front, both as in the paper of CMMD
+
+
+def check_clip(path: str) -> None:
+    """Raises: UserError for what cannot be a CLIP: neither a Hub name nor a folder with a CLIP's config and weights."""
+    from l2p.remote import HubName
+
+    folder = Path(path)
+    if not folder.is_dir():
+        if HubName.parse(path) is None:
+            raise UserError(
+                f"no CLIP at {path!r}: expected a folder or a Hub name, such as openai/clip-vit-large-patch14"
+            )
+        return
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("model_type") != "clip":
+        raise UserError(f"{path} is no CLIP that can be loaded: its config.json is of another model")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"{path} is no CLIP that can be loaded: it has no weights (*.safetensors)")
 
 
 class Clip:

@@ -80,14 +80,18 @@ class TransformerFeatures:
 
     Args:
         blocks: main blocks of the transformer, counted from 0 or from the end by -1.
+
+    Raises:
+        UserError: a block that is not there, or a family that shows none.
     """
 
     def __init__(self, teacher: Teacher, blocks: Sequence[int]) -> None:
+        teacher.check_blocks(blocks)
         self.teacher, self.blocks = teacher, tuple(blocks)
 
     @property
     def channels(self) -> list[int]:
-        """D of each block. Raises: UserError for a block that is not there, or a family that shows none."""
+        """D of each block."""
         geometry, device = self.teacher.geometry, self.teacher.device
         z = torch.zeros(
             1, *geometry.latent_shape(geometry.token_pixels, geometry.token_pixels), device=device

@@ -239,6 +239,10 @@ class Teacher(ABC):
         """One pass of the network; ``guidance_scale`` matters only where it is an input."""
         raise NotImplementedError
 
+    def check_blocks(self, blocks: Sequence[int]) -> None:
+        """Raises: UserError for main blocks that :meth:`features` cannot show, or a family that shows none."""
+        raise UserError(f"the teacher {self.name} shows no features of its transformer: use its encoder's")
+
     def features(
         self, z_t: Tensor, t: Tensor, conditioning: Conditioning, blocks: Sequence[int]
     ) -> list[Tensor]:
@@ -247,7 +251,8 @@ class Teacher(ABC):
         Raises:
             UserError: a block that the network has not, or a family that shows none.
         """
-        raise UserError(f"the teacher {self.name} shows no features of its transformer: use its encoder's")
+        self.check_blocks(blocks)
+        raise NotImplementedError
 
     def with_transformer(self, transformer: nn.Module) -> Teacher:
         """This teacher with another network of the same kind behind ``velocity``; all else is shared."""

@@ -56,12 +56,16 @@ class ZImageTeacher(Teacher):
         grid = features.shape[1:3]
         return -self.unpack(final(features.flatten(1, 2), c=c).unflatten(1, grid)).to(z_t.dtype)
 
+    def check_blocks(self, blocks: Sequence[int]) -> None:
+        count = len(self.transformer.layers)
+        if not all(-count <= block < count for block in blocks):
+            raise UserError(f"{self.name} has main blocks 0 to {count - 1}, got {list(blocks)}")
+
     def features(
         self, z_t: Tensor, t: Tensor, conditioning: Conditioning, blocks: Sequence[int]
     ) -> list[Tensor]:
-        count, dtype = len(self.transformer.layers), self.transformer.dtype
-        if not all(-count <= block < count for block in blocks):
-            raise UserError(f"{self.name} has main blocks 0 to {count - 1}, got {list(blocks)}")
+        self.check_blocks(blocks)
+        dtype = self.transformer.dtype
         hidden: list[Tensor] = []
         tokens = self.pack(z_t.to(dtype))
         batched_forward(

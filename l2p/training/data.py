@@ -32,10 +32,11 @@ def shares_of(batch_size: int, accumulate: int) -> list[Share]:
     Raises:
         UserError: the batch cannot be divided so.
     """
-    count = processes.size() * accumulate
+    size = max(processes.size(), processes.place().size)  # the processes may not have met yet
+    count = size * accumulate
     if batch_size % count:
         raise UserError(
-            f"batch_size is {batch_size}, which {processes.size()} processes with accumulate={accumulate} cannot share "
+            f"batch_size is {batch_size}, which {size} processes with accumulate={accumulate} cannot share "
             f"evenly: take a multiple of {count}"
         )
     return [Share(processes.rank() * accumulate + part, count) for part in range(accumulate)]

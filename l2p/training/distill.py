@@ -19,6 +19,7 @@ import torch
 from l2p import processes, runtime
 from l2p.corpus import check_solver, prompts_for
 from l2p.errors import UserError
+from l2p.evaluation.clip import check_clip
 from l2p.evaluation.evaluate import EVALUATION_SEEDS
 from l2p.files import atomic_path, read_json, remove, write_text
 from l2p.objectives import check_combinations, check_objectives
@@ -28,6 +29,7 @@ from l2p.training import stages
 from l2p.training.advice import advised
 from l2p.training.data import shares_of
 from l2p.training.fit import check_loggers
+from l2p.training.preflight import check_build
 from l2p.training.progress import CONSOLE
 from l2p.training.run_folder import STAGES, RunFolder
 from l2p.training.sharded import load_checkpoint
@@ -56,6 +58,7 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
         KeyboardInterrupt: Ctrl-C; what is done is kept, and a rerun goes on from there.
     """
     check(recipe)
+    check_build(recipe)
     for source in (recipe.corpus.prompts, recipe.evaluation.prompts):
         if source is not None:  # before a teacher of many gigabytes is fetched
             prompts_for(source, range(1))
@@ -87,6 +90,11 @@ def check(recipe: Recipe) -> None:
     check_loggers(recipe.logging)
     if recipe.student.lora is not None:
         check_peft()
+    if recipe.evaluation.clip is not None:
+        check_clip(recipe.evaluation.clip)
+    for source in (recipe.corpus.prompts, recipe.evaluation.prompts):
+        if source is not None and not source.startswith("hub:"):
+            prompts_for(source, range(1))
 
 
 def check_stages(recipe: Recipe) -> None:
@@ -96,6 +104,7 @@ def check_stages(recipe: Recipe) -> None:
         if config.enabled:
             try:
                 check_combinations(config, recipe)
+                shares_of(config.batch_size, config.accumulate)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
     check_solver(recipe.corpus, recipe.teacher.num_inference_steps)
@@ -109,6 +118,7 @@ def check_stages(recipe: Recipe) -> None:
 def plan(recipe: Recipe) -> list[dict[str, Any]]:
     """What `run` would do, without doing it: a row a stage with `stage`, `state` (done, started, new, off), `work`."""
     check(recipe)
+    check_build(recipe)
     folder = RunFolder(recipe.output_dir, asdict(recipe))
     work = {
         "lift": f"fit on {recipe.lift.num_images} pictures",
@@ -134,12 +144,6 @@ def _run(context: Run, resume: str) -> dict[str, Any]:
     recipe, folder = context.recipe, context.folder
     started_at = time.monotonic()
     enabled = [stage for stage in STAGES if _enabled(recipe, stage)]
-    for stage in set(enabled) & set(TRAINING):
-        config = getattr(recipe, stage)
-        try:
-            shares_of(config.batch_size, config.accumulate)
-        except UserError as error:
-            raise UserError(f"{stage}: {error}") from None
 
     def prepare() -> dict[str, Any]:
         if resume == "never":
