@@ -24,7 +24,46 @@ from l2p.errors import UserError
 PathLike = str | os.PathLike[str]
 UMASK = os.umask(0)
 os.umask(UMASK)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (
+    *(
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".avifs",
+    ),
+    *(
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jpf",
+        ".jxl",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tga",
+        ".qoi",
+        ".psd",
+    ),
+    *(".exr", ".hdr", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)  # suffixes, of formats that can be read here and of others: picture_folder.readable_suffixes
+DATA = (
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".yaml", ".yml"),
+    *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf", ".npy", ".npz", ".tar", ".zip"),
+)  # suffixes of texts and of weights
 _LONGEST_STEM = 120  # bytes of a name that its writer's own name is added to; a file's name has at most 255
 _SWEEP_SECONDS = 60.0
 _FOREIGN_SECONDS = 7 * 24 * 3600.0
@@ -202,6 +241,22 @@ def read_json(path: PathLike) -> Any:
         raise UserError(f"{path} is nested too deep, expected plain JSON") from None
 
 
+def looks_like_path(text: str) -> bool:
+    """Whether a text that names no file is a mistyped path rather than a prompt or a name on the Hub: it ends like a file of
+    pictures, texts or weights, begins with ``/ ./ ../ ~/ runs/``, or with a folder that is here."""
+    if text.startswith(("/", "./", "../", "~/", "runs/")) or re.match(r"[A-Za-z]:[\\/]", text):
+        return True
+    if text.lower().endswith((*PICTURES, *DATA)):
+        return True
+    first, separator, _ = text.partition("/")
+    return bool(separator) and os.path.isdir(first)
+
+
+def no_such(text: str, hint: str = "") -> UserError:
+    """The error for a path at which there is nothing."""
+    return UserError(f"no such file or directory: {text}{f' ({hint})' if hint else ''}")
+
+
 def check_writable(folder: PathLike) -> None:
     """Makes `folder` and proves that a file can be written there; raises UserError, so that no work is lost later."""
     folder = Path(folder)
@@ -214,16 +269,3 @@ def check_writable(folder: PathLike) -> None:
         raise UserError(f"cannot write to {folder}: a file stands where a folder is needed") from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {(error.strerror or str(error)).lower()}") from None
-
-
-def picture_files(folder: PathLike) -> list[Path]:
-    """The pictures in a folder, by name; none if there is no such folder."""
-    return sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in PICTURES)
-
-
-def holds_pictures(folder: PathLike) -> bool:
-    """Whether a folder has pictures and no model."""
-    folder = Path(folder)
-    if not folder.is_dir() or any((folder / name).is_file() for name in ("model_index.json", "config.json")):
-        return False
-    return bool(picture_files(folder))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from l2p.errors import UserError
-from l2p.files import PathLike
+from l2p.files import PathLike, looks_like_path, no_such
 
 T = TypeVar("T")
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
@@ -57,6 +57,18 @@ class HubName:
         except HFValidationError:
             return None
         return cls(match["repo"], match["revision"], kind)
+
+    @classmethod
+    def of_input(cls, text: str) -> HubName | None:
+        """The name that a user gave where a folder could stand as well, and none does; None where it is none.
+
+        Raises:
+            UserError: it looks like a path: the Hub is not asked for a mistyped folder.
+        """
+        name = cls.parse(text)
+        if looks_like_path(text) and (name is None or name.revision is None):
+            raise no_such(text, f"{text}@main is a name on the Hub" if name else "")
+        return name
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo

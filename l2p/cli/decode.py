@@ -1,13 +1,14 @@
 """Decode latents, pictures or prompts to pictures of one, two, four or eight times the side.
 
-INPUT is a safetensors file of latents, a picture (encoded first), or a folder of either; with --teacher and --prompt-input
-it is a prompt, which the teacher draws, to the end or to a noise level. Files of a batch that cannot be decoded are told
+INPUT is a safetensors file of latents, a picture (encoded first), or a folder of either; with --teacher it may be a prompt,
+which the teacher draws, to the end or to a noise level. What looks like a path is never taken for a prompt. Files of a batch that cannot be decoded are told
 and passed over; pictures that are there already are not decoded again."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
         metavar="INPUT",
-        nargs="+",
+        nargs="*",
         help="latents (.safetensors), pictures, folders of them, or prompts",
+    )
+    parser.add_argument(
+        "--prompt-input",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a prompt for the teacher, also one that looks like a path; repeatable",
     )
     parser.add_argument(
         "--decoder", choices=("pid", "vae"), default="pid", help="pid, or the teacher's VAE (pid)"
@@ -63,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher",
         metavar="FOLDER|NAME",
-        help="whose latents they are; else the decoder's own. Given, inputs that are no files are prompts",
+        help="whose latents they are; else the decoder's own. Given, inputs that are no paths are prompts",
     )
     parser.add_argument(
         "--prompt", help="caption of the files, where they do not say; the decoder needs none"
@@ -100,6 +108,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not args.inputs and not args.prompt_input:
+        raise UserError(
+            "nothing to decode: name latents, pictures or folders of them, or a prompt and --teacher"
+        )
     _check_numbers(args)
     tasks = _tasks(args)
     folder, file = _check_out(args.out, len(tasks))
@@ -231,7 +243,9 @@ class Tools:
 
         latents = path.suffix.lower() == ".safetensors"
         geometry = self.student.spec.geometry if self.student is not None else self.teacher.geometry
-        source = read_source(path, geometry, None if latents else self.teacher, self.args.sigma)
+        source = read_source(
+            path, geometry, None if latents else self.teacher, self.args.sigma, self.args.seed
+        )
         source.prompt = source.prompt if self.args.prompt is None else self.args.prompt
         return source
 
@@ -258,27 +272,37 @@ class Tools:
 def _tasks(args: argparse.Namespace) -> list[tuple[str, str | None]]:
     """Name of the picture and prompt (None for files) of each input; ``args.files`` gets the files."""
     from l2p.decoders.sources import find_files
+    from l2p.files import looks_like_path, no_such
+    from l2p.names import prompt_names, unique
 
-    if args.teacher and not any(Path(name).exists() for name in args.inputs):
-        import re
-
-        slugs = [re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:48] or "picture" for text in args.inputs]
-        return [
-            (f"{number:03d}-{slug}.png", text)
-            for number, (slug, text) in enumerate(zip(slugs, args.inputs, strict=True))
-        ]
+    prompts, paths = list(args.prompt_input), []
+    for text in args.inputs:
+        as_path = looks_like_path(text)
+        if os.path.exists(text):
+            if args.teacher and not as_path and "/" not in text and os.sep not in text and "." not in text:
+                raise UserError(
+                    f"{text!r} is here and could be a prompt too: write ./{text}, or --prompt-input {text!r}"
+                )
+            paths.append(text)
+        elif as_path:
+            raise no_such(text, f"--prompt-input {text!r} draws these words" if args.teacher else "")
+        elif args.teacher:
+            prompts.append(text)
+        else:
+            raise no_such(text, "a prompt needs --teacher")
+    if prompts and paths:
+        raise UserError(f"{paths[0]} is a file and {prompts[0]!r} a prompt: decode them by two commands")
+    if prompts:
+        if not args.teacher:
+            raise UserError("--prompt-input is drawn by a teacher: name it with --teacher")
+        return list(zip(prompt_names(prompts), prompts, strict=True))
     if args.stop_at_sigma is not None:
         raise UserError(
             "--stop-at-sigma ends the sampling of a prompt: give a prompt and --teacher, or --sigma for files"
         )
-    args.files = [str(path) for path in find_files(args.inputs)]
-    names: dict[str, int] = {}
-    tasks = []
-    for file in map(Path, args.files):
-        names[file.stem] = names.get(file.stem, 0) + 1  # two of one name must not overwrite each other
-        again = f"-{names[file.stem]}" if names[file.stem] > 1 else ""
-        tasks.append((f"{file.stem}{again}.png", None))
-    return tasks
+    args.files = [str(path) for path in find_files(paths)]
+    names = unique([f"{Path(file).stem}.png" for file in args.files])
+    return [(name, None) for name in names]
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Measure a student beside its teacher, on captions and seeds that neither saw; writes metrics.json and report.html.
 
-STUDENT and the other side may be folders of pictures as well: pictures of equal names are then compared one by one, and
-the sets as sets.
+STUDENT and the other side may be folders of pictures as well. The sets are compared as sets, and one by one those pictures that
+belong together: by prompt and seed where both folders have a metadata.jsonl (as `l2p generate` writes), else by equal names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.files import holds_pictures
+from l2p.picture_folder import holds_pictures
 from l2p.students.named import resolve_student, results_folder, student_help
 
 EXAMPLES = """\
@@ -53,7 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the pixel diffusion decoder of the path pid (landscapes-4x)",
     )
     parser.add_argument(
-        "--prompts", metavar="FILE", help="text file, a prompt a line; else as the recipe says"
+        "--prompts",
+        metavar="FILE[#COLUMN]",
+        help="prompts: .txt (a line each), .jsonl, .json, .csv or .parquet; of a folder of pictures one a picture, in natural "
+        "order or by file_name; else as the recipe or the folder's metadata.jsonl says",
     )
     parser.add_argument(
         "--num-images", type=int, metavar="N", help="pictures measured; else as the recipe says"

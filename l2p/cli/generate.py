@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import secrets
 import time
 from pathlib import Path
@@ -37,6 +36,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("prompts", metavar="PROMPT", nargs="*", default=[], help="what to draw")
     parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a prompt that looks like a path; repeatable",
+    )
+    parser.add_argument(
         "--prompts-file",
         metavar="FILE[#COLUMN]",
         help="prompts: .txt (a line each), .jsonl, .json, .csv or .parquet",
@@ -64,7 +70,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="LoRA of the teacher's transformer: a .safetensors file, peft's folder, or USER/NAME on the Hub; may be repeated",
     )
     parser.add_argument(
-        "--out", metavar="FILE|FOLDER", default="pictures", help="a .png for one picture, or a folder"
+        "--out",
+        metavar="FILE|FOLDER",
+        default="pictures",
+        help="a .png for one picture, which is replaced if it is there, or a folder (pictures)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace pictures of equal names in the folder; else nothing is drawn where one is there",
     )
     parser.add_argument("--grid", action="store_true", help="all pictures in one, a row a prompt")
     parser.add_argument(
@@ -98,10 +112,13 @@ def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args)
     _check_numbers(args)
     student = resolve_student(args.student)  # a wrong one is found before anything is made or loaded
-    folder, file = _check_out(args.out, len(prompts) * args.num_images, args.grid)
+    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
+    tasks = [(prompt, seed + k) for prompt in prompts for k in range(args.num_images)]
+    folder, names = _check_out(args, tasks)
     import l2p
     from l2p import runtime
     from l2p.images import make_grid, save_png
+    from l2p.picture_folder import add_to_manifest
     from l2p.students.external_lora import parse_lora
     from l2p.students.painting import BUDGET
 
@@ -119,23 +136,23 @@ def run(args: argparse.Namespace) -> None:
         pipeline.student.compile_blocks()
     if args.cuda_graphs:
         pipeline.use_cuda_graphs()
-    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
-    tasks = [(row, prompt, seed + k) for row, prompt in enumerate(prompts) for k in range(args.num_images)]
     height, width = pipeline.size(args.height, args.width)
     at_once = max(1, min(8, PIXELS_AT_ONCE // (height * width)))
     drawn, pictures = [], []
     for start in range(0, len(tasks), at_once):
         batch = tasks[start : start + at_once]
         started = time.perf_counter()
-        _, texts, seeds = zip(*batch, strict=True)
+        texts, seeds = zip(*batch, strict=True)
         images = pipeline.paint(texts, seeds, height, width, args.steps, budget, args.guidance_scale)
         seconds = (time.perf_counter() - started) / len(batch)
-        for (row, prompt, number), image in zip(batch, images, strict=True):
-            path = folder / (file or ("grid.png" if args.grid else _name(prompt, row, len(prompts), number)))
+        for (prompt, number), image, name in zip(batch, images, names[start:], strict=False):
+            path = folder / name
             if args.grid:
                 pictures.append(image)
             else:
                 save_png(image, path)
+                if path != Path(args.out):  # a folder: it says what its pictures show
+                    add_to_manifest(folder, {"file_name": name, "prompt": prompt, "seed": number})
             entry = {
                 "path": str(path),
                 "prompt": prompt,
@@ -158,7 +175,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:
-    prompts = list(args.prompts)
+    from l2p.files import looks_like_path, no_such
+
+    for text in args.prompts:
+        if os.path.isfile(text):
+            raise UserError(
+                f"{text} is a file: --prompts-file {text} draws the prompts in it, --prompt {text!r} these words"
+            )
+        if looks_like_path(text):
+            raise no_such(text, f"--prompt {text!r} draws these words")
+    prompts = [*args.prompts, *args.prompt]
     if args.prompts_file:
         from l2p.corpus.sources import read_texts
 
@@ -167,6 +193,8 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         raise UserError(
             'nothing to draw: give a prompt, as in l2p generate STUDENT "a red house", or --prompts-file'
         )
+    if any("\ud800" <= sign <= "\udfff" for prompt in prompts for sign in prompt):
+        raise UserError("a prompt holds bytes that are no UTF-8: see that the terminal speaks UTF-8")
     return prompts
 
 
@@ -186,28 +214,35 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--guidance-scale is {args.guidance_scale}, expected 1 (none) to 1000")
 
 
-def _check_out(out: str, count: int, grid: bool) -> tuple[Path, str | None]:
-    """The folder to write to, proven writable, and the file's name if it was given. Raises UserError."""
+def _check_out(args: argparse.Namespace, tasks: list[tuple[str, int]]) -> tuple[Path, list[str]]:
+    """The folder to write to, proven writable, and the file of each picture in it. Raises UserError."""
     from l2p.files import check_writable
+    from l2p.names import prompt_names
 
-    path = Path(out)
+    path = Path(args.out)
     if path.suffix and not path.is_dir():
         if path.suffix.lower() != ".png":
-            raise UserError(f"--out is {out}, expected a file that ends in .png, or a folder")
-        if count > 1 and not grid:
-            raise UserError(f"--out is one file for {count} pictures: give a folder, or --grid for one sheet")
-        check_writable(path.parent)
-        if path.exists() and not os.access(path, os.W_OK):
-            raise UserError(f"cannot write to {path}: permission denied")
-        return path.parent, path.name
-    check_writable(path)
-    return path, None
-
-
-def _name(prompt: str, row: int, rows: int, seed: int) -> str:
-    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:48].rstrip("-") or "picture"
-    number = f"{row:0{len(str(rows - 1))}d}-" if rows > 1 else ""
-    return f"{number}{slug}-seed{seed}.png"
+            raise UserError(f"--out is {args.out}, expected a file that ends in .png, or a folder")
+        if len(tasks) > 1 and not args.grid:
+            raise UserError(
+                f"--out is one file for {len(tasks)} pictures: give a folder, or --grid for one sheet"
+            )
+        folder, names = path.parent, [path.name] * len(tasks)
+    elif args.grid:
+        folder, names = path, ["grid.png"] * len(tasks)
+    else:
+        folder, names = path, prompt_names(*zip(*tasks, strict=True))
+    check_writable(folder)
+    there = [folder / name for name in dict.fromkeys(names) if (folder / name).exists()]
+    if there and not args.overwrite and folder == path:
+        raise UserError(
+            f"{there[0]}{f' and {len(there) - 1} more are' if there[1:] else ' is'} there already: choose another --out, or "
+            "--overwrite"
+        )
+    for file in there:
+        if not os.access(file, os.W_OK):
+            raise UserError(f"cannot write to {file}: permission denied")
+    return folder, names
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -30,7 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--against", metavar="OTHER", help="another student, a teacher, or a folder of pictures"
     )
     parser.add_argument(
-        "--prompts", metavar="FILE", help="text file, a prompt a line; else as the recipe says"
+        "--prompts",
+        metavar="FILE[#COLUMN]",
+        help="prompts: .txt (a line each), .jsonl, .json, .csv or .parquet; of folders of pictures one a picture, in natural "
+        "order or by file_name",
     )
     parser.add_argument("--num-images", type=int, default=30, metavar="N", help="pairs (30)")
     parser.add_argument(

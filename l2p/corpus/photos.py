@@ -1,8 +1,8 @@
 """Pictures from elsewhere, such as photographs, with their captions: for growing, where no teacher draws so large.
 
 A source is a folder, a WebDataset tar (a corpus of `l2p synthesize` is a folder of them), or `hub:USER/NAME[@REVISION][:FILES]`, a
-data set of such files. Captions lie beside the pictures: `NAME.txt`, `NAME.json`, or a `metadata.jsonl` of `file_name` and a
-column of :data:`~l2p.texts.COLUMNS`; a picture without one has the empty caption.
+data set of such files. Captions lie beside the pictures, in a text of the same name, or in a manifest, see
+:mod:`l2p.picture_folder`; a picture without one has the empty caption. What is left out is counted in one line a source.
 
 Only headers are read at first; a picture is decoded when it is asked for.
 """
@@ -10,25 +10,33 @@ Only headers are read at first; a picture is decoded when it is asked for.
 from __future__ import annotations
 
 import io
-import json
+import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from l2p.corpus.sources import Source
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.files import PICTURES
 from l2p.images import Pictures, read_picture
-from l2p.texts import COLUMNS
+from l2p.picture_folder import (
+    CAPTIONS,
+    MANIFESTS,
+    caption_of,
+    folder_captions,
+    match_captions,
+    natural_key,
+    split_pictures,
+    told_unknown,
+)
 
 TAR = ".tar"
-METADATA = "metadata.jsonl"
-TEXTS = (".txt", ".json", ".jsonl")
 HEADER = 1 << 18  # bytes in which a picture's size is looked for
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: these swap height and width
 
@@ -70,13 +78,22 @@ class Photos:
         self.photos: list[Photo] = []
         self.too_small = 0
         for source in sources:
-            found = list(_photos(source))
+            notes: list[str] = []
+            found = list(_photos(source, notes))
             large = [photo for photo in found if _is_large(photo, height, width)]
             if not large:
+                rest = f" ({', '.join(notes)})" if notes else ""
                 raise UserError(
-                    f"{source} has no picture of {width} x {height} pixels or more, and {len(found)} smaller ones: expected "
-                    f"{', '.join(PICTURES)} or {TAR} files"
+                    f"{source} has no picture of {width} x {height} pixels or more, and {len(found)} smaller ones{rest}: "
+                    f"expected pictures such as .png, .jpg or .webp, or {TAR} files"
                 )
+            if len(found) > len(large):
+                notes.insert(0, f"{len(found) - len(large)} smaller than {width} x {height}")
+            bare = sum(not photo.caption for photo in large)
+            if notes or bare:
+                without = f", {bare} of them without a caption" if bare else ""
+                rest = f"; left out: {', '.join(notes)}" if notes else ""
+                warn(f"{source}: {len(large)} pictures are read{without}{rest}")
             self.photos += large
             self.too_small += len(found) - len(large)
 
@@ -110,77 +127,62 @@ class Photos:
         return np.asarray(picture.crop((left, top, left + width, top + height))), photo.caption
 
 
-def _photos(source: str) -> Iterator[Photo]:
-    files = Source.parse(source).locate((*PICTURES, TAR, *TEXTS))
-    captions = _captions(files)
+def _photos(source: str, notes: list[str]) -> Iterator[Photo]:
+    """The pictures of a source; `notes` gets a phrase for each reason for which something is left out."""
+    parsed = Source.parse(source)
+    suffixes = (*PICTURES, TAR, *CAPTIONS, *MANIFESTS)
+    files = sorted(parsed.locate(suffixes), key=lambda path: natural_key(path.as_posix()))
+    folder = parsed.path if parsed.path is not None and parsed.path.is_dir() else _shared_folder(files)
+    pictures, unknown = split_pictures(files)
+    captions, rest = folder_captions(folder, files)
     for path in files:
-        if path.suffix.lower() in PICTURES:
-            yield Photo(path, path.name, 0, path.stat().st_size, captions.get(path, ""))
-        elif path.suffix == TAR:
-            yield from _in_tar(path)
+        if path.suffix.lower() == TAR:
+            yield from _in_tar(path, unknown, rest)
+    for path in pictures:
+        yield Photo(path, path.name, 0, path.stat().st_size, captions.get(path, ""))
+    if parsed.path is not None and parsed.path.is_dir():
+        read = set(files)
+        others = [p for p in folder.rglob("*") if p.is_file() and p.name[0] != "." and p not in read]
+        kinds = sorted({path.suffix.lower() or path.name for path in others})
+        if others:
+            rest.append(f"{len(others)} other files ({', '.join(kinds[:5])}{', ...' if kinds[5:] else ''})")
+    notes += [*told_unknown(unknown), *rest]
 
 
-def _captions(files: Sequence[Path]) -> dict[Path, str]:
-    """Of the pictures among these files, from the texts among them."""
-    found = {}
-    for path in (path for path in files if path.name == METADATA):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = _json(line.encode(), path) if line.strip() else {}
-            if isinstance(row.get("file_name"), str):
-                found[path.parent / row["file_name"]] = _caption_of(row)
-    texts = {path for path in files if path.suffix in (".txt", ".json")}
-    for path in files:
-        beside = [
-            path.with_suffix(suffix) for suffix in (".txt", ".json") if path.with_suffix(suffix) in texts
-        ]
-        if path.suffix.lower() in PICTURES and beside:
-            found[path] = _text(beside[0].name, beside[0].read_bytes(), beside[0])
-    return found
+def _shared_folder(files: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def _in_tar(path: Path) -> Iterator[Photo]:
-    """Members of a tar, those of one name up to its first dot being one sample."""
-    pictures: list[tarfile.TarInfo] = []
-    captions: dict[str, str] = {}
+def _in_tar(path: Path, unknown: Counter[str], notes: list[str]) -> list[Photo]:
+    """The pictures in a tar with their captions; counts those of formats that cannot be read."""
+    members: dict[str, tarfile.TarInfo] = {}
+    texts: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as tar:
             for member in tar:
-                key, dot, suffix = _key(member.name)
                 if not member.isfile():
                     continue
-                if f".{suffix}" in PICTURES:
-                    pictures.append(member)
-                elif suffix in ("txt", "json") and (suffix == "txt" or key not in captions):
-                    captions[key] = _text(member.name, tar.extractfile(member).read(), path)
+                name = Path(member.name).as_posix()  # "./a.png" is a.png
+                if Path(name).suffix.lower() in CAPTIONS:
+                    texts[name] = tar.extractfile(member).read()
+                else:
+                    members[name] = member
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{path} is no tar or is cut short ({error})") from None
-    for member in pictures:
-        caption = captions.get(_key(member.name)[0], "")
-        yield Photo(path, member.name, member.offset_data, member.size, caption)
-
-
-def _key(name: str) -> tuple[str, str, str]:
-    folder, slash, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
-    return folder + slash + stem, dot, suffix.lower()
-
-
-def _text(name: str, data: bytes, path: Path) -> str:
-    if name.endswith(".json"):
-        return _caption_of(_json(data, path))
-    return " ".join(data.decode("utf-8", errors="replace").split())
-
-
-def _caption_of(row: dict[str, Any]) -> str:
-    return next((row[name].strip() for name in COLUMNS if isinstance(row.get(name), str)), "")
-
-
-def _json(data: bytes, path: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} holds a caption that is no JSON ({error})") from None
-    return row if isinstance(row, dict) else {}
+    found, others = split_pictures(map(Path, members))
+    unknown.update(others)
+    names = [name.as_posix() for name in found]
+    readers = {name: partial(caption_of, name, data, f"{name} in {path}") for name, data in texts.items()}
+    captions, unused, differing = match_captions(names, readers)
+    if unused:
+        notes.append(f"{len(unused)} texts of no picture in {path.name}")
+    if differing:
+        notes.append(f"{differing} pictures with several texts that differ in {path.name}")
+    photos = []
+    for name in names:
+        member = members[name]
+        photos.append(Photo(path, name, member.offset_data, member.size, captions.get(name, "")))
+    return photos
 
 
 def _is_large(photo: Photo, height: int, width: int) -> bool:

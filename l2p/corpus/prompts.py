@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from l2p.corpus.sources import read_texts
+from l2p.corpus.sources import read_names, read_texts
 from l2p.corpus.taxonomy import TAXONOMY, is_taxonomy, load_taxonomy
-from l2p.errors import UserError
+from l2p.pairing import Pairing, assign_texts, check_numbers
 
 LANDSCAPES = "landscapes"
 
@@ -41,15 +41,25 @@ def prompts_for(source: str | Path, indices: Iterable[int], seed: int = 0) -> li
     return [lines[index % len(lines)] for index in indices]
 
 
-def one_each(source: str | Path, count: int, what: str) -> list[str]:
-    """The prompts of ``count`` things that are there already, a line each; no line is told twice.
+def prompts_of(source: str | Path, pairing: Pairing) -> dict[Path, str]:
+    """The prompts of pictures that are there already, see :func:`l2p.pairing.assign_texts`.
+
+    Args:
+        source: as for :func:`prompts_for`; a table with a column ``file_name`` gives prompts by the pictures' names. What is
+            made and not read is of the first folder.
 
     Raises:
-        UserError: a file with fewer lines.
+        UserError: a blank prompt, or another number of them.
     """
-    if not is_endless(source) and (found := len(read_texts(str(source), paired=True))) < count:
-        raise UserError(f"{source} holds {found} prompts for {count} {what}: a line each is expected")
-    return prompts_for(source, range(count))
+    if is_endless(source):
+        pictures = pairing.folders[0].pictures
+        check_numbers(pictures)
+        return assign_texts(prompts_for(source, range(len(pictures))), str(source), pairing)
+    if (names := read_names(str(source))) is not None:
+        return assign_texts(
+            dict(zip(names, read_texts(str(source), True), strict=True)), str(source), pairing
+        )
+    return assign_texts(read_texts(str(source), paired=True), str(source), pairing)
 
 
 def fingerprint(source: str | Path, seed: int = 0) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from l2p.errors import UserError
 from l2p.remote import HubName, download
-from l2p.texts import FORMATS, read_prompts
+from l2p.texts import FORMATS, read_prompts, read_table
 
 HUB = "hub:"
 
@@ -47,7 +47,7 @@ class Source:
         return cls(text, hub=hub, files=files or None, column=column or None)
 
     def locate(self, suffixes: Sequence[str]) -> list[Path]:
-        """Files with one of these suffixes, in the order of their names; those of the Hub are fetched first.
+        """Files whose names end like this, in the order of their names; those of the Hub are fetched first.
 
         Raises:
             UserError: there is no such file or folder, or it holds none of these.
@@ -64,12 +64,14 @@ class Source:
                 f"no such file or directory: {self.path} (expected a file, a folder or hub:USER/NAME)"
             )
         if not found:
-            raise UserError(f"{self.text} has no file that ends in {', '.join(suffixes)}")
+            raise UserError(f"{self.text} has no file that ends in {', '.join(suffixes[:4])} or the like")
         return found
 
 
 def _files(folder: Path, suffixes: Sequence[str], pattern: str = "*") -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    found = (
+        path for path in folder.rglob("*") if path.name.lower().endswith(tuple(suffixes)) and path.is_file()
+    )
     return sorted(
         path for path in found if path.relative_to(folder).match(pattern) and not path.name.startswith(".")
     )
@@ -96,6 +98,13 @@ def read_texts(source: str, paired: bool = False) -> tuple[str, ...]:
     if not lines:
         raise UserError(f"{source} holds no prompt: write one a line")
     return lines
+
+
+def read_names(source: str) -> list[str] | None:
+    """The column ``file_name`` of a table on the disk; None where it has none."""
+    path = _parsed(source).path
+    table = read_table(path) if path is not None and path.is_file() else None
+    return list(table.values("file_name")) if table is not None and "file_name" in table.columns else None
 
 
 @lru_cache(maxsize=64)

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2p.errors import UserError
-from l2p.files import PICTURES
-from l2p.images import from_uint8, read_picture
+from l2p.files import no_such
+from l2p.images import Pictures, from_uint8, read_picture
+from l2p.picture_folder import PictureFolder, natural_key
 
 if TYPE_CHECKING:
     from l2p.teachers.protocol import LatentGeometry, Teacher
 
 KEY = "latents"  # name of the tensor where a file holds several
-READABLE = (*PICTURES, ".safetensors", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass
@@ -41,33 +41,36 @@ class Source:
 
 
 def find_files(inputs: Sequence[str]) -> list[Path]:
-    """The files that are named, and those of the folders that are, by name. Raises UserError for what is not there."""
+    """The files that are named, and those of the folders that are, in natural order. Raises UserError for what is not there."""
     files: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in READABLE)
+            listed = PictureFolder.read(path)
+            found = [*path.glob("*.safetensors"), *(picture.path for picture in listed.pictures)]
             if not found:
+                rest = f" ({', '.join(listed.left_out)})" if listed.left_out else ""
                 raise UserError(
-                    f"{path} holds nothing to decode, expected pictures or .safetensors files of latents"
+                    f"{path} holds nothing to decode{rest}, expected pictures or .safetensors files of latents"
                 )
-            files += found
+            files += sorted(found, key=lambda file: natural_key(file.name))
         elif path.is_file():
             files.append(path)
         else:
-            raise UserError(
-                f"no file {path}: expected latents (.safetensors), a picture, or with --teacher a prompt"
-            )
+            raise no_such(name)
     return files
 
 
-def read_source(path: Path, geometry: LatentGeometry, teacher: Teacher | None, sigma: float | None) -> Source:
+def read_source(
+    path: Path, geometry: LatentGeometry, teacher: Teacher | None, sigma: float | None, seed: int = 0
+) -> Source:
     """A file's latents.
 
     Args:
         teacher: encodes pictures; None where none is at hand.
         sigma: noise level to take the latents to have; None: what the file says, else 0. A picture is encoded and
-            noised to it (from seed 0).
+            noised to it.
+        seed: of that noise.
 
     Raises:
         UserError: a broken file, latents of other channels, or numbers that are not finite.
@@ -78,11 +81,11 @@ def read_source(path: Path, geometry: LatentGeometry, teacher: Teacher | None, s
         raise UserError(
             f"{path} is a picture, which only the VAE's own teacher can encode: name it with --teacher"
         )
-    return encode(read_picture(path), teacher, sigma or 0.0)
+    return encode(read_picture(path), teacher, sigma or 0.0, seed)
 
 
 @torch.no_grad()
-def encode(picture, teacher: Teacher, sigma: float = 0.0) -> Source:
+def encode(picture: Pictures, teacher: Teacher, sigma: float = 0.0, seed: int = 0) -> Source:
     """Latents of a picture uint8 [H, W, 3]; its sides are continued to whole tokens by its last pixels."""
     from l2p import flow
 
@@ -91,7 +94,7 @@ def encode(picture, teacher: Teacher, sigma: float = 0.0) -> Source:
     x = F.pad(from_uint8(picture[None]), (0, -width % p, 0, -height % p), mode="replicate")
     z = teacher.encode(x.to(teacher.device)).float()
     if sigma:
-        z = flow.add_noise(z, flow.noise([0], *z.shape[1:]).to(z), sigma)
+        z = flow.add_noise(z, flow.noise([seed], *z.shape[1:]).to(z), sigma)
     return Source(z, sigma, height, width)
 
 

@@ -58,7 +58,7 @@ class Clip:
 
         from l2p.remote import TEXTS, HubName, download
 
-        name = None if Path(path).is_dir() else HubName.parse(str(path))
+        name = None if Path(path).is_dir() else HubName.of_input(str(path))
         if name is None and not Path(path).is_dir():
             raise UserError(f"no CLIP at {str(path)!r}: expected a folder or a Hub name, such as "
                             "openai/clip-vit-large-patch14")  # fmt: skip

@@ -65,13 +65,13 @@ class Gathered:
         """Add the next pictures.
 
         Args:
-            images: name to [B, 3, H, W] in [-1, 1], of this painter and of the one it should repeat.
+            images: name to [B, 3, H, W] in [-1, 1], of this painter and, where they have partners, of the one it should repeat.
             labels: int64 [B, attributes], see Figures.
             latents: z [B, c, h, w] of the teacher's pictures; None to leave the cycle out.
             texts: the prompts, for CLIP; None leaves its score out.
         """
         own = images[self.name]
-        reference = images[self.repeats] if self.repeats else None
+        reference = images.get(self.repeats) if self.repeats else None
         self.figures.update(own, labels, reference)
         self.traces.update(own)
         if reference is not None:

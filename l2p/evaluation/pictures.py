@@ -1,6 +1,6 @@
 """Evaluation of pictures in a folder beside those of another: no model is needed, and none is trusted.
 
-Pictures of equal names in both folders are compared one by one as well. Distances between the sets are taken on the
+Pictures that :mod:`l2p.pairing` finds to belong together are compared one by one as well. Distances between the sets are taken on the
 features of the landscapes judge, which for other worlds are those of a small network that never saw them.
 """
 
@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from l2p.corpus.prompts import LANDSCAPES, is_endless, one_each, prompts_for
-from l2p.errors import UserError
+from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for, prompts_of
+from l2p.errors import UserError, warn
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.clip import Clip
 from l2p.evaluation.distances import distances
 from l2p.evaluation.evaluate import machine, not_measured
 from l2p.evaluation.gather import Gathered
 from l2p.evaluation.shown import Shown
-from l2p.files import PICTURES, check_writable, picture_files, write_json
+from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, read_picture
+from l2p.pairing import Pairing, pair_folders
+from l2p.picture_folder import MANIFEST, Picture, PictureFolder
 from l2p.runtime import return_free_memory
+from l2p.texts import write_prompts
 
 BATCH = 16
 PERIODS = (16, 8, 4)
@@ -46,9 +49,10 @@ def evaluate_pictures(
     """Measure the pictures of ``folder`` beside those of ``against``; write metrics, pictures and report.html to ``out``.
 
     Args:
-        prompts: text file whose n-th line told the n-th picture, for the attributes; None leaves them out. Pictures of
-            equal names are held against the same prompt on both sides.
-        num_images: the first so many pictures of each; all if None.
+        prompts: file with a prompt for each picture of a folder, in natural order (1, 2, 10) or by a column ``file_name``;
+            what the folder's manifest says if None, and without one attributes are left out. A picture's partner is held
+            against the same prompt.
+        num_images: the first so many pictures of ``folder``, their partners, and others to make as many; all if None.
         settings: more lines for the report.
         clip: folder or Hub name of a CLIP; None leaves its figures out.
         periods: of the borders on which seams are sought, the patch's first.
@@ -57,7 +61,7 @@ def evaluate_pictures(
         the content of metrics.json: summary, student (the pictures of ``folder``), against, settings, alarms.
 
     Raises:
-        UserError: a folder without pictures, pictures of several sizes, a file that is none, or fewer prompts.
+        UserError: a folder without pictures, pictures of several sizes, a file that is none, or another number of prompts.
     """
     import torch
 
@@ -67,10 +71,19 @@ def evaluate_pictures(
 
     start = time.perf_counter()
     check_writable(out)
-    files = {name: _checked(path, num_images) for name, path in (("student", folder), ("against", against))}
-    names = [[path.name for path in paths] for paths in files.values()]
-    sizes = {name: read_picture(paths[0]).shape[:2] for name, paths in files.items()}
-    paired = names[0] == names[1] and sizes["student"] == sizes["against"]
+    folders = {name: _checked(path) for name, path in (("student", folder), ("against", against))}
+    pairing = pair_folders(folders["student"], folders["against"])
+    told = prompts_of(prompts, pairing) if prompts else {}
+    if (line := pairing.line()) is not None:
+        warn(line)
+    files, pairs = _chosen(pairing, num_images)
+    sizes = {name: read_picture(some[0].path).shape[:2] for name, some in files.items()}
+    if pairs and sizes["student"] != sizes["against"]:
+        shapes = " and ".join("{} x {}".format(*size) for size in sizes.values())
+        warn(f"pictures of {shapes} are compared as sets alone, not one by one")
+        pairs = 0
+    paired = pairs > 0
+    texts = _texts(files["student"], told)
     judge = load_judge()
     network = Clip(clip) if clip else None
     sets = {
@@ -78,13 +91,15 @@ def evaluate_pictures(
         "student": Gathered("student", judge, tuple(periods), None, "against" if paired else None, network),
     }
     kept = Shown(shown)
-    texts = one_each(prompts, len(files["student"]), "pictures") if prompts else None
-    for batches in _batches(files, sizes, progress):
-        first = sets["student"].seen
+    for start, batches in _batches(files, pairs, sizes, progress):
         kept.add(batches)
+        images = {key: from_uint8(value) for key, value in batches.items()}
         for name, pictures in batches.items():
-            images = {key: from_uint8(value) for key, value in batches.items()}
-            some = texts[first : first + len(pictures)] if texts and (paired or name == "student") else None
+            some = (
+                texts[start : start + len(pictures)]
+                if texts and (name == "student" or start < pairs)
+                else None
+            )
             sets[name].update(images, named_labels(some) if some else None, None, None, some)
         return_free_memory()
     metrics: dict[str, Any] = {}
@@ -110,6 +125,7 @@ def evaluate_pictures(
         "pictures": str(folder),
         "against": str(against),
         "paired": paired,
+        "pairs": pairs,
         "clip": clip,
         "not_measured": not_measured(clip),
         **machine(torch.device("cpu")),
@@ -117,46 +133,69 @@ def evaluate_pictures(
     }
     metrics["alarms"] = alarms(metrics)
     metrics["seconds"] = round(time.perf_counter() - start, 1)
-    kept.save(out, texts or [path.stem for path in files["student"]])
+    kept.save(out, texts or [picture.path.stem for picture in files["student"]])
     write_json(Path(out) / "metrics.json", metrics)
     write_report(out, title=f"{Path(folder).resolve().name} beside {Path(against).resolve().name}")
     return metrics
 
 
-def _checked(folder: str | Path, num_images: int | None) -> list[Path]:
-    files = picture_files(folder)
-    if len(files) < 2:
-        raise UserError(
-            f"{folder} holds {len(files)} pictures, expected at least 2 files that end in {', '.join(PICTURES)}"
+def _checked(folder: str | Path) -> PictureFolder:
+    found = PictureFolder.read(folder)
+    if len(found.pictures) < 2:
+        raise found.none_found(least=2)
+    return found
+
+
+def _chosen(pairing: Pairing, count: int | None) -> tuple[dict[str, list[Picture]], int]:
+    """The pictures of each folder, those of pairs first and in the same order; and how many pairs."""
+    first = {picture.path for picture in pairing.folders[0].pictures[:count]}
+    pairs = [pair for pair in pairing.pairs if pair[0].path in first]
+    student, against = ([pair[side] for pair in pairs] for side in range(2))
+    student += [picture for picture in pairing.alone[0] if picture.path in first]
+    against += pairing.alone[1]
+    return {"student": student, "against": against[: max(count, len(pairs)) if count else None]}, len(pairs)
+
+
+def _texts(pictures: list[Picture], told: dict[Path, str]) -> list[str] | None:
+    """The prompts of all pictures, or None: of some alone, no figure would be that of the set."""
+    texts = [told.get(picture.path, picture.prompt) for picture in pictures]
+    missing = [picture.path.name for picture, text in zip(pictures, texts, strict=True) if not text]
+    if missing and len(missing) < len(pictures):
+        warn(
+            f"{missing[0]}{f' and {len(missing) - 1} more have' if missing[1:] else ' has'} no prompt: attributes are left out"
         )
-    return files[:num_images]
+    return None if missing else [text for text in texts if text]
 
 
 def _batches(
-    files: dict[str, list[Path]], sizes: dict[str, tuple[int, int]], progress: bool
-) -> Iterator[dict[str, Pictures]]:
-    """The next pictures of each folder, of the longer one alone at the end."""
+    files: dict[str, list[Picture]], pairs: int, sizes: dict[str, tuple[int, int]], progress: bool
+) -> Iterator[tuple[int, dict[str, Pictures]]]:
+    """First index and next pictures: of both sets where they are pairs, then of each set alone."""
     from rich.console import Console
     from rich.progress import track
 
     for name, size in sizes.items():
         if min(size) < LEAST:
-            raise UserError(f"{files[name][0]} is {size[0]} x {size[1]}, expected at least {LEAST} x {LEAST}")
-    starts = range(0, max(map(len, files.values())), BATCH)
-    for start in track(starts, "evaluating", console=Console(stderr=True), disable=not progress):
-        batch = {}
-        for name, paths in files.items():
-            pictures = []
-            for path in paths[start : start + BATCH]:
-                pictures.append(read_picture(path))
-                if pictures[-1].shape[:2] != sizes[name]:
-                    found, wanted = ("{} x {}".format(*s) for s in (pictures[-1].shape[:2], sizes[name]))
-                    raise UserError(
-                        f"{path} is {found}, the others are {wanted}: pictures of one size expected"
-                    )
-            if pictures:
-                batch[name] = np.stack(pictures)
-        yield batch
+            raise UserError(
+                f"{files[name][0].path} is {size[0]} x {size[1]}, expected at least {LEAST} x {LEAST}"
+            )
+    parts = [(tuple(files), start, min(start + BATCH, pairs)) for start in range(0, pairs, BATCH)]
+    for name, some in files.items():
+        parts += [((name,), start, start + BATCH) for start in range(pairs, len(some), BATCH)]
+    for names, start, stop in track(parts, "evaluating", console=Console(stderr=True), disable=not progress):
+        yield start, {name: _read(files[name][start:stop], sizes[name]) for name in names}
+
+
+def _read(pictures: list[Picture], size: tuple[int, int]) -> Pictures:
+    read = []
+    for picture in pictures:
+        read.append(read_picture(picture.path))
+        if read[-1].shape[:2] != size:
+            found, wanted = ("{} x {}".format(*s) for s in (read[-1].shape[:2], size))
+            raise UserError(
+                f"{picture.path} is {found}, the others are {wanted}: pictures of one size expected"
+            )
+    return np.stack(read)
 
 
 def draw_pictures(
@@ -199,13 +238,14 @@ def draw_pictures(
         seeds = [EVALUATION_SEEDS + config.seed + k for k in some]
         for k, image in zip(some, pipeline.generate([texts[k] for k in some], seeds), strict=True):
             save_png(np.asarray(image), folder / f"{k:06d}.png")
-    from l2p.texts import write_prompts
-
-    write_prompts(folder / "prompts.jsonl", [{"prompt": text} for text in texts])
+    rows = [
+        {"file_name": f"{k:06d}.png", "prompt": text, "seed": EVALUATION_SEEDS + config.seed + k}
+        for k, text in enumerate(texts)
+    ]
+    write_prompts(folder / MANIFEST, rows)
     p = pipeline.student.spec.patch_size
     return {
         "folder": folder,
-        "prompts": str(folder / "prompts.jsonl"),
         "num_images": count,
         "clip": config.clip,
         "periods": tuple(dict.fromkeys((p, 8, 4))),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.files import read_json, write_text
+from l2p.files import DATA, read_json, write_text
 from l2p.remote import HubName
 from l2p.students.io import read_config
 from l2p.students.lora import ADAPTER
@@ -74,13 +74,17 @@ def write_card(folder: str | Path, name: str) -> None:
     write_text(folder / "README.md", text)
 
 
+def _is_on_hub(name: str) -> bool:
+    return HubName.parse(name) is not None and not name.endswith(DATA) and not Path(name).exists()
+
+
 def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     origin, recipe = _origin(config), config.get("recipe") or {}
     license = str(origin.get("license") or "unknown").lower()
     known = license in LICENSES.split()
-    on_hub = HubName.parse(str(origin.get("name"))) is not None
+    on_hub = _is_on_hub(str(origin.get("name")))
     prompts = str((recipe.get("corpus") or {}).get("prompts") or "")
     student, world = (
         metrics.get("student") or {},
@@ -105,7 +109,7 @@ def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any
         license_name=None if known else re.sub(r"[^\w.-]+", "-", license),
         base_model=origin["name"] if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
-        datasets=[prompts] if HubName.parse(prompts) else None,
+        datasets=[prompts] if _is_on_hub(prompts) else None,
         tags=["pixel-space", *([] if config.get("source") else ["one-step", "distillation"]), "latent2pixel"],
         model_name=_title(name) if results else None,
         eval_results=results or None,

@@ -83,9 +83,9 @@ class PixelPipeline(DiffusionPipeline):
         """
         from l2p.remote import TEXTS, HubName, download
 
-        name = HubName.parse(str(path))
         folder = Path(path)
-        if not folder.is_dir() and name is not None:
+        name = None if folder.is_dir() else HubName.of_input(str(path))
+        if name is not None:
             folder = download(HubName(name.repo, revision or name.revision), (*TEXTS, "*.safetensors"))
         if not (folder / "student" / "config.json").is_file():
             raise UserError(

@@ -219,7 +219,7 @@ def _check(variant: str, wanted: dict[str, tuple[str, Tensor]], found: dict[str,
 def _texts(text_encoder: str, spec: StudentSpec) -> tuple[Path | None, dict[str, str] | None]:
     folder = Path(text_encoder)
     if not folder.is_dir():
-        name = HubName.parse(text_encoder)
+        name = HubName.of_input(text_encoder)
         if name is None:
             raise UserError(
                 f"no text encoder at {text_encoder!r}: expected a folder with text_encoder/ and tokenizer/, or a name on "

@@ -67,9 +67,9 @@ class CaptionReader:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        hub = HubName.parse(name)
         folder = Path(name)
         if not folder.is_dir():
+            hub = HubName.of_input(name)
             if hub is None:
                 raise UserError(
                     f"no text encoder at {name!r}: expected a folder, or a name such as {ENCODER}"

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2p.errors import UserError
-from l2p.files import check_writable, holds_pictures, picture_files, read_json, write_json
+from l2p.errors import UserError, warn
+from l2p.files import check_writable, read_json, write_json
+from l2p.pairing import pair_folders
+from l2p.picture_folder import PictureFolder, holds_pictures
 
 if TYPE_CHECKING:
     from l2p.evaluation.references import TeacherPictures
@@ -89,8 +91,9 @@ def prepare(
 
     Args:
         student, against: a student (its folder or name) or a folder of pictures; ``against`` also a teacher. Two folders
-            of pictures are paired by name.
-        prompts: "landscapes" or a text file, one prompt a line; what the student's corpus was drawn from if None.
+            of pictures are paired as :mod:`l2p.pairing` says.
+        prompts: "landscapes" or a file of prompts, of folders a prompt a picture; what the student's corpus was drawn from, or
+            what a folder's manifest says, if None.
 
     Raises:
         UserError: nothing to pair, or the folder holds a review of other pictures.
@@ -113,7 +116,7 @@ def prepare(
         return review
     if holds_pictures(student) and holds_pictures(against):
         check_writable(folder)
-        pairs = _pair_files(picture_files(student), picture_files(against), num_images, prompts)
+        pairs = _pair_files(PictureFolder.read(student), PictureFolder.read(against), num_images, prompts)
     else:
         pairs = _draw(folder, student, against, prompts, num_images, device, dtype)
     review = Review(Path(student).name, Path(against).name, pairs, made_from)
@@ -121,19 +124,26 @@ def prepare(
     return review
 
 
-def _pair_files(a: list[Path], b: list[Path], num_images: int, prompts: str | None) -> list[Pair]:
-    from l2p.corpus.prompts import one_each
+def _pair_files(a: PictureFolder, b: PictureFolder, num_images: int, prompts: str | None) -> list[Pair]:
+    from l2p.corpus.prompts import prompts_of
 
-    others = {path.name: path for path in b}
-    shared = [(path, others[path.name]) for path in a if path.name in others][:num_images]
-    if not shared:
-        raise UserError(
-            f"no pictures of equal names in {a[0].parent} and {b[0].parent}: pairs are made of equal names"
-        )
-    texts = one_each(prompts, len(shared), "pairs") if prompts else [path.stem for path, _ in shared]
+    pairing = pair_folders(a, b)
+    for folder in (a, b):
+        if not folder.pictures:
+            raise folder.none_found()
+    if not pairing.pairs:
+        raise UserError(f"no pictures of {a.path} and {b.path} belong together: {pairing.line()}")
+    if (line := pairing.line()) is not None:
+        warn(line)
+    told = prompts_of(prompts, pairing) if prompts else {}
     return [
-        Pair(f"{k:04d}", text, str(one.resolve()), str(two.resolve()))
-        for k, ((one, two), text) in enumerate(zip(shared, texts, strict=True))
+        Pair(
+            f"{k:04d}",
+            told.get(one.path) or one.prompt or two.prompt or one.path.stem,
+            str(one.path.resolve()),
+            str(two.path.resolve()),
+        )
+        for k, (one, two) in enumerate(pairing.pairs[:num_images])
     ]
 
 
@@ -159,7 +169,7 @@ def _draw(
 
     if holds_pictures(student):
         raise UserError(
-            f"{student} is a folder of pictures, so {against} must be one too: pairs are made of equal names"
+            f"{student} is a folder of pictures, so {against} must be one too: pairs are made of two folders"
         )
     if holds_pictures(against):
         raise UserError(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.images import read_picture
 from l2p.review.answers import Answer, Answers, Box, file_name
 from l2p.review.pairs import Review
 from l2p.review.serving import LOCAL, new_app, page
 
 MAX_BOXES = 50
+SHOWN = tuple(f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "avif"))  # what browsers show
 
 
 def review_app(review: Review, folder: str | Path, host: str = LOCAL):
     """The application (FastAPI) that asks the pairs of a review and keeps the answers in ``folder/answers``."""
-    from fastapi.responses import FileResponse, HTMLResponse
+    from fastapi.responses import FileResponse, HTMLResponse, Response
 
     app = new_app(host)
     answers = Answers(Path(folder) / "answers")
@@ -37,7 +40,9 @@ def review_app(review: Review, folder: str | Path, host: str = LOCAL):
         path = Path(getattr(item, review.sides(reviewer, pair)[side]))
         if not path.is_file():
             raise UserError("the picture is gone from the disk: start the review again")
-        return FileResponse(path, media_type=_media_type(path))
+        if (kind := _media_type(path)) not in SHOWN:
+            return Response(_png(path), media_type="image/png")
+        return FileResponse(path, media_type=kind)
 
     @app.post("/api/answer")
     def answer(reviewer: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +78,14 @@ def _media_type(path: Path) -> str:
     if not kind.startswith("image/"):
         raise UserError("what this review names is no picture: start a review of your own")
     return kind
+
+
+def _png(path: Path) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(read_picture(path)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _state(review: Review, answers: Answers, reviewer: str) -> dict[str, Any]:

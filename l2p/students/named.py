@@ -34,10 +34,11 @@ def resolve_student(student: PathLike, endpoint: str | None = None) -> Path:
     from l2p.students.io import read_config
 
     text = str(student)
-    name, shipped = HubName.parse(text), bundled_students()
+    shipped = bundled_students()
     if not Path(text).exists() and text in shipped:
         return BUNDLED / text
-    if Path(text).exists() or name is None:
+    name = None if Path(text).exists() else HubName.of_input(text)
+    if name is None:
         try:
             read_config(text)
         except UserError as error:
@@ -61,8 +62,8 @@ def names_student(text: str) -> bool:
     """
     from l2p.students.io import is_student
 
-    name = HubName.parse(text)
-    if Path(text).exists() or name is None:
+    name = None if Path(text).exists() else HubName.of_input(text)
+    if name is None:
         return is_student(Path(text)) or (not Path(text).exists() and text in bundled_students())
     return is_student(download(name, ("config.json",)))
 

@@ -78,7 +78,7 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
         return BUNDLED / str(path)
     if Path(path).is_dir():
         return Path(path)
-    name = HubName.parse(str(path))
+    name = HubName.of_input(str(path))
     if name is None:
         bundled = sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
         raise UserError(

@@ -173,8 +173,8 @@ def configurations(path: str, revision: str | None) -> Path:
     for folder in (BUNDLED / path, Path(path)):
         if (folder / "model_index.json").is_file():
             return folder
-    name = HubName.parse(path)
-    if name is None or Path(path).is_dir():
+    name = None if Path(path).is_dir() else HubName.of_input(path)
+    if name is None:
         raise UserError(f"no teacher at {path!r}: expected a diffusers folder or a Hub name")
     return download(HubName(name.repo, revision or name.revision), TEXTS)
 

@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from l2p import flow
 from l2p.config import Fraction, config
 from l2p.decoders.pid import LatentConditioning, PidSpec
-from l2p.errors import UserError
-from l2p.files import PICTURES, atomic_path, picture_files
+from l2p.errors import UserError, warn
+from l2p.files import atomic_path, read_json, write_json
 from l2p.images import Pictures, from_uint8, read_picture
 from l2p.landscapes import load_world
 from l2p.objectives.base import Batch
+from l2p.picture_folder import PictureFolder, folder_captions
 from l2p.runtime import autocast
 from l2p.teachers import Teacher
 from l2p.training.data import DistillDataModule, derive_seed
@@ -45,22 +46,26 @@ class NoiseConfig:
 
 def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[Pictures, list[str]]:
     """The pictures of a folder, each filled into height x width pixels, as a memory-mapped array [N, H, W, 3] at ``path``;
-    and their captions, from a text file of a picture's name beside it, empty where there is none.
+    and their captions, from a text of a picture's name beside it or the folder's manifest, empty where there is none.
 
     Raises:
         UserError: no pictures, or one smaller than that: an enlarged picture has no detail to learn from.
     """
-    files = picture_files(folder)
-    if not files:
-        raise UserError(
-            f"pictures.folder {folder} holds no pictures, expected files that end in {', '.join(PICTURES)}"
-        )
-    texts = [file.with_suffix(".txt") for file in files]
-    captions = [text.read_text(encoding="utf-8").strip() if text.is_file() else "" for text in texts]
+    listed = PictureFolder.read(folder)
+    if not listed.pictures:
+        raise UserError(f"pictures.folder {listed.none_found()}")
+    files = [picture.path for picture in listed.pictures]
+    known, notes = folder_captions(listed.path, [path for path in listed.path.iterdir() if path.is_file()])
+    if notes:
+        warn(f"{listed.path}: {', '.join(notes)}")
+    captions = [known.get(file, "") for file in files]
     shape = (len(files), height, width, 3)
+    listing = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    listed_at = path.with_suffix(".files.json")
     if not path.is_file():
         from PIL import Image, ImageOps
 
+        write_json(listed_at, listing)
         with atomic_path(path) as partial:
             kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
             for place, file in zip(kept, files, strict=True):
@@ -72,7 +77,7 @@ def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[
                 place[:] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
             kept.flush()
     pictures = np.load(path, mmap_mode="r")
-    if pictures.shape != shape:
+    if pictures.shape != shape or not listed_at.is_file() or read_json(listed_at) != listing:
         raise UserError(
             f"{path} is of other pictures than those in {folder}: delete it, and the latents beside it"
         )

@@ -84,7 +84,7 @@ def test_a_prompt_stopped_early(l2p, weights, tiny_pipeline, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["nowhere.png"], "no file nowhere.png"),
+        (["nowhere.png"], "no such file or directory: nowhere.png"),
         (["{c}", "--sigma", "0.95"], "beyond the 0.8"),
         (["{c}", "--sigma", "2"], "expected a noise level from 0"),
         (["{c}", "--scale", "2"], "enlarges 4 times"),
@@ -100,3 +100,34 @@ def test_mistakes(l2p, weights, inputs, tmp_path, words, said):
     out = [] if "--out" in words else ["--out", tmp_path / "out"]
     code, _, err = l2p("decode", *words, "--weights", weights, "--threads", 1, *out)
     assert code == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["typo.jpg"], "no such file or directory: typo.jpg (--prompt-input 'typo.jpg' draws these words)"),
+        (["in/typo"], "no such file or directory: in/typo"),
+        (["runs/typo/latents"], "no such file or directory: runs/typo/latents"),
+        (["in"], "'in' is here and could be a prompt too: write ./in, or --prompt-input 'in'"),
+        (["./in/c.safetensors", "a house"], "./in/c.safetensors is a file and 'a house' a prompt"),
+        ([], "nothing to decode"),
+    ],
+)
+def test_a_path_is_never_painted(l2p, weights, inputs, tiny_pipeline, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = l2p("decode", *words, "--teacher", tiny_pipeline, "--weights", weights, "--out", "out")
+    assert code == 2 and said in err and err.count("\n") == 1
+    assert not list(tmp_path.rglob("out/*.png"))
+
+
+def test_pictures_whose_names_would_meet_are_all_decoded(l2p, weights, tmp_path):
+    for name, side in (("a.png", 8), ("A.jpg", 16), ("a-2.png", 24), ("a.jpg", 32)):
+        Image.new("RGB", (side, side), (90, 9, 9)).save(tmp_path / name)
+    names = [tmp_path / name for name in ("a.png", "A.jpg", "a-2.png", "a.jpg")]
+    code, out, _ = l2p(
+        "decode", *names, "--weights", weights, "--threads", 1, "--out", tmp_path / "out", "--json"
+    )
+    rows = json.loads(out)
+    assert code == 0 and [row["width"] for row in rows] == [32, 64, 96, 128]
+    assert len({row["path"].lower() for row in rows}) == 4
+    assert [Image.open(row["path"]).width for row in rows] == [32, 64, 96, 128]

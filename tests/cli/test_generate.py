@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from l2p.picture_folder import PictureFolder
 from l2p.runtime import return_free_memory
 
 
@@ -21,7 +23,7 @@ def test_pictures_in_a_folder_are_those_of_the_library(l2p, student_folder, tmp_
                              "--out", out, "--dtype", "fp32")  # fmt: skip
     assert code == 0 and err == ""
     names = ["0-a-red-house-seed7.png", "0-a-red-house-seed8.png", "1-a-lake-seed7.png", "1-a-lake-seed8.png"]
-    assert sorted(file.name for file in out.iterdir()) == names
+    assert sorted(file.name for file in out.iterdir()) == [*names, "metadata.jsonl"]
     assert [line.split()[0] for line in printed.splitlines()] == [str(out / name) for name in names]
     expected = library.load(student_folder, dtype="fp32").generate(
         ["A red house!", "a lake"], seeds=7, num_images=2
@@ -81,8 +83,6 @@ def test_without_a_seed_it_is_drawn_and_told(l2p, student_folder, tmp_path):
     ],
 )
 def test_a_wrong_option_is_one_line(l2p, student_folder, tmp_path, monkeypatch, options, message):
-    import re
-
     monkeypatch.chdir(tmp_path)
     code, out, err = l2p("generate", student_folder, "a lake", *options)
     assert code == 2 and out == "" and re.match(f"l2p: {message}", err) and err.count("\n") == 1
@@ -189,3 +189,89 @@ def test_a_disk_that_fills_up_leaves_no_half_picture(l2p, student_folder, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and out == "" and "file too large" in err.lower() and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "a.png"] and (tmp_path / "a.png").read_bytes() == before
+
+
+LONG = "a red house by a lake under a very long evening sky with "  # more than a name holds
+
+
+def test_prompts_that_begin_alike_keep_a_picture_each_in_one_run_and_in_two(l2p, student_folder, tmp_path):
+    out = tmp_path / "out"
+    code, text, err = l2p(
+        "generate",
+        student_folder,
+        LONG + "swans",
+        LONG + "ducks",
+        LONG + "swans",
+        "--seed",
+        7,
+        "--out",
+        out,
+        "--json",
+    )
+    assert code == 0, err
+    paths = [row["path"] for row in json.loads(text)]
+    assert len({path.lower() for path in paths}) == 3 == len(list(out.glob("*.png")))
+    for end in ("swans", "ducks"):
+        assert l2p("generate", student_folder, LONG + end, "--seed", 7, "--out", tmp_path / "two")[0] == 0
+    assert len(list((tmp_path / "two").glob("*.png"))) == 2
+    rows = {picture.path.name: (picture.prompt, picture.seed) for picture in PictureFolder.read(out).pictures}
+    assert [rows[Path(path).name] for path in paths] == [
+        (LONG + end, 7) for end in ("swans", "ducks", "swans")
+    ]
+
+
+def test_pictures_that_are_there_are_kept_unless_they_may_be_replaced(l2p, student_folder, tmp_path):
+    command = ("generate", student_folder, "a lake", "--seed", 7, "--out", tmp_path)
+    assert l2p(*command)[0] == 0
+    before = (tmp_path / "a-lake-seed7.png").read_bytes()
+    code, out, err = l2p(*command, "--height", 64)
+    assert (
+        code == 2
+        and out == ""
+        and "a-lake-seed7.png is there already: choose another --out, or --overwrite" in err
+    )
+    assert (tmp_path / "a-lake-seed7.png").read_bytes() == before
+    assert l2p(*command, "--height", 64, "--overwrite")[0] == 0
+    assert (tmp_path / "a-lake-seed7.png").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["typo.txt"], r"no such file or directory: typo\.txt \(--prompt 'typo\.txt' draws these words\)"),
+        (["./pictures"], r"no such file or directory: \./pictures"),
+        (["here/b"], r"no such file or directory: here/b"),
+        (["prompts.txt"], r"prompts\.txt is a file: --prompts-file prompts\.txt draws the prompts in it"),
+        (["list"], r"list is a file: --prompts-file list"),
+    ],
+)
+def test_a_path_is_never_drawn(l2p, student_folder, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for name in ("prompts.txt", "list"):
+        (tmp_path / name).write_text("a lake\n")
+    code, out, err = l2p("generate", student_folder, *words)
+    assert code == 2 and out == "" and re.search(said, err) and err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_words_that_look_like_a_path_are_drawn_where_they_are_named_a_prompt(l2p, student_folder, tmp_path):
+    assert l2p("generate", student_folder, "--prompt", "typo.txt", "--seed", 1, "--out", tmp_path)[0] == 0
+    assert (tmp_path / "typo-txt-seed1.png").is_file()
+
+
+@pytest.mark.parametrize("student", ["runs/typo", "here/typo", "here/typo.safetensors", "./typo"])
+def test_a_mistyped_folder_is_not_sought_on_the_hub(l2p, tmp_path, monkeypatch, student):
+    import huggingface_hub
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    for verb in (
+        ["generate", student, "a lake"],
+        ["info", student],
+        ["evaluate", student],
+        ["review", student, "--against", student],
+    ):
+        code, out, err = l2p(*verb)
+        assert code == 2 and out == "" and f"no such file or directory: {student}" in err, err

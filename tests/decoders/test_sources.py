@@ -88,5 +88,16 @@ def test_files_that_are_none(teacher, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds nothing to decode"):
         find_files([str(tmp_path / "empty")])
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match=r"no such file or directory: nowhere\.png"):
         find_files(["nowhere.png"])
+
+
+def test_the_noise_of_a_picture_is_of_the_seed(teacher, tmp_path):
+    from l2p import flow
+
+    Image.new("RGB", (32, 32), (90, 9, 9)).save(tmp_path / "a.png")
+    path, geometry = tmp_path / "a.png", teacher.geometry
+    clean = read_source(path, geometry, teacher, None).latents
+    for seed in (0, 5):
+        noisy = read_source(path, geometry, teacher, 0.5, seed).latents
+        torch.testing.assert_close(noisy, 0.5 * clean + 0.5 * flow.noise([seed], *clean.shape[1:]))

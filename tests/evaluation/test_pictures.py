@@ -1,14 +1,17 @@
 """Folders of pictures: planted defects raise their alarm and no other, clean pictures none; files and names."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from l2p.errors import UserError
+from l2p.errors import UserError, UserNotice
 from l2p.evaluation.pictures import evaluate_pictures
 from l2p.images import save_png
-from l2p.landscapes import Scene, caption, render_batch
+from l2p.landscapes import Scene, caption, render, render_batch
+from l2p.picture_folder import add_to_manifest
+from l2p.texts import write_prompts
 
 SEEDS = range(9_600_000, 9_600_006)
 
@@ -71,8 +74,6 @@ def test_a_missing_object_is_read_off_the_prompts(tmp_path):
     scenes = [s for s in map(Scene.from_seed, range(9_610_000, 9_610_060)) if "house" in caption(s)][:8]
     scenes = [s for s in scenes if s.house == "yes"]
     bare = [Scene.from_attributes(s.seed, **{**s.attributes, "house": "no"}) for s in scenes]
-    from l2p.landscapes import render
-
     (tmp_path / "prompts.txt").write_text("\n".join(caption(s) for s in scenes))
     with_houses = fill(tmp_path / "a", [render(s) for s in scenes])
     without = fill(tmp_path / "b", [render(s) for s in bare])
@@ -120,3 +121,67 @@ def test_what_cannot_be_measured_is_named(renders, clean, tmp_path):
     small = fill(tmp_path / "small", renders[:3, :16, :16])
     with pytest.raises(UserError, match="expected at least 32 x 32"):
         evaluate_pictures(small, clean, tmp_path / "out", progress=False)
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Twelve renders called 1.png to 12.png, and their captions."""
+    scenes = [Scene.from_seed(seed) for seed in range(9_630_000, 9_630_012)]
+    folder = tmp_path_factory.mktemp("numbered")
+    for number, scene in enumerate(scenes, 1):
+        save_png(render(scene, 64, 64), folder / f"{number}.png")
+    return folder, [caption(scene) for scene in scenes]
+
+
+def measure(numbered, tmp_path, prompts, against=None, **options):
+    folder, _ = numbered
+    out = tmp_path / "out"
+    return evaluate_pictures(folder, against or folder, out, prompts=str(prompts), progress=False, **options)
+
+
+def test_the_tenth_prompt_is_of_picture_10(numbered, tmp_path):
+    """In the order of strings 10, 11 and 12 come before 2."""
+    (tmp_path / "p.txt").write_text("\n".join(numbered[1]), encoding="utf-8-sig")
+    metrics = measure(numbered, tmp_path, tmp_path / "p.txt")
+    assert metrics["student"]["attribute_accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda texts: [*texts[:5], "", *texts[5:]], r"p\.txt:6 is blank"),
+        (
+            lambda texts: ["prompts of the test", *texts],
+            r"13 prompts for 12 pictures .*is its first line, 'prompts of",
+        ),
+        (lambda texts: ["prompt", *texts], r"p\.txt:1 looks like a header"),
+        (lambda texts: texts[1:], r"11 prompts for 12 pictures"),
+    ],
+)
+def test_prompts_that_would_be_shifted_are_refused(numbered, tmp_path, change, said):
+    (tmp_path / "p.txt").write_text("\n".join(change(numbered[1])))
+    with pytest.raises(UserError, match=said):
+        measure(numbered, tmp_path, tmp_path / "p.txt")
+
+
+def test_a_picture_missing_on_one_side_leaves_the_other_pairs(numbered, tmp_path):
+    folder, texts = numbered
+    write_prompts(tmp_path / "p.jsonl", [{"prompt": text.replace(", ", ",\n")} for text in texts])
+    less = shutil.copytree(folder, tmp_path / "less")
+    (less / "3.png").unlink()
+    with pytest.warns(UserNotice, match=r"^11 pairs; without a partner: 3\.png in"):
+        metrics = measure(numbered, tmp_path, tmp_path / "p.jsonl", against=less)
+    assert metrics["settings"]["pairs"] == 11 and metrics["student"]["psnr_to_against"] == 100
+    assert metrics["student"]["attribute_accuracy"] > 0.95 and metrics["against"]["attribute_accuracy"] > 0.95
+    assert metrics["settings"]["num_images"] == 12 and metrics["settings"]["num_against"] == 11
+
+
+def test_the_manifest_of_the_folder_gives_the_prompts(numbered, tmp_path):
+    folder, texts = numbered
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for number in range(12, 0, -1):
+        add_to_manifest(copy, {"file_name": f"{number}.png", "prompt": texts[number - 1], "seed": number})
+    with pytest.warns(UserNotice, match="0 pairs; .*equal numbers are no pair"):
+        metrics = evaluate_pictures(copy, folder, tmp_path / "out", progress=False)
+    assert metrics["student"]["attribute_accuracy"] > 0.95 and not metrics["settings"]["paired"]
+    assert metrics["against"]["attribute_accuracy"] is None

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2p.errors import UserError
+from l2p.errors import UserError, UserNotice
 from l2p.review.answers import Answers
 from l2p.review.pairs import prepare, read_review
 from l2p.review.server import review_app
+from tests.review.conftest import PROMPTS
 
 
 @pytest.fixture
@@ -93,5 +94,30 @@ def test_a_review_goes_on_and_refuses_other_pictures(review, folders, tmp_path):
         prepare(tmp_path / "review", new, str(old), prompts=str(prompts), num_images=3)
     (tmp_path / "odd").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "odd" / "other.png")
-    with pytest.raises(UserError, match="no pictures of equal names"):
+    with pytest.raises(
+        UserError,
+        match="no pictures of .* belong together: 0 pairs; without a partner: 0.png, 1.png, 2.png and 1 more",
+    ):
         prepare(tmp_path / "r2", new, str(tmp_path / "odd"))
+
+
+def test_a_pair_is_judged_by_the_prompt_of_its_pictures_where_one_is_missing(tmp_path, folders):
+    new, old, prompts = folders
+    (old / "1.png").unlink()
+    with pytest.warns(UserNotice, match=r"3 pairs; without a partner: 1\.png in"):
+        review = prepare(tmp_path / "review", new, str(old), prompts=str(prompts))
+    assert [(Path(pair.a).name, pair.prompt) for pair in review.pairs] == [
+        ("0.png", PROMPTS[0]),
+        ("2.png", PROMPTS[2]),
+        ("3.png", PROMPTS[3]),
+    ]
+
+
+def test_a_picture_that_no_browser_shows_is_sent_as_png(tmp_path, serve, call):
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (8, 8), (9, 80, 7)).save(tmp_path / side / "x.tif")
+    review = prepare(tmp_path / "review", tmp_path / "a", str(tmp_path / "b"))
+    address = serve(review_app(review, tmp_path / "review"))
+    status, data = call(address, "/api/picture", reviewer="Ann", pair="0000", side="left")
+    assert status == 200 and Image.open(io.BytesIO(data)).getpixel((0, 0)) == (9, 80, 7)

@@ -1,0 +1,281 @@
+"""Folders of pictures: which files are read, in which order, and what a manifest or a text beside a picture says of it.
+
+A manifest is what Hugging Face's `imagefolder` reads: ``metadata.jsonl`` or ``metadata.csv`` with a column ``file_name``; of its
+other columns a prompt (``prompt``, ``caption`` or ``text``) and ``seed`` are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from l2p.errors import UserError, warn
+from l2p.files import PICTURES, PathLike
+from l2p.texts import COLUMNS, decode_text, read_table
+
+MANIFEST = "metadata.jsonl"
+MANIFESTS = (MANIFEST, "metadata.csv")
+CAPTIONS = (".txt", ".caption", ".json")  # of a picture's name, with or without its own suffix, in this order
+HINTS = {
+    ".heic": "pip install pillow-heif",
+    ".heif": "pip install pillow-heif",
+    ".jxl": "pip install pillow-jxl-plugin",
+}
+SHOWN = 3  # names in a line
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sorts names as people count: 1, 2, 10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+@lru_cache(maxsize=1)
+def readable_suffixes() -> frozenset[str]:
+    """Suffixes of the pictures that Pillow reads here, plugins that are installed included."""
+    from importlib import import_module
+
+    from PIL import Image, features
+
+    for name, register in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", "")):
+        try:
+            plugin = import_module(name)
+        except ImportError:
+            continue
+        if register:
+            getattr(plugin, register)()
+    Image.init()
+    missing = {"JPEG2000"} if not features.check("jpg_2000") else set()
+    known = Image.registered_extensions()
+    return frozenset(s for s in PICTURES if known.get(s) in Image.OPEN and known[s] not in missing)
+
+
+def split_pictures(paths: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
+    """The pictures among files that can be read, and how many cannot, by suffix. Hidden files are no pictures."""
+    found, unknown = [], Counter()
+    for path in paths:
+        suffix = path.suffix.lower()
+        if path.name.startswith(".") or suffix not in PICTURES:
+            continue
+        if suffix in readable_suffixes():
+            found.append(path)
+        else:
+            unknown[suffix] += 1
+    return found, unknown
+
+
+def told_unknown(unknown: Mapping[str, int]) -> list[str]:
+    """A phrase for each format that cannot be read here."""
+    return [
+        f"{count} {suffix} (which Pillow cannot read here{f': {HINTS[suffix]}' if suffix in HINTS else ''})"
+        for suffix, count in sorted(unknown.items())
+    ]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, and what its folder's manifest says of it."""
+
+    path: Path
+    prompt: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """The pictures of a folder in natural order.
+
+    Attributes:
+        has_manifest: whether the folder says of its pictures what they show.
+        left_out: phrases about pictures that are not among them.
+    """
+
+    path: Path
+    pictures: list[Picture]
+    has_manifest: bool = False
+    left_out: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: PathLike) -> PictureFolder:
+        """List a folder; what is left out is told in one line.
+
+        Raises:
+            UserError: a manifest that cannot be read, or two of them.
+        """
+        folder = Path(folder)
+        files = sorted(
+            (path for path in folder.glob("*") if path.is_file()), key=lambda p: natural_key(p.name)
+        )
+        found, unknown = split_pictures(files)
+        rows = read_manifests(files)
+        left_out = told_unknown(unknown)
+        below = sum(
+            len(split_pictures(p.glob("*"))[0]) for p in folder.glob("*") if p.is_dir() and p.name[0] != "."
+        )
+        if below:
+            left_out.append(f"{below} in folders below")
+        if left_out and found:
+            warn(f"{folder}: {len(found)} pictures are read; left out: {', '.join(left_out)}")
+        pictures = [Picture(path, *rows.get(path, (None, None))) for path in found]
+        return cls(folder, pictures, bool(rows), left_out)
+
+    def none_found(self, least: int = 1) -> UserError:
+        """The error for too few pictures."""
+        rest = f" ({', '.join(self.left_out)} left out)" if self.left_out else ""
+        return UserError(
+            f"{self.path} holds {len(self.pictures)} pictures{rest}, expected at least {least}, such as .png, .jpg or .webp"
+        )
+
+
+def holds_pictures(folder: PathLike) -> bool:
+    """Whether a folder has pictures, of any format, and no model."""
+    folder = Path(folder)
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+        return False
+    found, unknown = split_pictures(folder.glob("*"))
+    return bool(found or unknown)
+
+
+def read_manifests(files: Iterable[Path]) -> dict[Path, tuple[str | None, int | None]]:
+    """Prompt and seed of the pictures that the manifests among these files name.
+
+    Raises:
+        UserError: a manifest without file names, or two in one folder.
+    """
+    rows: dict[Path, tuple[str | None, int | None]] = {}
+    folders: set[Path] = set()
+    for path in files:
+        if path.name not in MANIFESTS:
+            continue
+        if path.parent in folders:
+            raise UserError(f"{path.parent} holds {' and '.join(MANIFESTS)}: keep one of them")
+        folders.add(path.parent)
+        table = read_table(path)
+        if table.columns and "file_name" not in table.columns:
+            raise UserError(f"{path} has no column file_name, only {', '.join(table.columns)}")
+        count = len(table.places)
+        known = next((name for name in COLUMNS if name in table.columns), None)
+        texts: Sequence[str] = table.texts(known) if known else [""] * count
+        seeds: Sequence[Any] = table.values("seed") if "seed" in table.columns else [None] * count
+        names = table.values("file_name") if table.columns else []
+        for name, text, seed, place in zip(names, texts, seeds, table.places, strict=True):
+            if not isinstance(name, str):
+                raise UserError(f"{path}{place} has no text under 'file_name'")
+            number = int(seed) if isinstance(seed, (int, str)) and str(seed).isdecimal() else None
+            rows[path.parent / name] = (text if known else None, number)
+    return rows
+
+
+def add_to_manifest(folder: PathLike, row: dict[str, Any]) -> None:
+    """Appends a row with ``file_name`` to a folder's manifest; of several about one file the last one counts."""
+    with open(Path(folder) / MANIFEST, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def caption_of(name: str, data: bytes, place: str) -> str:
+    """The caption in a file ``.txt`` or ``.caption`` (its words) or ``.json`` (an object with one of ``COLUMNS``).
+
+    Raises:
+        UserError: another encoding, or no JSON.
+    """
+    text = decode_text(data, place)
+    if not name.lower().endswith(".json"):
+        return " ".join(text.split())
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} holds a caption that is no JSON ({error})") from None
+    row = row if isinstance(row, dict) else {"text": row}
+    return next((row[name].strip() for name in COLUMNS if isinstance(row.get(name), str)), "")
+
+
+def match_captions(
+    pictures: Sequence[str], texts: Mapping[str, Callable[[], str]]
+) -> tuple[dict[str, str], list[str], int]:
+    """Captions of pictures from the texts beside them, both by their names with ``/`` between folders.
+
+    ``a.1.jpg`` has its caption in ``a.1.txt`` or ``a.1.jpg.txt``, or with ``.caption`` or ``.json``; else in the only text of its
+    sample, as WebDataset has it: of the same name up to the first dot.
+
+    Args:
+        texts: name -> reads the caption.
+
+    Returns:
+        captions by picture; texts that are of no picture; how many pictures have several texts that differ, of which the
+        first one in the order of ``CAPTIONS`` counts.
+    """
+    by_name = {_folded(name): name for name in texts}
+    captions: dict[str, str] = {}
+    used: set[str] = set()
+    differing = 0
+    for picture in pictures:
+        stem = str(PurePosixPath(picture).with_suffix(""))
+        wanted = [f"{base}{suffix}" for suffix in CAPTIONS for base in (stem, picture)]
+        found = [by_name[name] for name in map(_folded, wanted) if name in by_name]
+        used.update(found)
+        told = list(dict.fromkeys(text for text in (texts[name]() for name in found) if text))
+        differing += len(told) > 1
+        if found:
+            captions[picture] = told[0] if told else ""
+    samples: dict[str, list[list[str]]] = {}
+    for kind, names in enumerate((pictures, texts)):
+        for name in names:
+            samples.setdefault(_sample(name), [[], []])[kind].append(name)
+    for found_pictures, found_texts in samples.values():
+        if len(found_pictures) == len(found_texts) == 1 and found_pictures[0] not in captions:
+            captions[found_pictures[0]] = texts[found_texts[0]]()
+            used.add(found_texts[0])
+    return captions, [name for name in texts if name not in used], differing
+
+
+def folder_captions(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, str], list[str]]:
+    """Captions of the pictures among the files of a folder, from the texts beside them, else from its manifests; and phrases
+    about texts that found no picture."""
+    pictures, _ = split_pictures(files)
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    texts = {
+        name: partial(_read_caption, path)
+        for name, path in names.items()
+        if path.suffix.lower() in CAPTIONS and path.name[0] != "."
+    }
+    found, unused, differing = match_captions([p.relative_to(folder).as_posix() for p in pictures], texts)
+    captions = {names[name]: text for name, text in found.items()}
+    there, gone = set(pictures), 0
+    for path, (prompt, _) in read_manifests(files).items():
+        gone += path not in there
+        captions.setdefault(path, prompt or "")
+    notes = []
+    if pictures and unused:
+        notes.append(f"{len(unused)} texts of no picture ({_listed(unused)})")
+    if gone:
+        notes.append(f"{gone} rows of {MANIFEST[:-6]} of no picture")
+    if differing:
+        notes.append(
+            f"{differing} pictures with several texts that differ: {', '.join(CAPTIONS)} count in this order"
+        )
+    return captions, notes
+
+
+def _read_caption(path: Path) -> str:
+    return caption_of(path.name, path.read_bytes(), str(path))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
+
+
+def _sample(name: str) -> str:
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _folded(name: str) -> str:
+    """A name whose last suffix is in lower case."""
+    path = PurePosixPath(name)
+    return name[: len(name) - len(path.suffix)] + path.suffix.lower()
