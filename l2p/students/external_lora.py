@@ -86,9 +86,8 @@ def find_lora(source: str, endpoint: str | None = None) -> Path:
             )
         return path
     if not path.is_dir():
-        name = HubName.parse(source)
-        looks_local = path.suffix == ".safetensors" or source.startswith((".", "/", "~"))
-        if name is None or looks_local:
+        name = HubName.of_input(source)
+        if name is None:
             raise UserError(
                 f"no LoRA at {source}: expected a .safetensors file, a folder, or USER/NAME on the Hub"
             )

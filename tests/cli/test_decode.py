@@ -121,13 +121,13 @@ def test_a_path_is_never_painted(l2p, weights, inputs, tiny_pipeline, tmp_path, 
 
 
 def test_pictures_whose_names_would_meet_are_all_decoded(l2p, weights, tmp_path):
-    for name, side in (("a.png", 8), ("A.jpg", 16), ("a-2.png", 24), ("a.jpg", 32)):
+    for name, side in (("a.png", 32), ("A.jpg", 48), ("a-2.png", 64), ("a.jpg", 80)):
         Image.new("RGB", (side, side), (90, 9, 9)).save(tmp_path / name)
     names = [tmp_path / name for name in ("a.png", "A.jpg", "a-2.png", "a.jpg")]
     code, out, _ = l2p(
         "decode", *names, "--weights", weights, "--threads", 1, "--out", tmp_path / "out", "--json"
     )
     rows = json.loads(out)
-    assert code == 0 and [row["width"] for row in rows] == [32, 64, 96, 128]
+    assert code == 0 and [row["width"] for row in rows] == [128, 192, 256, 320]
     assert len({row["path"].lower() for row in rows}) == 4
-    assert [Image.open(row["path"]).width for row in rows] == [32, 64, 96, 128]
+    assert [Image.open(row["path"]).width for row in rows] == [128, 192, 256, 320]
