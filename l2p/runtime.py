@@ -46,6 +46,15 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
+def synchronize(device: torch.device | str) -> None:
+    """Wait for what was launched on a GPU, so that a clock read next counts it; nothing to do on a CPU."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def threads_of(processes: int) -> int:
     """Threads of each of several processes that share this machine."""
     return int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, usable_cores() // processes)

@@ -10,6 +10,7 @@ import torch
 from l2p import flow
 from l2p.decoders.sources import Source
 from l2p.errors import UserError
+from l2p.runtime import synchronize
 
 if TYPE_CHECKING:
     from l2p.teachers.protocol import Teacher
@@ -46,8 +47,10 @@ def sample(
     run = int((times > stop_at).sum()) if stop_at > 0 else num_inference_steps
     captions = teacher.encode_prompts([prompt])
     eps = flow.noise([seed], *shape).to(teacher.device)
+    synchronize(teacher.device)
     started = time.perf_counter()
     z = teacher.sample(eps, captions, num_inference_steps, guidance_scale, stop_at).float()
+    synchronize(teacher.device)
     seconds = time.perf_counter() - started
     source = Source(z, float(times[run]), height, width, prompt)
     skipped = num_inference_steps - run

@@ -32,10 +32,11 @@ from l2p.files import write_json
 from l2p.images import Pictures, from_uint8, labelled_grid, save_png
 from l2p.landscapes import Scene, caption, render_batch
 from l2p.objectives.features import EncoderDistance, EncoderFeatures, unit
-from l2p.runtime import autocast
+from l2p.runtime import autocast, synchronize
+from l2p.seeds import SEEDS
 from l2p.teachers import Teacher
 
-FIRST_SCENE = 7_500_000  # of the evaluation's own seeds
+FIRST_SCENE = SEEDS["decoder evaluation"].start
 SHOWN = 4
 BETTER = 0.1  # share by which one step may be behind several
 
@@ -146,8 +147,10 @@ def evaluate_decoder(
             z = teacher.encode(small.to(teacher.device)).float()
         source = Source(z, 0.0, *small.shape[2:], caption(Scene.from_seed(seed)))
         for name, path in paths.items():
+            synchronize(teacher.device)
             started = time.perf_counter()
             picture = path(source, seed)
+            synchronize(teacher.device)
             figures[name].update(picture, truth, time.perf_counter() - started)
             if number < SHOWN:
                 shown[name].append(picture)
@@ -217,8 +220,10 @@ def early_stop_table(
                     guidance_scale,
                     level,
                 )
+            synchronize(teacher.device)
             started = time.perf_counter()
             picture = decoder(source, seed)
+            synchronize(teacher.device)
             facts["decoder_seconds"] = time.perf_counter() - started
             x = from_uint8(picture[None])
             whole = x if whole is None else whole

@@ -39,6 +39,7 @@ from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
 from l2p.noise import pixel_noise
 from l2p.runtime import device_name, return_free_memory
+from l2p.seeds import SEEDS
 from l2p.side_by_side import shares, side_by_side
 from l2p.students.io import tensors_of
 from l2p.students.pipeline import StudentPipeline
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from l2p.students.student import PixelStudent
     from l2p.teachers import Teacher
 
-EVALUATION_SEEDS = 7_000_000  # scenes and noise from here on are for the evaluation alone
+EVALUATION_SEEDS = SEEDS["evaluation"].start
 PAINTERS = ("teacher", "teacher_one_step", "lift", "student")
 PATHS = {"vae": ("teacher", "teacher_one_step"), "l2p": ("lift", "student")}
 QUICK_LIMIT = 48  # pictures that the costly figures look at unless the evaluation is thorough

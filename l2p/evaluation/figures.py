@@ -43,8 +43,8 @@ class Figures:
         if self.judge is not None:
             features, predictions = self.judge.judge(images)
             self.features.update(features)
-            if self.features.count <= KEPT:
-                self.vectors.append(features.cpu())
+            kept = sum(map(len, self.vectors))
+            self.vectors.append(features[: KEPT - kept].cpu())
             if labels is not None:
                 self.score.update(predictions.cpu(), labels)
         self.energies.append(detail_energy(images).cpu())
@@ -71,7 +71,13 @@ class Figures:
             return {}
         other = None if real is self else torch.cat(real.vectors)
         mean, covariance = self.judge.reference_mean, self.judge.reference_covariance
-        return distances(torch.cat(self.vectors), mean, covariance, other)
+        vectors = torch.cat(self.vectors)
+        values = distances(vectors, mean, covariance, other)
+        if (
+            len(vectors) < self.features.count
+        ):  # intervals, kernel distance, precision and recall are of so many
+            values["distance_images"] = len(vectors)
+        return values
 
     def seam_ratio_to(self, other: Figures, period: int) -> float:
         return seam_ratio(torch.cat(self.seams[period]), torch.cat(other.seams[period]))

@@ -22,11 +22,10 @@ from l2p.files import atomic_path, check_writable
 from l2p.images import from_uint8
 from l2p.landscapes import ATTRIBUTES, Scene, render_batch
 from l2p.locks import holding_output_dir
+from l2p.seeds import SEEDS, check_seeds
 
-TRAIN_SEEDS = (
-    5_000_000  # scene seeds from here on are the judge's own; no other part of the project draws them
-)
-TEST_SEEDS = 6_000_000
+TRAIN_SEEDS = SEEDS["judge"].start
+TEST_SEEDS = SEEDS["judge test"].start
 _THUMBNAIL = 8  # side of the thumbnail that the features must be able to draw
 
 
@@ -111,7 +110,8 @@ def train(recipe: JudgeRecipe) -> Path:
     folder = Path(recipe.output_dir)
     check_writable(folder)
     start = time.perf_counter()
-    seeds = range(TRAIN_SEEDS, TRAIN_SEEDS + recipe.num_images)
+    seeds = check_seeds("judge", TRAIN_SEEDS, recipe.num_images, "num_images")
+    check_seeds("judge test", TEST_SEEDS, recipe.num_test_images, "num_test_images")
     pictures = np.empty((len(seeds), SIZE, SIZE, 3), np.uint8)
     for k in track(range(0, len(seeds), 100), description="rendering"):
         pictures[k : k + 100] = render_batch(seeds[k : k + 100], SIZE, SIZE)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2p import runtime
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.objectives.features import EncoderFeatures
 
 if TYPE_CHECKING:
@@ -36,5 +36,6 @@ def encoder_look(teacher: Teacher, dtype: torch.dtype) -> EncoderLook | None:
     """The teacher's, or None where its encoder shows no features."""
     try:
         return EncoderLook(teacher, dtype)
-    except UserError:
+    except UserError as error:
+        warn(f"the Frechet distance of the encoder's features is left out: {error}")
         return None

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l2p.errors import warn
+
 if TYPE_CHECKING:
     from l2p.recipe import TeacherConfig
 
@@ -52,7 +54,11 @@ def peak_memory(
         [sys.executable, "-m", "l2p.evaluation.memory", json.dumps(job)], capture_output=True, text=True
     )
     last = done.stdout.splitlines()[-1:] if done.returncode == 0 else []
-    return round(float(last[0]), 1) if last else None
+    if not last:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        warn(f"the peak memory of {student or teacher.path} was not measured: {reason[0]}")
+        return None
+    return round(float(last[0]), 1)
 
 
 def _measure(job: dict[str, Any]) -> float:

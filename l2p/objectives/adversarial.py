@@ -42,15 +42,14 @@ from l2p.objectives.base import CriticObjective, StepContext, held
 from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
 from l2p.runtime import exact
+from l2p.seeds import SEEDS
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
     from l2p.recipe import Recipe, StageConfig
     from l2p.teachers import Conditioning, Teacher
 
-RENDERS = range(
-    1_000_000, 1_024_576
-)  # scenes of the teacher's own training; no test and no evaluation draws them
+RENDERS = SEEDS["teacher"][:24_576]  # scenes of the bundled teacher's own training
 
 
 class AdversarialObjective(CriticObjective):

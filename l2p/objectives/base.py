@@ -5,7 +5,8 @@ Legend: B batch, H W pixels, c h w latent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from l2p import flow, processes
 from l2p.config import CriticUpdates, LearningRate, Weight
 from l2p.errors import UserError
+from l2p.seeds import derive_seed
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -68,7 +70,7 @@ class StepContext:
     Args:
         student: ``(x_t [B, 3, H, W], t [B], conditioning, r [B]) -> x_0 [B, 3, H, W]``, r being where its step ends; in two
             parts too, ``look`` and ``paint``, as :class:`l2p.students.student.PixelStudent` has them.
-        generator: the source of every random number of this step; on the CPU, so that a step is the same everywhere.
+        generator: its seed is that of every stream of random numbers of this step, see :meth:`purpose`.
         step: number of the optimiser step.
         num_steps: steps the student draws a picture in.
         share: which part of the step's batch this is, where processes or accumulation divide it. Random numbers are those
@@ -87,7 +89,28 @@ class StepContext:
         share: Share = WHOLE,
     ) -> None:
         self.student, self.teacher, self.lift, self.share = student, teacher, lift, share
-        self.batch, self.generator, self.step, self.num_steps = batch, generator, step, num_steps
+        self.batch, self.step, self.num_steps = batch, step, num_steps
+        self._streams, self._purpose = {"": generator}, ""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The source of the random numbers of the present purpose; on the CPU, so that a step is the same everywhere."""
+        if self._purpose not in self._streams:
+            seed = derive_seed(self._streams[""].initial_seed(), self._purpose)
+            self._streams[self._purpose] = torch.Generator().manual_seed(seed)
+        return self._streams[self._purpose]
+
+    @contextmanager
+    def purpose(self, name: str) -> Iterator[StepContext]:
+        """Random numbers in the ``with`` come from a stream of this name, and go on where it stood.
+
+        So a term's numbers do not depend on which other terms there are, and rows of an ablation stay paired.
+        """
+        before, self._purpose = self._purpose, name
+        try:
+            yield self
+        finally:
+            self._purpose = before
 
     @cached_property
     def picture(self) -> Tensor:
@@ -122,7 +145,8 @@ class StepContext:
         """Time of the step that :meth:`draw` trains: 1 for a one-step student, else one of its steps at random."""
         if self.num_steps == 1:
             return 1.0
-        drawn = torch.randint(self.num_steps, (), generator=self.generator, device=self.generator.device)
+        with self.purpose("picture_time"):  # shared by all terms: it must not depend on which asks first
+            drawn = torch.randint(self.num_steps, (), generator=self.generator, device=self.generator.device)
         return 1 - int(drawn) / self.num_steps
 
     def draw(self, noise: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class Critics:
         for name, objective in self.objectives.items():
             optimizer = self.optimizers[name]
             for _ in range(objective.critic_updates):
-                found = objective.critic_loss(ctx)
+                with ctx.purpose(f"{name}/critic"):
+                    found = objective.critic_loss(ctx)
                 optimizer.zero_grad(set_to_none=True)
                 sum(found.values()).backward()
                 processes.average_gradients(objective.parameters())

@@ -6,8 +6,6 @@ would have drawn. Noise is drawn from each pair's own seed, so it needs no stora
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,8 @@ from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.noise import pixel_noise
 from l2p.objectives.base import WHOLE, Batch, Share
+from l2p.runtime import usable_cores
+from l2p.seeds import derive_seed
 
 RAM_BUDGET = 2 * 1024**3  # bytes; a corpus below this is read once and kept
 
@@ -40,12 +40,6 @@ def shares_of(batch_size: int, accumulate: int) -> list[Share]:
             f"evenly: take a multiple of {count}"
         )
     return [Share(processes.rank() * accumulate + part, count) for part in range(accumulate)]
-
-
-def derive_seed(seed: int, stage: str, step: int) -> int:
-    """A 63-bit seed that depends on its three arguments and on nothing else."""
-    digest = hashlib.sha256(f"{seed}/{stage}/{step}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -194,9 +188,13 @@ class DistillDataModule(pl.LightningDataModule):
             start,
             self.shares,
         )
-        workers = 0 if isinstance(self.dataset, list) else max(1, min(8, (os.cpu_count() or 2) - 1))
+        workers = 0 if isinstance(self.dataset, list) else max(1, min(8, usable_cores() - 1))
         return DataLoader(
-            self.dataset, batch_sampler=sampler, collate_fn=self.noise.collate, num_workers=workers
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=self.noise.collate,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> Batch:

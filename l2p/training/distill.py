@@ -20,10 +20,10 @@ from l2p import processes, runtime
 from l2p.corpus import check_solver, prompts_for
 from l2p.errors import UserError
 from l2p.evaluation.clip import check_clip
-from l2p.evaluation.evaluate import EVALUATION_SEEDS
 from l2p.files import atomic_path, read_json, remove, write_text
 from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
+from l2p.seeds import SEEDS, check_seeds
 from l2p.students.lora import check_peft
 from l2p.training import stages
 from l2p.training.advice import advised
@@ -108,11 +108,9 @@ def check_stages(recipe: Recipe) -> None:
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
     check_solver(recipe.corpus, recipe.teacher.num_inference_steps)
-    if recipe.seed + recipe.corpus.num_pairs > EVALUATION_SEEDS:
-        raise UserError(
-            f"seed={recipe.seed} with {recipe.corpus.num_pairs} pairs reaches into the evaluation's seeds, from "
-            f"{EVALUATION_SEEDS} on: the student would be judged on what it was trained on; set a smaller seed"
-        )
+    check_seeds("corpus", recipe.seed, recipe.corpus.num_pairs, "seed")
+    first = SEEDS["evaluation"].start + recipe.evaluation.seed
+    check_seeds("evaluation", first, recipe.evaluation.num_images, "evaluation.seed")
 
 
 def plan(recipe: Recipe) -> list[dict[str, Any]]:

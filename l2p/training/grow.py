@@ -37,6 +37,7 @@ from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.objectives.spectrum import spectrum_distance
 from l2p.recipe import REQUIRED, HeadConfig
+from l2p.seeds import check_seeds
 from l2p.students.grow import grow
 from l2p.students.heads import DETAIL
 from l2p.students.io import load_student, save_student
@@ -84,6 +85,10 @@ class GrowRecipe:
     terms: GrowTerms = field(default_factory=GrowTerms)
     optim: OptimConfig = field(default_factory=OptimConfig)
     preview_images: Annotated[Int, Field(ge=1, le=256)] = 6
+
+    def __post_init__(self) -> None:
+        scenes = max(1, self.optim.steps * self.optim.batch_size)
+        check_seeds("grown student", self.pictures.first_scene, scenes, "pictures.first_scene")
 
 
 @holding_output_dir

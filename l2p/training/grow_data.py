@@ -23,6 +23,7 @@ from l2p.errors import UserError
 from l2p.images import Pictures, from_uint8
 from l2p.landscapes import Scene, caption, render, render_batch
 from l2p.patches import patchify, unpatchify
+from l2p.seeds import SEEDS
 from l2p.students.student import PixelStudent
 from l2p.teachers import Teacher
 from l2p.training.data import step_generator
@@ -30,7 +31,7 @@ from l2p.training.data import step_generator
 if TYPE_CHECKING:
     from l2p.training.grow import GrowRecipe
 
-FIRST_SCENE = 9_000_000  # landscapes from here on are for growing alone
+FIRST_SCENE = SEEDS["grow"].start
 
 
 @config

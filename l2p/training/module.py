@@ -76,7 +76,9 @@ class DistillModule(pl.LightningModule):
         terms = self.critics.step(context)
         loss = torch.zeros((), device=self.device)
         for name, objective in self.objectives.items():
-            for term, value in objective(context).items():
+            with context.purpose(name):
+                found = objective(context)
+            for term, value in found.items():
                 terms[f"{name}/{term}"] = value.detach()
                 loss = loss + objective.weight * value
         terms = processes.mean({"loss": loss.detach(), **terms})

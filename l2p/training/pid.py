@@ -40,6 +40,7 @@ from l2p.objectives import build_objectives, check_objectives
 from l2p.objectives.base import Batch
 from l2p.recipe import REQUIRED, HeadConfig, LoggingConfig, StageConfig
 from l2p.runtime import autocast
+from l2p.seeds import SEEDS
 from l2p.teachers import Teacher, load_teacher
 from l2p.training.fit import fit
 from l2p.training.held_out import HeldOut
@@ -48,8 +49,8 @@ from l2p.training.run_folder import RunFolder, changes, flatten
 from l2p.training.stages import load_averaged
 from l2p.training.teacher import PicturesConfig, render_pictures
 
-FIRST_SCENE = 10_000_000  # landscapes from here on are for decoders alone
-HELD_OUT = 9_999_900  # below the first scene of training: shown and measured at every preview
+FIRST_SCENE = SEEDS["decoder"].start
+HELD_OUT = SEEDS["decoder held-out"].start
 STAGES = ("flow", "few_step", "one_step", "polish")
 OBJECTIVES = ("flow", "latents", "pairs", "adversarial", "drift", "color", "energy", "spectrum")
 NO_EFFECT = ("checkpoint_every", "preview_every")

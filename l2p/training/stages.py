@@ -29,6 +29,7 @@ from l2p.objectives.base import Batch
 from l2p.patches import patchify
 from l2p.recipe import HeadConfig, Recipe, StageConfig, StudentConfig
 from l2p.runtime import autocast, frozen_dtype
+from l2p.seeds import SEEDS
 from l2p.students.build import from_teacher
 from l2p.students.cores import core_class
 from l2p.students.io import load_student, save_student
@@ -50,7 +51,7 @@ from l2p.training.run_folder import RunFolder
 from l2p.training.sharded import is_sharded, load_checkpoint, shard
 from l2p.training.strategies import shard_frozen, shard_student
 
-LIFT_SEED = 8_000_000  # landscapes from here on are for the lift alone: no corpus and no test draws them
+LIFT_SEED = SEEDS["lift"].start
 MAX_TOKENS = 131_072  # tokens the lift is fitted on: enough for 768 dimensions many times over
 CHUNK = 16  # pictures that the teacher encodes or draws at a time, where corpus.batch_size allows so many
 MANY_STEPS = 8  # steps a many-step student is looked at with

@@ -6,7 +6,6 @@ Each part leaves its result in the output folder, so that a stopped run goes on 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from dataclasses import field
 from functools import partial
@@ -25,6 +24,7 @@ from l2p.files import write_json, write_text
 from l2p.landscapes import WorldName, caption, load_world
 from l2p.locks import holding_output_dir
 from l2p.objectives.pairs import charbonnier, step_distance
+from l2p.seeds import check_seeds
 from l2p.teachers import build
 from l2p.teachers.protocol import Conditioning
 from l2p.teachers.z_image import ZImageTeacher
@@ -56,6 +56,9 @@ class PicturesConfig:
     first_seed: Seed = 1_000_000
     height: Pixels = 128
     width: Pixels = 128
+
+    def __post_init__(self) -> None:
+        check_seeds("training", self.first_seed, self.count, "pictures.first_seed")
 
 
 @config
@@ -144,7 +147,9 @@ def render_pictures(
     }
     draw = partial(_draw, config.world, config.first_seed, config.height, config.width)
     path = folder / f"{config.height}x{config.width}.npy"
-    return fill_array(path, shape, np.uint8, about, draw, CHUNK, "pictures", first, workers or os.cpu_count())
+    return fill_array(
+        path, shape, np.uint8, about, draw, CHUNK, "pictures", first, workers or runtime.usable_cores()
+    )
 
 
 def _draw(world: str, first_seed: int, height: int, width: int, start: int, stop: int) -> np.ndarray:
