@@ -37,6 +37,12 @@ def to_uint8(images: Tensor) -> Pictures:
     return levels.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
+def uint8_levels(images: Tensor) -> tuple[Tensor, Tensor]:
+    """`to_uint8` on the images' device: uint8 [N, H, W, 3], and whether any pixel is NaN (bool []), which nobody waits for."""
+    levels = images.detach().float().permute(0, 2, 3, 1).add(1).clamp_(0, 2).mul_(127.5).round_()
+    return levels.to(torch.uint8), levels.isnan().any()
+
+
 def from_uint8(pictures: Pictures) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [-1, 1]; `to_uint8` gives back the very same bytes."""
     return torch.tensor(pictures).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)

@@ -82,3 +82,12 @@ def test_labelled_grid_has_a_row_a_label_and_the_pictures_untouched():
                 y, x = top + row * 66, left + column * 50
                 assert np.array_equal(found[y : y + 64, x : x + 48], picture)
         assert (found[top:, :left] < 100).any()  # the labels are there
+
+
+def test_levels_made_on_the_device_are_those_of_to_uint8():
+    x = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        levels, is_broken = images.uint8_levels(x.to(dtype))
+        assert np.array_equal(levels.numpy(), images.to_uint8(x.to(dtype))) and not is_broken
+    x[1, 2, 3, 4] = torch.nan
+    assert images.uint8_levels(x)[1]

@@ -65,7 +65,7 @@ class Job:
     cuda_graphs: bool = False
     teacher_steps: int = 8
     student_steps: int = 30
-    memory_budget: int = painting.BUDGET
+    memory_budget: int | None = None
 
 
 @dataclass
@@ -183,7 +183,9 @@ def pid_decoder(job: Job, preset: presets.Preset, sizes: build.VAESizes, scale: 
         network = PidStudent(spec).to(runtime.DTYPES[job.dtype])
     network.to_empty(device=job.device)
     presets.randomise(network)
-    return PidDecoder(network, 1, runtime.DTYPES[job.dtype], memory_budget=job.memory_budget)
+    return PidDecoder(
+        network, 1, runtime.DTYPES[job.dtype], memory_budget=job.memory_budget or painting.BUDGET
+    )
 
 
 def pid(job: Job, clock: Clock) -> Path:

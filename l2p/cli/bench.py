@@ -45,7 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--student-steps", type=int, default=30, metavar="N", help="of l2p-multistep (30)")
     parser.add_argument(
-        "--memory-budget", default="2GB", metavar="SIZE", help="of our student's painting (2GB)"
+        "--memory-budget",
+        metavar="SIZE",
+        help="of our student's painting (2GB; on a GPU most of what is free)",
     )
     parser.add_argument(
         "--time-limit", type=float, default=600, metavar="SECONDS", help="for one picture (600)"
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         "cuda_graphs": args.cuda_graphs,
         "teacher_steps": args.teacher_steps,
         "student_steps": args.student_steps,
-        "memory_budget": runtime.parse_bytes(args.memory_budget),
+        "memory_budget": args.memory_budget and runtime.parse_bytes(args.memory_budget),
     }
     jobs = [Job(path=path, height=h, width=w, **common) for h, w in sizes for path in paths]
     rows = bench(

@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-budget",
         metavar="SIZE",
-        help="what drawing may take beyond weights and picture, such as 1.5GB (2GB); it changes no picture",
+        help="what drawing may take beyond weights and picture, such as 1.5GB (2GB; on a GPU most of what is free); it changes no picture",
     )
     parser.add_argument(
         "--compile",
@@ -120,9 +120,8 @@ def run(args: argparse.Namespace) -> None:
     from l2p.images import make_grid, save_png
     from l2p.picture_folder import add_to_manifest
     from l2p.students.external_lora import parse_lora
-    from l2p.students.painting import BUDGET
 
-    budget = runtime.parse_bytes(args.memory_budget) if args.memory_budget else BUDGET
+    budget = runtime.parse_bytes(args.memory_budget) if args.memory_budget else None
     runtime.setup()
     runtime.keep_freed_memory()
     runtime.hush_loaders()

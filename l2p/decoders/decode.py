@@ -178,7 +178,16 @@ class PidDecoder:
         """Pixel rows that the head paints at a time; the picture is the same for any."""
         spec, head = self.student.spec, self.student.head
         left = self.memory_budget - self._pictures(rows, columns)
-        return head.fit_band(left, 1, columns * spec.packing * spec.cell, self.dtype.itemsize) or head.unit
+        return (
+            head.fit_band(
+                left,
+                1,
+                rows * spec.packing * spec.cell,
+                columns * spec.packing * spec.cell,
+                self.dtype.itemsize,
+            )
+            or head.unit
+        )
 
     def _pictures(self, rows: int, columns: int) -> int:
         """Bytes of noise, picture, what a step makes of them, and the draft, in fp32."""

@@ -9,16 +9,18 @@ Legend: B batch, H W pixels, p patch side, h w token grid, d latent values of a 
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from l2p.errors import UserError
-from l2p.images import LARGE, Pictures, to_uint8
+from l2p.images import LARGE, Pictures, to_uint8, uint8_levels
 from l2p.patches import patchify, pixels
 from l2p.students.heads import PatchHead
 
@@ -28,11 +30,23 @@ if TYPE_CHECKING:
     from l2p.students.student import PixelStudent
     from l2p.teachers.protocol import Conditioning
 
-BUDGET = 2 * 10**9  # bytes that painting may take beyond the weights, unless told otherwise
+BUDGET = 2 * 10**9  # bytes that painting may take beyond the weights on a CPU, unless told otherwise
+GPU_SHARE = 0.9  # of the memory that is free on a GPU, where nothing else waits for it
 CORE_WIDTHS = (
     16  # values a core token takes while a block runs, in widths of the core: SwiGLU alone takes eight
 )
-NOISE_BYTES = 64 * 2**20  # noise drawn at a time for the core
+NOISE_BYTES = 64 * 2**20  # noise drawn at a time for the core, on a CPU
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that painting may take where nobody says: of a GPU most of what is free there."""
+    if device.type != "cuda":
+        return BUDGET
+    free = torch.cuda.mem_get_info(device)[0]
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+        device
+    )  # by the allocator, for us
+    return int(GPU_SHARE * (free + kept))
 
 
 @torch.no_grad()
@@ -42,22 +56,26 @@ def paint(
     conditioning: Conditioning,
     height: int,
     width: int,
-    memory_budget: int = BUDGET,
+    memory_budget: int | None = None,
 ) -> Pictures:
     """Pictures uint8 [B, height, width, 3] of pure noise in one step.
 
+    On a GPU the 8 bits are made there and come to the host in one copy, the only time it waits.
+
     Args:
         noise: of at least this size, sides multiples of p; what is beyond is cut off.
-        memory_budget: bytes that may be used beyond weights, noise states and the result; heads other than ``patch``
-            paint the picture whole and do not ask.
+        memory_budget: bytes that may be used beyond weights, noise states and the result, :func:`default_budget` if
+            None; heads other than ``patch`` paint the picture whole and do not ask.
 
     Raises:
         UserError: not even the lowest band fits into the budget, or the result on the disk.
         ValueError: a pixel is NaN.
     """
     batch, _, noise_height, noise_width = noise.shape
+    if memory_budget is None:
+        memory_budget = default_budget(student.device)
     t = torch.ones(batch, device=student.device)
-    out = _pixels(batch, height, width)
+    out = _Levels(batch, height, width, student.device)
     picture = _Input(student, noise, keep=memory_budget // 4)
     features, c = student.core.run(
         picture.embedded(student.latent_time(t)),
@@ -67,15 +85,15 @@ def paint(
     )
     if not isinstance(student.head, PatchHead):
         x_0 = student.head(features, c, picture.rows(0, noise_height), student.latent_time(t))
-        out[:] = to_uint8(x_0[:, :, :height, :width])
-        return out
+        out.put(0, x_0[:, :, :height, :width])
+        return out.arrays()
     band = fit_band(student, noise.shape, memory_budget - picture.kept_bytes)
     context = student.head.context(features, c, picture.pooled, student.latent_time(t))
     for start in range(0, height, band):
         stop = min(start + band, noise_height)
         rows = student.head.rows(features, c, context, picture.rows, student.latent_time(t), start, stop)
-        out[:, start:stop] = to_uint8(rows[:, :, : height - start, :width])
-    return out
+        out.put(start, rows[:, :, : height - start, :width])
+    return out.arrays()
 
 
 def fit_band(student: PixelStudent, shape: tuple[int, ...], memory_budget: int) -> int:
@@ -87,7 +105,7 @@ def fit_band(student: PixelStudent, shape: tuple[int, ...], memory_budget: int) 
     (batch, _, height, width), p = shape, student.spec.patch_size
     itemsize = next(student.head.parameters()).element_size()
     core = batch * (height // p) * (width // p) * student.core.dim * CORE_WIDTHS * itemsize
-    band = student.head.fit_band(memory_budget - core, batch, width, itemsize)
+    band = student.head.fit_band(memory_budget - core, batch, height, width, itemsize)
     if band is None:
         least = core + student.head.band_bytes(student.head.unit, batch, width, itemsize)
         raise UserError(
@@ -120,7 +138,9 @@ class _Input:
         """The core's tokens [B, h, w, dim] at its time t [B]; finds ``pooled`` on the way."""
         batch, _, height, width = self.noise.shape
         p = self.student.spec.patch_size
-        step = max(1, NOISE_BYTES // (12 * batch * p * width)) * p
+        step = height
+        if self.student.device.type == "cpu":
+            step = max(1, NOISE_BYTES // (12 * batch * p * width)) * p
         head = self.student.head
         latents, pooled, tokens = [], [], []
         for start in range(0, height, step):
@@ -152,6 +172,47 @@ class _Input:
     def _drawn(self, start: int, stop: int) -> Tensor:
         drawn = self.noise.rows(start, stop) if self._kept is None else self._kept[:, :, start:stop]
         return drawn.to(self.student.device)
+
+
+class _Levels:
+    """The 8-bit pixels of a picture under way, on the device that paints it."""
+
+    def __init__(self, batch: int, height: int, width: int, device: torch.device) -> None:
+        self.shape, self.device = (batch, height, width, 3), device
+        if device.type == "cuda":
+            self._there = torch.empty(math.prod(self.shape) + 1, dtype=torch.uint8, device=device)
+            self._pixels = self._there[:-1].view(self.shape)
+            self._is_broken = torch.zeros((), dtype=torch.bool, device=device)
+        else:
+            self._pixels = _pixels(batch, height, width)
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Rows of x_0 [B, 3, rows, W] from row `start` on. Raises: ValueError for NaN, on a GPU by :meth:`arrays`."""
+        stop = start + rows.shape[2]
+        if self.device.type != "cuda":
+            self._pixels[:, start:stop] = to_uint8(rows)
+            return
+        levels, is_broken = uint8_levels(rows)
+        self._pixels[:, start:stop] = levels
+        self._is_broken.logical_or_(is_broken)
+
+    def arrays(self) -> Pictures:
+        """All of them, on the host."""
+        if self.device.type != "cuda":
+            return self._pixels
+        self._there[-1] = self._is_broken
+        host = on_host(self._there)
+        if host[-1]:
+            raise ValueError("a picture holds NaN")
+        return host[:-1].reshape(self.shape)
+
+
+def on_host(x: Tensor) -> NDArray[np.uint8]:
+    """A copy of `x` in pinned memory, which a GPU writes at the full speed of its bus; waits for it."""
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return host.numpy()
 
 
 def _pixels(batch: int, height: int, width: int) -> Pictures:

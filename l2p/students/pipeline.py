@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,12 +17,13 @@ from l2p.images import Pictures, to_uint8
 from l2p.noise import check_generator, noise_of
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
+from l2p.students.cores.z_image import ZImageCore
 from l2p.students.external_lora import merge_loras
 from l2p.students.graphs import StepGraphs, check_cuda_graphs
 from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
-from l2p.students.painting import BUDGET, fit_band, paint
+from l2p.students.painting import default_budget, fit_band, paint
 from l2p.students.student import PixelStudent, StudentSpec
 from l2p.teachers import PATTERNS, load_text_encoder
 
@@ -147,7 +149,7 @@ class StudentPipeline:
         num_steps: int | None = None,
         progress: bool = False,
         batch_size: int = 8,
-        memory_budget: int = BUDGET,
+        memory_budget: int | None = None,
     ) -> list[Image.Image]:
         """Draw ``num_images`` pictures of each prompt, in the order of the prompts.
 
@@ -158,7 +160,7 @@ class StudentPipeline:
             num_steps: 1 or more; what the student was trained for if None.
             batch_size: pictures drawn at once; sets memory and speed, not the pictures.
             memory_budget: bytes that drawing may take beyond weights and pictures; a patch head paints in bands that
-                fit. It sets memory and speed, not the pictures.
+                fit. It sets memory and speed, not the pictures. None: 2 GB on a CPU, on a GPU most of what is free.
 
         Raises:
             UserError: for values out of these ranges, or a budget that is too small.
@@ -192,7 +194,7 @@ class StudentPipeline:
         height: int,
         width: int,
         num_steps: int | None = None,
-        memory_budget: int = BUDGET,
+        memory_budget: int | None = None,
         guidance_scale: float | None = None,
     ) -> Pictures:
         """Pictures uint8 [B, height, width, 3], one a prompt and seed; very large ones lie in a file (`painting`).
@@ -205,13 +207,14 @@ class StudentPipeline:
         steps = self.student.spec.num_steps if num_steps is None else num_steps
         one_step = steps == 1 and self.guidance(guidance_scale) <= 1
         if one_step and self.graphs is None:
-            with autocast(self.device, self.dtype):
+            with self.arithmetic():
                 return paint(self.student, noise, conditioning, height, width, memory_budget)
         if isinstance(self.student.head, PatchHead):
-            self.student.head.band_height = fit_band(self.student, noise.shape, memory_budget)
+            budget = default_budget(self.device) if memory_budget is None else memory_budget
+            self.student.head.band_height = fit_band(self.student, noise.shape, budget)
         whole = noise.rows(0, noise.shape[2])
         if one_step:
-            with autocast(self.device, self.dtype):
+            with self.arithmetic():
                 pictures = self.graphs(whole.to(self.device), conditioning)
         else:
             pictures = self.sample(conditioning, whole, num_steps, guidance_scale)
@@ -223,6 +226,16 @@ class StudentPipeline:
         return noise_of(
             self.noise_generator, seeds, height + -height % p, width + -width % p, self.student.basis
         )
+
+    def arithmetic(self) -> AbstractContextManager:
+        """Context of the student's passes: autocast, unless a GPU has nothing to cast.
+
+        There it would run norms and sums in fp32, and look for weights to cast in every call.
+        """
+        weights = (weight.dtype == self.dtype for weight in self.student.parameters())
+        if self.device.type == "cuda" and isinstance(self.student.core, ZImageCore) and all(weights):
+            return nullcontext()
+        return autocast(self.device, self.dtype)
 
     def guidance(self, scale: float | None = None) -> float:
         """The scale that is drawn with: this one, or the student's own; 1 and less is no guidance."""
@@ -238,7 +251,7 @@ class StudentPipeline:
         """Pictures [B, 3, H, W] of this very noise: float32, not clamped, on the student's device."""
         noise, scale = noise.to(self.device), self.guidance(guidance_scale)
         empty = self.text_encoder.empty().to(self.device) if scale > 1 else None
-        with autocast(self.device, self.dtype):
+        with self.arithmetic():
             return self.student.sample(
                 noise, conditioning.to(self.device), num_steps, empty=empty, guidance_scale=scale
             ).float()
@@ -249,7 +262,7 @@ class StudentPipeline:
         height: int,
         width: int,
         num_steps: int | None,
-        memory_budget: int,
+        memory_budget: int | None,
     ) -> list[Image.Image]:
         prompts, seeds = zip(*tasks, strict=True)
         pictures = self.paint(prompts, seeds, height, width, num_steps, memory_budget)

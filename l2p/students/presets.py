@@ -150,7 +150,7 @@ def random_student(
     with torch.device("meta"):
         student = PixelStudent(preset_spec(name, height, width, head, num_steps)).to(dtype)
     randomise(student.to_empty(device=device))
-    basis = torch.linalg.qr(student.basis)[0]
+    basis = torch.linalg.qr(student.basis.float())[0]
     for part in (student, student.head):
         if hasattr(part, "basis"):
             part.basis.copy_(basis)

@@ -55,6 +55,9 @@ def write_weights(
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
+    if read is None:  # parts of a larger tensor: the plan below takes them for one another
+        state = {k: v if v.nbytes == v.untyped_storage().nbytes() else v.clone() for k, v in state.items()}
+
     plan = split_torch_state_dict_into_shards(
         dict(state), filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
     )

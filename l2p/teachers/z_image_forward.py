@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
+from l2p.teachers import z_image_fused
 from l2p.teachers.z_image_block import block_forward, suits
+from l2p.teachers.z_image_fused import Fused
 
 if TYPE_CHECKING:
     from diffusers import ZImageTransformer2DModel
@@ -92,11 +94,13 @@ def forward_embedded(
     c = transformer.t_embedder(t_model * transformer.t_scale)
     c = (c if time_extra is None else c + time_extra).type_as(transformer.x_pad_token)
     x = x.flatten(1, 2).to(transformer.x_pad_token.dtype)
+    blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
+    fused = Fused(blocks, c) if all(z_image_fused.suits(block, x) for block in blocks) else None
     if count % MULTIPLE:
         pads = transformer.x_pad_token.expand(batch, _round_up(count) - count, -1)
         x = torch.cat([x, pads], dim=1)
     for layer in transformer.noise_refiner:
-        x = _run(transformer, layer, x, None, image_rope, c)
+        x = _run(transformer, fused, layer, x, None, image_rope, c)
 
     index = torch.arange(longest, device=x.device)
     embeds = conditioning.embeds[:, :longest]
@@ -105,7 +109,7 @@ def forward_embedded(
     caption = torch.where(_below(lengths, index)[..., None], caption, transformer.cap_pad_token)
     keys = _below(padded, index) if mixed else None
     for layer in transformer.context_refiner:
-        caption = _run(transformer, layer, caption, keys, caption_rope)
+        caption = _run(transformer, fused, layer, caption, keys, caption_rope)
 
     rope = torch.cat([image_rope, caption_rope.expand(len(image_rope), -1, -1)], dim=1)
     if mixed:
@@ -115,16 +119,22 @@ def forward_embedded(
         if inject is not None:
             x = torch.cat([inject(number, x[:, :count]), x[:, count:]], dim=1)
         is_last = number == len(transformer.layers) - 1  # after which nobody asks for the caption
-        x = _run(transformer, layer, x, keys, rope, c, wanted=count if is_last else None)
+        x = _run(transformer, fused, layer, x, keys, rope, c, wanted=count if is_last else None)
         if hidden is not None:
             hidden.append(x[:, :count].unflatten(1, (height, width)))
     return x[:, :count].unflatten(1, (height, width)), c
 
 
 def _run(
-    transformer: nn.Module, layer: nn.Module, *arguments: Tensor | None, wanted: int | None = None
+    transformer: nn.Module,
+    fused: Fused | None,
+    layer: nn.Module,
+    *arguments: Tensor | None,
+    wanted: int | None = None,
 ) -> Tensor:
     """The layer's output; of the first ``wanted`` tokens alone where that saves work."""
+    if fused is not None:
+        return fused(layer, *arguments[:3], wanted=wanted)
     if transformer.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *arguments, use_reentrant=False)
     x, mask, *rest = arguments

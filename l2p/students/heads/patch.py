@@ -25,12 +25,10 @@ from l2p.students.heads.linear import clean, final_layer
 
 PIXEL_CHANNELS = 12  # numbers a pixel gets before the last two convolutions
 PIXEL_HIDDEN = 32  # and between them
-LARGEST_BAND = (
-    2**16
-)  # fine tokens, or one row of tiles: higher bands have less halo each, but leave the cache
-STRIPE = (
-    2**18
-)  # pixels that pass the last convolutions at a time: they have 47 numbers each there, a cache full
+# Of a CPU: what leaves its cache takes longer. A GPU takes all at once that its memory has room for.
+LARGEST_BAND = 2**16  # fine tokens, or one row of tiles: higher bands have less halo each
+STRIPE = 2**18  # pixels that pass the last convolutions at a time: they have 47 numbers each there
+WHOLE = 2**62
 WORKSPACE = 64 * 2**20  # bytes that attention's own bands and the libraries' buffers take, whatever the size
 EDGE = 2  # pixels around its own that the last convolutions read
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
@@ -198,7 +196,7 @@ class PatchHead(nn.Module):
             else:
                 x = block(x, silu_c, rope, *crops)
         write = partial(self._write, x, ranges[-1][0] * f, draft, draft_top, height)
-        step = max(1, STRIPE // (x.shape[2] * f))
+        step = max(1, self._stripe // (x.shape[2] * f))
         if _as_one(stop - start, step):
             return write(start, stop)
         stripes = range(start, stop, step)
@@ -252,22 +250,28 @@ class PatchHead(nn.Module):
             seen = patchify(x_in(start, stop).to(told.dtype), f)
             return F.linear(seen, of_input, self.embed.bias) + F.linear(patchify(part, f), of_draft)
 
-        step = p * max(1, STRIPE // (p * told.shape[3]))
+        step = p * max(1, self._stripe // (p * told.shape[3]))
         if _as_one(high - low, step):
             return embedded(low, high)
         firsts = range(low // p * p, high, step)
         return torch.cat([embedded(max(low, at), min(at + step, high)) for at in firsts], dim=1)
 
     @property
+    def _stripe(self) -> int:
+        """Pixels that are embedded, and that pass the last convolutions, at a time."""
+        return STRIPE if self.open.weight.device.type == "cpu" else WHOLE
+
+    @property
     def unit(self) -> int:
         """Pixel rows of the lowest band: a row of tiles."""
         return self.tile * self.fine_patch
 
-    def fit_band(self, budget: int, batch: int, width: int, itemsize: int) -> int | None:
-        """Pixel rows of the highest band that :meth:`band_bytes` lets into ``budget`` bytes; None if none fits."""
+    def fit_band(self, budget: int, batch: int, height: int, width: int, itemsize: int) -> int | None:
+        """Pixel rows of the highest band of a picture that :meth:`band_bytes` lets into ``budget`` bytes; None if none fits."""
         band = None
-        tallest = LARGEST_BAND // (batch * width // self.fine_patch * self.tile)
-        for units in range(1, 1 + max(1, tallest)):
+        largest = LARGEST_BAND if self.open.weight.device.type == "cpu" else WHOLE
+        tallest = largest // (batch * width // self.fine_patch * self.tile)
+        for units in range(1, 1 + max(1, min(tallest, -(-height // self.unit)))):
             if self.band_bytes(units * self.unit, batch, width, itemsize) > budget:
                 break
             band = units * self.unit
@@ -283,12 +287,14 @@ class PatchHead(nn.Module):
         ranges = self._ranges(far // f - 1, (far + band) // f + 1, 10**9)
         given, attended = ranges[0][1] - ranges[0][0], ranges[1][1] - ranges[1][0]
         hidden = self.blocks[0].down.in_features if self.num_blocks else 0
-        around = max(self.patch_size, STRIPE // width + 1) / f  # fine rows whose input is looked at
+        around = (
+            max(self.patch_size, min(band, self._stripe // width + 1)) / f
+        )  # fine rows whose input is looked at
         # Spread, sum, embedded, the draft and its tokens; the input, in fp32, in pixels, and narrow.
         opened = given * (4 * c + 2 * (self.seen_channels - 3) * f**2) + around * 30 * f**2
         mixing = given * c + attended * (2 * c + 4 * hidden)
         attending = given * 7 * c
-        stripe = min(band, STRIPE // width + 1) + 2 * (EDGE + f)
+        stripe = min(band, self._stripe // width + 1) + 2 * (EDGE + f)
         writing = (band + 2 * f) / f * (c + 6 * f**2)  # fine tokens, draft and picture
         writing += stripe / f * 2 * f**2 * (3 + 2 * PIXEL_CHANNELS + 2 * PIXEL_HIDDEN + self.written_channels)
         values = max(opened, mixing, attending, writing) * (width // f)

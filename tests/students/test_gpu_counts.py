@@ -1,0 +1,89 @@
+"""What a one-step picture asks of a GPU, counted with fake tensors: launches, bytes, copies and waits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from l2p.bench.launches import counted, fake
+from l2p.students import painting
+from l2p.students.pipeline import StudentPipeline
+from l2p.students.presets import preset_spec
+from l2p.students.student import PixelStudent
+from l2p.teachers.protocol import Conditioning
+
+SIDE, TOKENS = 4096, 40
+
+
+@pytest.fixture(scope="module")
+def on_gpu():
+    """A `base` student of 4096 px in bf16 on a fake GPU, captions of 40 tokens, and what the parts of a warm step take."""
+    with torch.device("meta"):
+        student = PixelStudent(preset_spec("base", SIDE, SIDE)).to(torch.bfloat16).eval()
+    with FakeTensorMode(), torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        fake(student)
+        embeds = torch.empty(1, TOKENS, 512, dtype=torch.bfloat16, device="cuda")
+        words = Conditioning(embeds, torch.tensor([TOKENS]))
+        pipeline = StudentPipeline(student, lambda prompts: words, torch.bfloat16)
+        patch.setattr(painting, "default_budget", lambda device: 40 * 10**9)
+        taken = []
+        patch.setattr(painting, "on_host", lambda x: taken.append(x) or np.zeros(x.shape, np.uint8))
+        counts = {}
+
+        def part(owner, name, label):
+            run = getattr(owner, name)
+
+            def timed(*args, **kwargs):
+                with counted() as count:
+                    out = run(*args, **kwargs)
+                counts.setdefault(label, []).append(count)
+                return out
+
+            patch.setattr(owner, name, timed)
+
+        pipeline.paint(["a lake"], [1], SIDE, SIDE)  # tables are made
+        part(student.core, "run", "core")
+        part(student.head, "rows", "head")
+        taken.clear()
+        with counted() as whole:
+            pipeline.paint(["a lake"], [1], SIDE, SIDE)
+    return {"whole": [whole], **counts}, taken
+
+
+def test_a_warm_step_neither_waits_nor_copies_but_its_result(on_gpu):
+    counts, taken = on_gpu
+    (whole,) = counts["whole"]
+    assert whole.waits == whole.to_host == whole.to_device == []
+    assert [x.shape for x in taken] == [(3 * SIDE * SIDE + 1,)]  # 8 bits, and one for NaN
+    assert whole.kernels["philox_normal"] == 1
+    assert whole.total <= 460
+
+
+def test_the_core_is_at_most_350_launches(on_gpu):
+    (core,) = on_gpu[0]["core"]
+    assert core.total <= 350 and core.moved < 7e9
+
+
+def test_the_head_is_one_band_of_at_most_120_launches(on_gpu):
+    (head,) = on_gpu[0]["head"]
+    assert head.total <= 120 and head.moved < 21e9
+    assert not head.kernels["native_layer_norm"] > 7 and not head.kernels["mm"] > 12  # no stripes
+
+
+def test_what_is_counted():
+    """Of a product and its copy to the host, by hand."""
+    with FakeTensorMode():
+        a, b = torch.empty(8, 4, device="cuda"), torch.empty(16, 4, device="cuda")
+        with counted() as count:
+            (a @ b.T).cpu()
+            torch.empty(3).to("cuda", non_blocking=True)
+            a.view(4, 8), torch.empty_like(a)
+    assert count.kernels == {"mm": 1, "_to_copy": 2} and count.bytes["mm"] == 4 * (8 * 4 + 16 * 4 + 8 * 16)
+    assert count.to_host == [4 * 8 * 16] and count.to_device == [12] and count.waits == ["_to_copy"]
+
+
+def test_a_tensor_on_the_wrong_device_is_found():
+    with FakeTensorMode(), counted(), pytest.raises(RuntimeError, match="device"):
+        torch.empty(3, device="cuda") + torch.empty(3)
