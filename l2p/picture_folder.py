@@ -251,6 +251,7 @@ def folder_captions(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, str
         gone += path not in there
         captions.setdefault(path, prompt or "")
     notes = []
+    unused = [name for name in unused if not name.lower().endswith(".json")]  # which hold many other things
     if pictures and unused:
         notes.append(f"{len(unused)} texts of no picture ({_listed(unused)})")
     if gone:

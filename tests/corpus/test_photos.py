@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from l2p.corpus.photos import Photos
-from l2p.errors import UserError
+from l2p.errors import UserError, UserNotice
 from tests.hub.conftest import hub  # noqa: F401
 from tests.hub.local_hub import Repo
 
@@ -125,4 +125,62 @@ def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="no such file or directory: .*nowhere"):
         Photos([str(tmp_path / "nowhere")], 8, 8)
     with pytest.raises(UserError, match="has no file that ends in"):
+        Photos([str(tmp_path)], 8, 8)
+
+
+def test_captions_by_every_usual_name_and_a_line_about_the_rest(tmp_path):
+    for name, grey in {
+        "a.png": 10,
+        "b.jpg": 20,
+        "img.1.png": 30,
+        "img.2.png": 40,
+        "c.avif": 50,
+        "d.jp2": 60,
+    }.items():
+        kind = {"jpg": "JPEG", "avif": "AVIF", "jp2": "JPEG2000"}.get(name.rpartition(".")[2], "PNG")
+        (tmp_path / name).write_bytes(encoded(grey, kind=kind))
+    (tmp_path / "small.png").write_bytes(encoded(9, 8, 8))
+    for name in ("x.heic", "y.jxl", "clip.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    texts = {
+        "a.caption": "a barn",
+        "b.jpg.txt": "a lake",
+        "img.1.txt": "one",
+        "img.2.txt": "two",
+        "LICENSE.txt": "no caption",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-16" if name == "a.caption" else "utf-8-sig")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\nc.avif,a hill\ngone.png,nothing\n")
+    with pytest.warns(UserNotice) as lines:
+        photos = Photos([str(tmp_path)], 32, 32)
+    assert [(round(grey, -1), text) for grey, text in found(photos)] == [
+        (10, "a barn"), (20, "a lake"), (50, "a hill"), (60, ""), (30, "one"), (40, "two"),
+    ]  # fmt: skip
+    (line,) = [str(line.message) for line in lines]
+    for part in (
+        "6 pictures are read, 1 of them without a caption; left out: 1 smaller than 32 x 32",
+        "1 .heic (which Pillow cannot read here: pip install pillow-heif)",
+        "1 .jxl (which Pillow",
+        "1 texts of no picture (LICENSE.txt)",
+        "1 rows of metadata of no picture",
+        "1 other files (.mp4)",
+    ):
+        assert part in line
+
+
+def test_dotted_members_of_a_tar(tmp_path):
+    members = {"./img.1.png": encoded(10), "./img.1.txt": b"one", "img.2.png": encoded(20), "img.2.png.txt": b"two",
+               "s.image.png": encoded(30), "s.json": b'{"caption": "sample"}', "x.heic": b"x", "odd.txt": b"?"}  # fmt: skip
+    with pytest.warns(
+        UserNotice, match=r"3 pictures are read; left out: 1 \.heic .*1 texts of no picture in p\.tar"
+    ):
+        photos = Photos([write_tar(tmp_path / "p.tar", members)], 32, 32)
+    assert found(photos) == [(10, "one"), (20, "two"), (30, "sample")]
+
+
+def test_a_caption_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(10))
+    (tmp_path / "a.txt").write_bytes("un été".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt:1 is no UTF-8"):
         Photos([str(tmp_path)], 8, 8)

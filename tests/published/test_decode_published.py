@@ -88,7 +88,7 @@ def test_pictures_and_prompts_through_a_teacher(decode, tiny_pipeline, tmp_path)
         (["--steps", 5], "decodes in 1 to 4 steps, got 5"),
         (["--prompt", "a house"], "reads captions with google/gemma-2-2b-it: give it as --text-encoder"),
         (["--memory-budget", "1GB"], "paints whole pictures: leave out --memory-budget"),
-        (["--text-encoder", "/nowhere"], "no text encoder at '/nowhere'"),
+        (["--text-encoder", "/nowhere"], "no such file or directory: /nowhere"),
     ],
 )
 def test_refusals(words, message, decode, tmp_path):

@@ -140,6 +140,9 @@ def test_pictures_of_a_folder(tmp_path):
     assert from_uint8(pictures[:1]).shape == (1, 3, 64, 64)
     with pytest.raises(UserError, match="smaller than 128"):
         folder_pictures(tmp_path, 128, 64, tmp_path / "other.npy")
+    save_png(rng.integers(0, 255, (64, 64, 3), np.uint8), tmp_path / "a.png")
+    with pytest.raises(UserError, match="is of other pictures than those in"):
+        folder_pictures(tmp_path, 64, 64, tmp_path / "kept.npy")
 
 
 def test_what_cannot_be_trained_is_told_first(tmp_path):
