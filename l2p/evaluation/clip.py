@@ -57,6 +57,7 @@ class Clip:
         from transformers import CLIPModel, CLIPProcessor
 
         from l2p.remote import TEXTS, HubName, download
+        from l2p.teachers.installed import ATTENTION
 
         name = None if Path(path).is_dir() else HubName.of_input(str(path))
         if name is None and not Path(path).is_dir():
@@ -64,7 +65,10 @@ class Clip:
                             "openai/clip-vit-large-patch14")  # fmt: skip
         folder = Path(path) if name is None else download(name, (*TEXTS, "*.safetensors"))
         try:
-            self._model = CLIPModel.from_pretrained(folder, use_safetensors=True).to(device).eval()
+            self._model = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, attn_implementation=ATTENTION
+            )
+            self._model = self._model.to(device).eval()
             self._processor = CLIPProcessor.from_pretrained(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

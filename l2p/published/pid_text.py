@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from l2p.errors import UserError
 from l2p.remote import TEXTS, HubName, download
+from l2p.teachers.installed import ATTENTION
 
 ENCODER = "google/gemma-2-2b-it"
 LENGTH = 300
@@ -78,7 +79,11 @@ class CaptionReader:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModel.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation=ATTENTION,
             )
         except Exception as error:  # transformers and safetensors each raise their own kinds
             raise UserError(

@@ -14,11 +14,12 @@ import torch
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.remote import TEXTS, HubName, commit_of, download
+from l2p.teachers.chat_template import bound_chat_templates
 from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher
 from l2p.teachers.flux import FluxTeacher
 from l2p.teachers.flux2 import Flux2KleinTeacher, Flux2Teacher
-from l2p.teachers.installed import diffusers_class, missing_class
+from l2p.teachers.installed import check_pipeline_folder, diffusers_class, missing_class
 from l2p.teachers.pixart import PixArtTeacher
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Published, Teacher
 from l2p.teachers.qwen_image import QwenImageTeacher
@@ -154,7 +155,9 @@ def load_teacher(
     class_name = index.get("_class_name")
     if class_name not in FAMILIES:
         raise UserError(f"{folder} holds a {class_name}; supported teachers: {', '.join(sorted(FAMILIES))}")
+    check_pipeline_folder(folder, index)
     pipeline_class = diffusers_class(class_name)
+    bound_chat_templates()
     try:
         pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds

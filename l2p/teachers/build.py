@@ -13,11 +13,7 @@ import torch
 from pydantic import Field
 
 from l2p.config import Blocks, Int, Side, Width, config
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+from l2p.teachers.chat_template import LANDSCAPES_TEMPLATE
 
 
 @config
@@ -84,7 +80,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int):
         padding_side="right",
         model_max_length=512,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = LANDSCAPES_TEMPLATE
     return fast
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.files import read_json
 
 LIBRARIES = ("diffusers", "transformers")
+ATTENTION = (
+    "sdpa"  # never what a config says: transformers takes a name with a slash for code to fetch from the Hub
+)
+ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
 def diffusers_class(name: str) -> Any:
@@ -19,6 +25,54 @@ def diffusers_class(name: str) -> Any:
     if found is None:
         raise UserError(_too_old("diffusers", name))
     return found
+
+
+def model_class(folder: Path, name: Any) -> Any:
+    """transformers' model class that a config names. Raises UserError for anything else."""
+    import transformers
+
+    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise UserError(f"{folder} names no model of transformers: {name!r}")
+    return found
+
+
+def check_pipeline_folder(folder: Path, index: Mapping[str, Any]) -> None:
+    """Find what in a pipeline's folder would have code imported that is not diffusers' or transformers' own.
+
+    Raises:
+        UserError: a part of another library, which diffusers would import by its name; attention code on the Hub; an
+            automatic class with an ``auto_map``.
+    """
+    from diffusers import pipelines
+
+    for name, part in index.items():
+        if not isinstance(part, list) or part == [None, None]:
+            continue
+        own = len(part) == 2 and all(isinstance(word, str) and word.isidentifier() for word in part)
+        if not own or not (part[0] in LIBRARIES or hasattr(pipelines, part[0])):
+            raise UserError(
+                f"{folder / 'model_index.json'} takes {name} from {part!r}: expected a class of diffusers or transformers"
+            )
+        for file in sorted((folder / name).glob("*config.json")):
+            config = read_json(file)
+            if not isinstance(config, dict):
+                raise UserError(f"{file} is no config: expected a mapping")
+            _check_config(file, config)
+            if part[1].startswith("Auto") and config.get("auto_map"):
+                raise UserError(
+                    f"{file} names code of its own (auto_map), and none is run: take another teacher"
+                )
+
+
+def _check_config(file: Path, config: Mapping[str, Any]) -> None:
+    for key, value in config.items():
+        if key in ATTENTION_KEYS and (isinstance(value, dict) or "/" in str(value)):
+            raise UserError(
+                f"{file} names attention code on the Hub ({key}), and none is fetched: remove the line"
+            )
+        if isinstance(value, dict):
+            _check_config(file, value)
 
 
 def missing_class(index: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,8 @@ from torch import nn
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.runtime import own_memory
-from l2p.teachers.installed import diffusers_class
+from l2p.teachers.chat_template import bound_chat_templates
+from l2p.teachers.installed import ATTENTION, diffusers_class, model_class
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
@@ -63,7 +64,12 @@ class PromptEncoder(ABC):
         fresh: dict[str, Row] = {}
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            fresh.update(zip(chunk, self._read(chunk), strict=True))
+            try:
+                fresh.update(zip(chunk, self._read(chunk), strict=True))
+            except IndexError as error:
+                raise UserError(
+                    f"the tokenizer has tokens that the text encoder does not know ({error}): they do not belong together"
+                ) from error
         rows = [fresh[p] if p in fresh else self._cache[p] for p in prompts]
         if self.cache_size:
             self._cache.update(fresh)
@@ -148,8 +154,6 @@ class PipelineEncoder(PromptEncoder):
         Raises:
             UserError: a part is missing or broken.
         """
-        import transformers
-
         folder, pipeline = Path(folder), diffusers_class(pipeline_class)
         given = inspect.signature(pipeline.__init__).parameters.items()
         parts: dict[str, Any] = {
@@ -162,9 +166,7 @@ class PipelineEncoder(PromptEncoder):
                 parts[name] = read_tokenizer(folder, name)
                 continue
             (architecture,) = read_json(folder / name / "config.json").get("architectures") or [""]
-            loader = getattr(transformers, architecture, None)
-            if loader is None:
-                raise UserError(f"{folder / name} names no model of transformers: {architecture!r}")
+            loader = model_class(folder / name, architecture)
             parts[name] = read_model(folder, name, loader, dtype).to(device)
         return cls(pipeline(**parts), read)
 
@@ -204,6 +206,13 @@ class TextEncoder(PromptEncoder):
             padding_side="right",
             return_tensors="pt",
         )
+        known, largest = self.model.get_input_embeddings().num_embeddings, int(tokens.input_ids.max())
+        if (
+            largest >= known
+        ):  # a CPU would end in an IndexError, a GPU in an assertion that spoils the process
+            raise UserError(
+                f"the tokenizer has a token {largest}, the text encoder knows {known}: they do not belong together"
+            )
         return tokens.input_ids, tokens.attention_mask.bool()
 
     def features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -268,6 +277,7 @@ def read_tokenizer(folder: Path, part: str):
     """The tokenizer, or the processor around it, in ``folder/part``. Raises UserError when it is broken."""
     from transformers import AutoProcessor, AutoTokenizer
 
+    bound_chat_templates()
     is_processor = any(
         (folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")
     )
@@ -287,6 +297,7 @@ def read_model(folder: Path, part: str, loader, dtype: torch.dtype | Literal["au
             dtype=dtype or torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
+            attn_implementation=ATTENTION,
             output_loading_info=True,
         )
     except Exception as error:  # transformers and safetensors each raise their own kinds

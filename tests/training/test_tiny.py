@@ -41,24 +41,58 @@ def test_a_recipe_runs_whole_on_its_tiny_twin(l2p, name, tmp_path, monkeypatch):
     assert "<html" in (folder / "report.html").read_text()[:200].lower()
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in REAL[:-1]), REAL[-1]]
-)
+def torchrun(tmp_path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes over gloo, as a user would."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    known = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*launcher, *command], cwd=tmp_path, env=known, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
 def test_a_recipe_runs_whole_on_its_tiny_twin_in_two_processes(name, tmp_path):
     """The first one writes the pipeline that both load, and the first alone prints the result."""
     if name == "qwen-image-1k":
         pytest.importorskip("peft")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     argv = ["-m", "l2p.cli.main", "distill", str(RECIPES / f"{name}.yaml"), "--tiny"]
-    known = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [*torchrun, *argv, "logging.tensorboard=false", "dtype=fp32"],
-        cwd=tmp_path, env=known, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.count("the way is open") == 1, done.stderr
+    done = torchrun(tmp_path, *argv, "logging.tensorboard=false", "dtype=fp32")
+    assert done.stdout.count("the way is open") == 1
     folder = tmp_path / "runs" / f"{name}-tiny"
     assert (folder / "report.html").is_file()
     assert not [path for path in folder.rglob(".*.partial*")] and not (folder / ".lock").exists()
+
+
+UNTIL_IT_IS_LOADED = """
+import sys
+from l2p import processes
+from l2p.teachers import load_teacher
+from l2p.training import distill, tiny
+
+write = tiny.prepare
+def prepare(recipe, small):
+    (open("written", "x")).close()  # fails where another process has been here
+    write(recipe, small)
+
+def run(recipe, resume):
+    load_teacher(recipe.teacher.path)
+    open(f"loaded-{processes.rank()}", "x").close()
+    return {"seconds": 0.0, "report": "", "student": "", "output_dir": ""}
+
+distill.run, tiny.prepare = run, prepare
+from l2p.cli.main import main
+sys.exit(main(["distill", *sys.argv[1:]]))
+"""
+
+
+def test_one_of_two_processes_writes_the_tiny_pipeline_and_both_load_it(tmp_path):
+    (tmp_path / "distill.py").write_text(UNTIL_IT_IS_LOADED)
+    done = torchrun(tmp_path, "distill.py", str(RECIPES / "sdxl-1k.yaml"), "--tiny", "dtype=fp32")
+    assert {path.name for path in tmp_path.glob("loaded-*")} == {"loaded-0", "loaded-1"}
+    assert done.stdout.count("the way is open") == 1
 
 
 def test_the_prompts_that_are_there_are_used_and_the_teacher_is_not_fetched(tmp_path, monkeypatch):
