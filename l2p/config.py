@@ -31,6 +31,7 @@ from pydantic_core import PydanticKnownError
 from typing_extensions import dataclass_transform
 
 from l2p.errors import UserError
+from l2p.keys import mask
 
 T = TypeVar("T")
 RULES = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
@@ -208,7 +209,7 @@ def shown(value: Any) -> str:
 
 def shown_text(text: str) -> str:
     """Text in an error's line: cut, and without what a terminal would take as a command."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = mask("".join(c if c.isprintable() else "?" for c in text))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 

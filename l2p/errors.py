@@ -13,6 +13,14 @@ class UserNotice(UserWarning):
     """One clear line about something that was done differently from what a user may expect; the work goes on."""
 
 
+def printable(text: object) -> str:
+    """Text in which nothing is a command to a terminal or turns the reading direction: such characters as ``\\x1b``.
+
+    Line breaks and tabs stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
+
+
 def warn(line: str) -> None:
     """Warns the user once per text; the command line prints it to stderr as ``l2p: warning: LINE``."""
     warnings.warn(line, UserNotice, stacklevel=3)

@@ -64,6 +64,7 @@ DATA = (
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".yaml", ".yml"),
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf", ".npy", ".npz", ".tar", ".zip"),
 )  # suffixes of texts and of weights
+LARGEST_JSON = 256 * 2**20  # bytes
 _LONGEST_STEM = 120  # bytes of a name that its writer's own name is added to; a file's name has at most 255
 _SWEEP_SECONDS = 60.0
 _FOREIGN_SECONDS = 7 * 24 * 3600.0
@@ -228,6 +229,13 @@ def write_json(path: PathLike, value: Any) -> None:
 def read_json(path: PathLike) -> Any:
     """The value in a JSON file. Raises UserError when the file is missing or is no JSON."""
     try:
+        if Path(path).exists() and not Path(path).is_dir():
+            if not Path(path).is_file():
+                raise UserError(f"{path} is no file, expected JSON")  # a pipe or a device may never end
+            if Path(path).stat().st_size > LARGEST_JSON:
+                raise UserError(
+                    f"{path} is larger than {LARGEST_JSON // 2**20} MiB, expected a small JSON file"
+                )
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Pictures = NDArray[np.uint8]
+MAX_PIXELS = 2**28
 LARGE = 128 * 2**20  # bytes of a picture that is not copied as a whole any more
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0
 FLOAT_SLACK = 1e-3  # beyond 0 and 1 that is taken for rounding
@@ -48,6 +50,42 @@ def from_uint8(pictures: Pictures) -> Tensor:
     return torch.tensor(pictures).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
+def max_pixels() -> int:
+    """Pixels of the largest picture that is read: L2P_MAX_PIXELS in the environment, or 2**28 (16384 x 16384).
+
+    A file of some kilobytes may declare any size. Raises UserError where the variable is no such number.
+    """
+    text = os.environ.get("L2P_MAX_PIXELS", "").strip()
+    if not text:
+        return MAX_PIXELS
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:20]) < 2**62:
+        raise UserError(f"L2P_MAX_PIXELS is {text[:40]!r}, expected a number of pixels such as {MAX_PIXELS}")
+    return int(text[:20])
+
+
+def open_picture(file: PathLike | BinaryIO, name: str, formats: Sequence[str] | None = None) -> Image.Image:
+    """A picture whose size is known and not too large, not yet decoded.
+
+    Raises:
+        UserError: more than :func:`max_pixels`; and whatever Pillow raises for what is no picture.
+    """
+    from PIL import Image
+
+    limit = max_pixels()
+    Image.MAX_IMAGE_PIXELS = limit  # an error beyond twice as much; for what a decoder finds out later
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file, formats=formats)
+    width, height = image.size
+    if width * height > limit:
+        image.close()
+        raise UserError(
+            f"{name} is too large: {width} x {height} are {width * height:,} pixels, at most {limit:,} are read; "
+            "set L2P_MAX_PIXELS in the environment to read larger ones"
+        )
+    return image
+
+
 def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures:
     """The picture in a file, or in an open one that is called `name`: sRGB, uint8 [H, W, 3].
 
@@ -65,7 +103,7 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
         # An open file, never a path: Pillow 13 maps uncompressed TIFF files into memory, and then transposes them wrongly.
         with ExitStack() as stack:
             file = stack.enter_context(open(path, "rb")) if isinstance(path, (str, os.PathLike)) else path
-            image = stack.enter_context(Image.open(file))
+            image = stack.enter_context(open_picture(file, name))
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 warn(f"{name} holds {image.n_frames} frames: the first one is read")
             upright = ImageOps.exif_transpose(image)
@@ -74,7 +112,9 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
                 upright = _with_info(Image.fromarray(levels), upright.info)
             return np.asarray(_on_white(upright, name))
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name} is too large: {error}") from error
+        raise UserError(
+            f"{name} is too large: {error}; L2P_MAX_PIXELS in the environment raises the limit"
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         if isinstance(error, UserError):
             raise

@@ -42,6 +42,7 @@ from l2p.config import (
     validate,
 )
 from l2p.errors import UserError
+from l2p.keys import check_endpoint
 from l2p.shipped_recipes import find_recipe
 from l2p.yaml_file import Document, parse_value, read_document
 
@@ -292,9 +293,34 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T]
     """
     documents = [*_layers(find_recipe(str(path))), *map(_override, overrides)]
     try:
-        return validate(schema, _merged(documents, schema))
+        recipe = validate(schema, _merged(documents, schema))
     except ConfigError as error:
         raise UserError(f"{_place(documents, error.path) or path}: {error}") from None
+    if isinstance(recipe, Recipe):
+        try:
+            check_trust(recipe, overrides)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return recipe
+
+
+def check_trust(recipe: Recipe, overrides: Sequence[str]) -> None:
+    """What a file alone may not do: hold a key, or have code run.
+
+    Args:
+        overrides: the user's own words.
+
+    Raises:
+        UserError: a key or a password in ``corpus.llm``, or a scorer by its module or file that the overrides do not name.
+    """
+    llm, quality = recipe.corpus.llm, recipe.corpus.quality
+    if llm is not None:
+        check_endpoint(llm.base_url, llm.key_env)
+    if quality is not None and ":" in quality.scorer and not any(quality.scorer in o for o in overrides):
+        raise UserError(
+            f"corpus.quality.scorer runs the code {shown(quality.scorer)}, which a file alone may not ask for: read that "
+            f"code, and say corpus.quality.scorer={quality.scorer} on the command line as well"
+        )
 
 
 def overrides_of(sections: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from l2p.errors import UserError
-from l2p.files import PathLike, looks_like_path, no_such
+from l2p.files import looks_like_path, no_such
+from l2p.keys import mask
 
 T = TypeVar("T")
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
@@ -299,11 +300,3 @@ def _explain_status(status: int, retry_after: str | None, error: BaseException, 
     if status in BUSY:
         return f"the Hub is out of order ({status}){asked}"
     return f"the Hub refused {name} ({status}): {mask(str(error).splitlines()[0])}"
-
-
-def mask(text: PathLike) -> str:
-    """`text` without anything that looks like a Hub token."""
-    return TOKEN.sub("hf_***", str(text))
-
-
-TOKEN = re.compile(r"hf_[A-Za-z0-9_]{16,}")

@@ -29,6 +29,7 @@ COLUMNS = ("prompt", "caption", "text")  # looked for in this order where none i
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 JSON = (".jsonl", ".ndjson", ".json")
 PARQUET = b"PAR1"
+MOST_ROWS, MOST_BYTES = 20_000_000, 4 * 2**30  # of a Parquet file, unpacked
 SEPARATORS = ",;\t"
 REPR = re.compile(r"""b'.*'|b".*"|\[\s*(['"]).*\1\s*\]""", re.DOTALL)  # bytes and lists that Python printed
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
@@ -325,6 +326,13 @@ def _parquet(path: Path) -> Table:
         raise UserError(
             f"cannot read {path}: expected a Parquet file ({str(error).splitlines()[0]})"
         ) from None
+
+    rows = file.metadata.num_rows
+    size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+    if not 0 <= rows <= MOST_ROWS or not 0 <= size <= MOST_BYTES:  # a small file may declare any number
+        raise UserError(
+            f"{path} declares {rows:,} rows and {size:,} bytes, at most {MOST_ROWS:,} and {MOST_BYTES:,} are read"
+        )
 
     def values(column: str) -> list[Any]:
         try:

@@ -12,7 +12,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from l2p.errors import UserError
+from rich.markup import escape
+
+from l2p.errors import UserError, printable
 from l2p.files import read_json
 from l2p.students.named import resolve_student, student_help
 
@@ -118,7 +120,6 @@ def _print_part(facts: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     config = facts["config"]
@@ -135,9 +136,9 @@ def _print_part(facts: dict[str, Any], as_json: bool) -> None:
         "on disk": f"{facts['bytes'] / 1e6:,.1f} MB",
         **{key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in shown.items()},
     }
-    table = Table(title=facts["path"], title_justify="left", show_header=False)
+    table = Table(title=escape(printable(facts["path"])), title_justify="left", show_header=False)
     for row, value in rows.items():
-        table.add_row(row, escape(value))
+        table.add_row(row, escape(printable(value)))
     Console(highlight=False).print(table)
 
 
@@ -210,7 +211,7 @@ def _print_counted(facts: dict[str, Any]) -> None:
 
     table = Table(
         *("side", "patch", "parameters", "weights", "TFLOP core", "head", "GB moved core", "head"),
-        title=f"{facts.get('preset') or facts['recipe']}: one picture, bf16, counted",
+        title=f"{escape(facts.get('preset') or facts['recipe'])}: one picture, bf16, counted",
         title_justify="left",
     )
     for row in facts["pictures"]:
@@ -261,9 +262,9 @@ def _print(facts: dict[str, Any]) -> None:
         "recipe": f"{recipe.get('name')} (seed {recipe.get('seed')})" if recipe else "not recorded",
         "last stage": str(config.get("stage") or "none"),
     }
-    table = Table(title=facts["path"], title_justify="left", show_header=False)
+    table = Table(title=escape(printable(facts["path"])), title_justify="left", show_header=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(printable(value)))
     console = Console(highlight=False)
     console.print(table)
     painters = facts["metrics"] or {}
@@ -271,8 +272,8 @@ def _print(facts: dict[str, Any]) -> None:
     if "student" in painters:
         table = Table("painter", *(name.replace("_", " ") for name in figures))
         for name in ("teacher", "teacher_one_step", "lift", "student"):
-            found = [painters.get(name, {}).get(figure) for figure in figures]
-            table.add_row(
-                name.replace("_", " "), *("-" if value is None else f"{value:,.3f}" for value in found)
-            )
+            known = painters.get(name)
+            found = [known.get(figure) if isinstance(known, dict) else None for figure in figures]
+            numbers = (f"{x:,.3f}" if isinstance(x, (int, float)) else "-" for x in found)
+            table.add_row(name.replace("_", " "), *numbers)
         console.print(table)

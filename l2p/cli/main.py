@@ -17,7 +17,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
-from l2p.errors import UserError, UserNotice, out_of_memory
+from l2p.errors import UserError, UserNotice, out_of_memory, printable
+from l2p.keys import mask
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
@@ -121,7 +122,7 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     if issubclass(category, UserNotice):
-        return f"l2p: warning: {' '.join(str(message).split())}\n"
+        return f"l2p: warning: {printable(mask(' '.join(str(message).split())))}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
@@ -130,7 +131,7 @@ def _named(error: OSError) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"l2p: {_rank()}{line}", file=sys.stderr)
+    print(f"l2p: {_rank()}{printable(mask(line))}", file=sys.stderr)
     return code
 
 

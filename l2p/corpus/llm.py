@@ -17,10 +17,10 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from l2p.errors import UserError
 from l2p.files import write_text
+from l2p.keys import check_endpoint, mask
 from l2p.recipe import LLMConfig
 
 TRIES = 5
@@ -46,18 +46,14 @@ class Writer:
     """
 
     def __init__(self, config: LLMConfig, memory: Path) -> None:
-        url = urlsplit(config.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise UserError(
-                f"corpus.llm.base_url is {config.base_url!r}, expected one such as https://host/v1"
-            )
-        if url.username or url.password or url.query:
-            raise UserError(
-                "corpus.llm.base_url holds a password or a query: put the key into the environment, under the name "
-                "that corpus.llm.key_env says"
-            )
+        check_endpoint(config.base_url, config.key_env)
         self.config, self.memory = config, memory
         self._key = os.environ.get(config.key_env, "").strip()
+        if not all("!" <= c <= "~" for c in self._key):  # it would be printed as a header that is none
+            raise UserError(
+                f"the environment's {config.key_env} holds a line break, a space or another character that is in no key: "
+                "set it anew"
+            )
         self._answers = _remembered(memory)
         self._opener = urllib.request.build_opener(_NoRedirect)
 
@@ -147,7 +143,7 @@ class Writer:
 
     def _masked(self, text: str) -> str:
         """`text` without the key, should the other side repeat it."""
-        return text.replace(self._key, "***") if self._key else text
+        return mask(text.replace(self._key, "***") if self._key else text)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

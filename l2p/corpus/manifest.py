@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from l2p.files import read_json
 
 FORMATS = (1, 2)  # 1 had no "parts": they were OLD_PARTS
 MANIFEST = "manifest.json"
+NOT_WRITTEN = {"noise_generator": "mt19937"}  # by the first versions, which had no other
+SHARD = re.compile(r"shard-\d{6,12}\.tar")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -54,15 +57,36 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"{path} has corpus format {version!r}, this version reads {FORMATS[0]} and {FORMATS[1]}: "
             "delete the folder to redraw it"
         )
-    settings = {"noise_generator": "mt19937"} | manifest["settings"]  # the only one that there was
+    shards = manifest.get("shards")
+    if not isinstance(manifest.get("settings"), dict) or not isinstance(shards, list):
+        raise UserError(
+            f"{path} is broken: settings and shards are missing; restore the file or redraw the corpus"
+        )
+    for shard in shards:
+        _check_shard(path, shard)
+    settings = NOT_WRITTEN | manifest["settings"]
     if version == 1:
         settings = {"solver": "teacher"} | settings  # the first ones knew no other
     return manifest | {"settings": settings, "parts": manifest.get("parts", list(OLD_PARTS))}
 
 
+def _check_shard(path: Path, shard: Any) -> None:
+    """Raises UserError for an entry that leads out of the folder, or counts more samples than its bytes can hold."""
+    entry = shard if isinstance(shard, dict) else {}
+    name, numbers = entry.get("name"), [entry.get(key) for key in ("first", "count", "bytes")]
+    dropped = entry.get("dropped", [])
+    sound = isinstance(name, str) and SHARD.fullmatch(name) and isinstance(dropped, list)
+    sound = sound and all(type(number) is int and 0 <= number < 2**53 for number in numbers)
+    file = path.parent / str(name)
+    if sound and file.is_file():
+        numbers[2] = min(numbers[2], file.stat().st_size)
+    if not sound or numbers[1] * 512 > numbers[2]:  # a member of a tar has a block at least
+        raise UserError(f"{path} is broken: it describes a shard that cannot be, {str(shard)[:80]!r}")
+
+
 def check_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises UserError, naming the first difference, where two manifests tell of different samples."""
-    old, new = made["settings"] | {"parts": made["parts"]}, wanted["settings"] | {"parts": wanted["parts"]}
+    old, new = (NOT_WRITTEN | side["settings"] | {"parts": side["parts"]} for side in (made, wanted))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             if key == "noise_generator":

@@ -24,7 +24,7 @@ import torch
 from l2p.corpus.sources import Source
 from l2p.errors import UserError, warn
 from l2p.files import PICTURES
-from l2p.images import Pictures, read_picture
+from l2p.images import Pictures, open_picture, read_picture
 from l2p.picture_folder import (
     CAPTIONS,
     MANIFESTS,
@@ -37,6 +37,7 @@ from l2p.picture_folder import (
 )
 
 TAR = ".tar"
+MAX_CAPTION = 2**20  # bytes
 HEADER = 1 << 18  # bytes in which a picture's size is looked for
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: these swap height and width
 
@@ -158,12 +159,16 @@ def _in_tar(path: Path, unknown: Counter[str], notes: list[str]) -> list[Photo]:
     members: dict[str, tarfile.TarInfo] = {}
     texts: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:  # never compressed: the offsets would be wrong
             for member in tar:
                 if not member.isfile():
                     continue
                 name = Path(member.name).as_posix()  # "./a.png" is a.png
                 if Path(name).suffix.lower() in CAPTIONS:
+                    if member.size > MAX_CAPTION:  # also a sparse member, which may declare any size
+                        raise UserError(
+                            f"{path} holds {name!r} of {member.size:,} bytes, too large for a caption"
+                        )
                     texts[name] = tar.extractfile(member).read()
                 else:
                     members[name] = member
@@ -191,13 +196,15 @@ def _is_large(photo: Photo, height: int, width: int) -> bool:
 
     for size in (HEADER, None):
         try:
-            with Image.open(io.BytesIO(photo.read(size))) as image:
+            with open_picture(io.BytesIO(photo.read(size)), str(photo)) as image:
                 found = image.height, image.width
                 exif = Image.Exif()
                 exif.load(image.info.get("exif", b""))  # image.getexif() would decode a PNG
                 if exif.get(ORIENTATION) in TURNED:
                     found = found[::-1]
                 return found[0] >= height and found[1] >= width
+        except UserError:
+            raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if size is None:
                 raise UserError(f"{photo} is no picture or is cut short: {error}") from None

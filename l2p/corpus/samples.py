@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from l2p.images import open_picture
+
 IMAGES = (".png", ".webp")
 LATENT, OLD_LATENT, TRAJECTORY, FACTS = (
     ".latent.safetensors",
@@ -82,9 +84,8 @@ def _encode_image(image: np.ndarray, part: str) -> bytes:
 
 def decode_image(data: bytes) -> np.ndarray:
     """uint8 [H, W, 3] of a lossless picture's bytes."""
-    from PIL import Image
-
-    return np.array(Image.open(io.BytesIO(data), formats=["PNG", "WEBP"]).convert("RGB"))
+    with open_picture(io.BytesIO(data), "a picture of the corpus", ["PNG", "WEBP"]) as image:
+        return np.array(image.convert("RGB"))
 
 
 def decode_tensors(data: bytes, part: str) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for, prompts_of
+from l2p.corpus.prompts import is_endless, prompts_for, prompts_of
 from l2p.errors import UserError, warn
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.clip import Clip
@@ -220,12 +220,13 @@ def draw_pictures(
     from l2p.images import save_png
     from l2p.recipe import EvaluationConfig
     from l2p.students.io import read_config, tensors_of
+    from l2p.students.origin import recipe_prompts
     from l2p.students.pipeline import load
 
     recipe = read_config(student_path).get("recipe") or {}
     config = EvaluationConfig(**recipe.get("evaluation", {}))
     count = num_images or config.num_images
-    source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
+    source = prompts or recipe_prompts(student_path, recipe)
     first = EVALUATION_SEEDS if is_endless(source) else 0
     texts = prompts_for(source, range(config.seed, config.seed + count), first)
     pipeline = load(student_path, device, dtype)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from l2p.corpus.prompts import LANDSCAPES
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import evaluate
 
@@ -46,7 +45,7 @@ def evaluate_folder(
     from l2p.runtime import frozen_dtype
     from l2p.students.build import from_teacher
     from l2p.students.io import read_config
-    from l2p.students.origin import teacher_config
+    from l2p.students.origin import recipe_prompts, teacher_config
     from l2p.students.pipeline import load
     from l2p.teachers import load_teacher
 
@@ -82,7 +81,7 @@ def evaluate_folder(
     student_config = StudentConfig(patch_size=spec.patch_size, head=HeadConfig(kind="linear"))
     lift_student = from_teacher(teacher, lift, student_config, (named.height, named.width))
     out = Path(out) if out else student_path.resolve().parent / f"evaluation-{student_path.resolve().name}"
-    source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
+    source = prompts or recipe_prompts(student_path, recipe)
     painter = None
     if decoder is not None:
         from l2p.decoders.decode import PidDecoder

@@ -18,7 +18,8 @@ from l2p.errors import UserError
 from l2p.files import PathLike, read_json, write_json, write_text
 from l2p.hub.card import write_card
 from l2p.images import labelled_grid, save_png
-from l2p.remote import TOKEN, HubName, commit_of
+from l2p.keys import KEY
+from l2p.remote import HubName, commit_of
 from l2p.students.io import FORMAT_KEYS, load_student, read_config, save_student
 from l2p.students.lora import merged
 from l2p.students.pipeline import text_encoder_folder
@@ -77,7 +78,7 @@ def stage(
     if not reference:
         texts = text_encoder_folder(source)
         for part in TEXT_PARTS:
-            shutil.copytree(texts / part, out / part)
+            shutil.copytree(texts / part, out / part, ignore=_links_elsewhere)
     if extra.get("recipe"):
         from omegaconf import OmegaConf
 
@@ -145,7 +146,7 @@ def _reference(folder: Path, config: dict[str, Any]) -> dict[str, str] | None:
 def _pictures(source: Path, path: Path) -> None:
     """Teacher and student side by side, from the evaluation; or the sheet that an earlier publication made."""
     drawn = source.resolve().parent / "evaluation" / "pictures.npz"
-    if (source / PICTURES).is_file():
+    if (source / PICTURES).is_file() and not _links_elsewhere(str(source), [PICTURES]):
         shutil.copyfile(source / PICTURES, path)
     elif drawn.is_file() and commit_of(source) is None:
         with np.load(drawn, allow_pickle=False) as arrays:
@@ -155,9 +156,20 @@ def _pictures(source: Path, path: Path) -> None:
                 save_png(labelled_grid(rows, captions), path)
 
 
+def _links_elsewhere(folder: str, names: list[str]) -> list[str]:
+    """Those of the names in a folder that are links out of it, which publishing would follow to a private file.
+
+    A snapshot in the Hub's cache is made of links into the cache, and these are right.
+    """
+    place = Path(folder).resolve()
+    snapshot = next((parent for parent in (place, *place.parents) if commit_of(parent)), None)
+    root = place if snapshot is None else snapshot.parents[1]
+    return [name for name in names if not (place / name).resolve().is_relative_to(root)]
+
+
 def _refuse_tokens(folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
-        if file.suffix in (".json", ".yaml", ".md") and TOKEN.search(file.read_text(encoding="utf-8")):
+        if file.suffix in (".json", ".yaml", ".md") and KEY.search(file.read_text(encoding="utf-8")):
             raise UserError(
                 f"{file.name} holds what looks like a Hub token (hf_...): take it out of the recipe, and revoke it"
             )

@@ -159,12 +159,12 @@ def _draw(
     import numpy as np
 
     from l2p import runtime
-    from l2p.corpus.prompts import LANDSCAPES, is_endless, prompts_for
+    from l2p.corpus.prompts import is_endless, prompts_for
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png
     from l2p.students.io import read_config
     from l2p.students.named import names_student, resolve_student
-    from l2p.students.origin import teacher_config
+    from l2p.students.origin import recipe_prompts, teacher_config
     from l2p.students.pipeline import load
 
     if holds_pictures(student):
@@ -182,7 +182,7 @@ def _draw(
     recipe = read_config(network).get("recipe") or {}
     runtime.setup()
     runtime.hush_loaders()
-    source = prompts or recipe.get("corpus", {}).get("prompts", LANDSCAPES)
+    source = prompts or recipe_prompts(network, recipe)
     first = EVALUATION_SEEDS if is_endless(source) else 0
     texts = prompts_for(source, range(num_images), first)
     pipeline = load(network, device, dtype)

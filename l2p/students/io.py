@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from l2p import __version__
+from l2p.config import shown
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
 from l2p.noise import GENERATORS
@@ -46,6 +47,9 @@ FORMAT_KEYS = {"format_version", "needs", "written_by", "class", "lora", "quanti
 TUPLE = "__tuple__"  # JSON has lists alone: a tuple travels as {"__tuple__": [...]}
 LARGEST = 1_000_000  # no size in a config is larger; a broken one must not build networks for hours
 DEEPEST = 1000  # layers
+MOST_STEPS = 1000  # of one picture
+LONGEST_SIDE = 16384  # pixels of the picture that is drawn where no size is asked for
+HEAD_SIZES = {"fine_patch", "width", "num_blocks", "head_dim", "tile", "halo", "factor"}
 
 
 def save_student(
@@ -199,10 +203,12 @@ def read_spec(folder: str | Path) -> StudentSpec:
         raise _broken(folder, f"it lacks {', '.join(missing)}")
     for name in ("core", "head", "teacher"):
         if not isinstance(config[name], dict):
-            raise _broken(folder, f"{name} is {config[name]!r}, expected a mapping")
-    for name in ("patch_size", "latent_dim", "num_steps"):
-        if type(config[name]) is not int or config[name] < 1:
-            raise _broken(folder, f"{name} is {config[name]!r}, expected a positive whole number")
+            raise _broken(folder, f"{name} is {shown(config[name])}, expected a mapping")
+    for name, most in (("patch_size", DEEPEST), ("latent_dim", LARGEST), ("num_steps", MOST_STEPS)):
+        if type(config[name]) is not int or not 1 <= config[name] <= most:
+            raise _broken(
+                folder, f"{name} is {shown(config[name])}, expected a whole number from 1 to {most}"
+            )
     if type(config["lift_scale"]) not in (int, float) or not 0 < config["lift_scale"] < LARGEST:
         raise _broken(folder, f"lift_scale is {config['lift_scale']!r}, expected a positive number")
     for name in ("guidance_scale", "shift"):
@@ -218,8 +224,16 @@ def read_spec(folder: str | Path) -> StudentSpec:
     if type(config["noise_in_span"]) is not bool:
         raise _broken(folder, f"noise_in_span is {config['noise_in_span']!r}, expected true or false")
     for name in ("height", "width"):
-        if config[name] is not None and (type(config[name]) is not int or not 0 < config[name] <= LARGEST):
-            raise _broken(folder, f"{name} is {config[name]!r}, expected pixels or null")
+        if config[name] is not None and (
+            type(config[name]) is not int or not 0 < config[name] <= LONGEST_SIDE
+        ):
+            raise _broken(
+                folder, f"{name} is {shown(config[name])}, expected 1 to {LONGEST_SIDE} pixels or null"
+            )
+    for key in HEAD_SIZES & config["head"].keys():
+        value, least = config["head"][key], int(key not in ("num_blocks", "halo"))
+        if type(value) is not int or value < least:
+            raise _broken(folder, f"head.{key} is {shown(value)}, expected a whole number of {least} or more")
     for key, value in [
         *config["core"].items(),
         *config["head"].items(),
@@ -227,8 +241,10 @@ def read_spec(folder: str | Path) -> StudentSpec:
     ]:
         limit = DEEPEST if key in ("n_layers", "n_refiner_layers", "num_blocks", "patch_size") else LARGEST
         sizes = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(size, (int, float)) and not abs(size) <= limit for size in sizes):
-            raise _broken(folder, f"{key} is {value!r}, beyond {limit}")
+        if len(sizes) > DEEPEST or any(
+            isinstance(size, (int, float)) and not abs(size) <= limit for size in sizes
+        ):
+            raise _broken(folder, f"{key} is {shown(value)}, beyond {limit}")
     return StudentSpec(**{name: config[name] for name in names})
 
 

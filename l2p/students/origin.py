@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from l2p.corpus.prompts import LANDSCAPES
+from l2p.errors import UserError
 from l2p.recipe import TeacherConfig
 from l2p.students.io import read_config
+
+
+def recipe_prompts(folder: str | Path, recipe: Mapping[str, Any]) -> str:
+    """The prompts that a student's recipe names: ``landscapes``, or a file within its own folder.
+
+    Any other file is not read: a folder from elsewhere could name a private one, and its lines would stand in a report.
+
+    Raises:
+        UserError: the recipe names another file.
+    """
+    named = (recipe.get("corpus") or {}).get("prompts", LANDSCAPES)
+    if named == LANDSCAPES:
+        return LANDSCAPES
+    inside = (Path(folder) / str(named)).resolve()
+    if inside.is_relative_to(Path(folder).resolve()) and inside.is_file():
+        return str(inside)
+    raise UserError(
+        f"{folder} was made with the prompts {str(named)[:200]!r}, and what a student's config names is not read: "
+        "give a file yourself with --prompts"
+    )
 
 
 def teacher_config(folder: str | Path, against: str | None = None) -> TeacherConfig | None:

@@ -24,7 +24,7 @@ from l2p.config import Seed, Text, config
 from l2p.errors import UserError
 from l2p.files import check_writable, write_text
 from l2p.locks import InUse, locked
-from l2p.recipe import REQUIRED, Recipe, load_recipe
+from l2p.recipe import REQUIRED, Recipe, check_trust, load_recipe
 from l2p.training import distill
 from l2p.training.progress import CONSOLE
 from l2p.training.run_folder import RunFolder
@@ -107,6 +107,7 @@ def plan(
             shared += [f"corpus.path={out}/corpus-{seed}", f"evaluation.cache={out}/teacher"]
             try:
                 recipe = load_recipe(base, [*shared, *config.overrides, *row.overrides, *overrides])
+                check_trust(recipe, overrides)
                 distill.check(recipe)
             except UserError as error:
                 raise UserError(f"{path}: row {name}: {error}") from None

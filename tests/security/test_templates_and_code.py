@@ -202,4 +202,4 @@ def test_importing_a_scorer_takes_the_users_own_word():
     """No file that comes from elsewhere (a student's recipe, a corpus) leads to a scorer's import."""
     root = Path(chat_template.__file__).parents[1]
     callers = [p.relative_to(root).as_posix() for p in root.rglob("*.py") if "Scorer(" in p.read_text()]
-    assert sorted(callers) == ["corpus/quality.py", "corpus/synthesis.py"]
+    assert sorted(callers) == ["corpus/synthesis.py"]
