@@ -1,6 +1,6 @@
 """The judge: a small CNN that reads the attributes of a landscape, trained on real renders only.
 
-It sees pictures at 128 px, is used in no loss, and lends its features to the Frechet distance. The features feed
+It sees pictures at 128 px (or what its file says), is used in no loss, and lends its features to the Frechet distance. The features feed
 more than the class heads while it learns (a thumbnail of the picture, the strength of blur and noise), so that they
 carry layout, colour and sharpness as well, and not only what the seven attributes need.
 
@@ -22,7 +22,7 @@ from l2p.files import atomic_path
 from l2p.landscapes import ATTRIBUTES
 
 BUNDLED = Path(__file__).parent / "bundled" / "judge.safetensors"
-SIZE = 128  # pixels; other sizes are resampled
+SIZE = 128  # pixels a side, unless a judge's file names another; other pictures are resampled
 FEATURES = 128
 
 
@@ -51,10 +51,10 @@ class Judge(nn.Module):
             reference of every Frechet distance, so that an evaluation need not render thousands of pictures again.
     """
 
-    def __init__(self, widths: tuple[int, int, int] = (48, 96, 160)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (48, 96, 160), size: int = SIZE) -> None:
         super().__init__()
         first, middle, last = widths
-        self.widths = tuple(widths)
+        self.widths, self.size = tuple(widths), size
         self.near = nn.Sequential(
             nn.PixelUnshuffle(2), *_conv(12, first, 2), nn.SiLU(), _Residual(first),
             *_conv(first, middle, 2), nn.SiLU(), _Residual(middle),
@@ -72,9 +72,9 @@ class Judge(nn.Module):
         """Unscaled features [B, 128], differentiable."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be [B, 3, H, W], got {list(images.shape)}")
-        if images.shape[2:] != (SIZE, SIZE):
+        if images.shape[2:] != (self.size, self.size):
             images = F.interpolate(
-                images.float(), (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False
+                images.float(), (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
             )
         near = self.near(images.contiguous(memory_format=torch.channels_last))
         far = F.adaptive_avg_pool2d(self.far(near), 2)  # quarters of the picture: where things are
@@ -117,6 +117,7 @@ def save_judge(judge: Judge, path: str | Path) -> None:
     }
     metadata = {
         "widths": json.dumps(judge.widths),
+        "size": json.dumps(judge.size),
         "attributes": json.dumps(ATTRIBUTES),
         "report": json.dumps(judge.report),
     }
@@ -145,7 +146,7 @@ def load_judge(path: str | Path = BUNDLED, device: torch.device | str = "cpu") -
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}
-        judge = Judge(tuple(json.loads(metadata["widths"])))
+        judge = Judge(tuple(json.loads(metadata["widths"])), json.loads(metadata.get("size", str(SIZE))))
         known = json.loads(metadata["attributes"])
         judge.report = json.loads(metadata["report"])
         judge.load_state_dict(weights, strict=True)

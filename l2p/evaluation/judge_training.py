@@ -16,11 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2p import runtime
-from l2p.config import BatchSize, Count, DTypeName, Int, LearningRate, Seed, Text, Threads, Weight, config
+from l2p.config import (
+    BatchSize,
+    Count,
+    DTypeName,
+    Int,
+    LearningRate,
+    Pixels,
+    Seed,
+    Text,
+    Threads,
+    Weight,
+    config,
+)
 from l2p.evaluation.judge import FEATURES, SIZE, Judge, save_judge
 from l2p.files import atomic_path, check_writable
 from l2p.images import from_uint8
-from l2p.landscapes import ATTRIBUTES, Scene, render_batch
+from l2p.landscapes import ATTRIBUTES, World, WorldName, load_world
 from l2p.locks import holding_output_dir
 from l2p.seeds import SEEDS, check_seeds
 
@@ -39,6 +51,8 @@ class JudgeRecipe:
     device: Text = "auto"
     dtype: DTypeName = "auto"
     threads: Threads | None = None
+    world: WorldName = "landscapes"
+    size: Pixels = SIZE
     num_images: Count = 12_000
     num_test_images: Count = 2_000
     epochs: Annotated[Int, Field(ge=1, le=10_000)] = 5
@@ -52,9 +66,9 @@ class JudgeRecipe:
 class _Teaching(nn.Module):
     """The judge and what only its training needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.judge = Judge()
+        self.judge = Judge(size=size)
         self.thumbnail = nn.Linear(FEATURES, 3 * _THUMBNAIL**2)
         self.damage = nn.Linear(FEATURES, 2)
 
@@ -112,12 +126,13 @@ def train(recipe: JudgeRecipe) -> Path:
     start = time.perf_counter()
     seeds = check_seeds("judge", TRAIN_SEEDS, recipe.num_images, "num_images")
     check_seeds("judge test", TEST_SEEDS, recipe.num_test_images, "num_test_images")
-    pictures = np.empty((len(seeds), SIZE, SIZE, 3), np.uint8)
+    world, size = load_world(recipe.world), recipe.size
+    pictures = np.empty((len(seeds), size, size, 3), np.uint8)
     for k in track(range(0, len(seeds), 100), description="rendering"):
-        pictures[k : k + 100] = render_batch(seeds[k : k + 100], SIZE, SIZE)
-    labels = torch.from_numpy(np.stack([Scene.from_seed(seed).labels for seed in seeds]))
+        pictures[k : k + 100] = world.render_batch(seeds[k : k + 100], size, size)
+    labels = torch.from_numpy(np.stack([world.scene(seed).labels for seed in seeds]))
 
-    teaching = _Teaching().to(device, memory_format=torch.channels_last).train()
+    teaching = _Teaching(recipe.size).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(
         teaching.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -151,7 +166,7 @@ def train(recipe: JudgeRecipe) -> Path:
             )
 
     judge = teaching.judge.half().float().eval()  # as it will be read back from the file
-    judge.report = measure(judge, recipe.num_test_images)
+    judge.report = measure(judge, world, recipe.num_test_images)
     judge.report |= {
         "seconds": round(time.perf_counter() - start),
         "recipe": asdict(recipe) | {"output_dir": folder.name},
@@ -166,15 +181,15 @@ def train(recipe: JudgeRecipe) -> Path:
 
 
 @torch.no_grad()
-def measure(judge: Judge, num_images: int) -> dict:
+def measure(judge: Judge, world: World, num_images: int) -> dict:
     """Accuracy on unseen real renders, all attributes scored; sets the judge's feature scale and reference from them."""
     hits = torch.zeros(len(ATTRIBUTES), dtype=torch.float64)
     embeddings: list[Tensor] = []
     device = judge.project.weight.device
     for first in range(TEST_SEEDS, TEST_SEEDS + num_images, 100):
         seeds = range(first, min(first + 100, TEST_SEEDS + num_images))
-        images = from_uint8(render_batch(seeds, SIZE, SIZE)).to(device)
-        labels = torch.from_numpy(np.stack([Scene.from_seed(seed).labels for seed in seeds]))
+        images = from_uint8(world.render_batch(seeds, judge.size, judge.size)).to(device)
+        labels = torch.from_numpy(np.stack([world.scene(seed).labels for seed in seeds]))
         embedding = judge.embed(images)
         embeddings.append(embedding.double().cpu())
         guess = torch.stack([logits.argmax(1) for logits in judge.logits(embedding)], 1).cpu()

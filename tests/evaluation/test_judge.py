@@ -10,7 +10,7 @@ from l2p.evaluation.figures import Figures
 from l2p.evaluation.judge import BUNDLED, FEATURES, Judge, load_judge, save_judge
 from l2p.evaluation.judge_training import JudgeRecipe, augment, train
 from l2p.images import from_uint8
-from l2p.landscapes import ATTRIBUTES, Scene, render_batch
+from l2p.landscapes import ATTRIBUTES, Scene, load_world, render_batch
 from l2p.recipe import load_recipe
 
 SEEDS = range(9_100_000, 9_100_064)
@@ -108,6 +108,29 @@ def test_a_short_training_writes_a_judge_that_loads(tmp_path):
     images = torch.rand(2, 3, 128, 128) * 2 - 1
     save_judge(judge, tmp_path / "copy.safetensors")
     assert torch.equal(load_judge(tmp_path / "copy.safetensors").features(images), judge.features(images))
+
+
+def test_a_judge_of_the_second_world_at_its_own_size(tmp_path):
+    recipe = load_recipe("recipes/judge-landscapes-256.yaml", [], JudgeRecipe)
+    assert (recipe.world, recipe.size) == ("landscapes-v2", 256)
+    recipe = JudgeRecipe(
+        output_dir=str(tmp_path / "judge"),
+        world="landscapes-v2",
+        size=96,
+        num_images=32,
+        num_test_images=20,
+        epochs=1,
+        batch_size=16,
+        device="cpu",
+    )
+    judge = load_judge(train(recipe))
+    assert judge.size == 96 and judge.report["recipe"]["world"] == "landscapes-v2"
+    images = torch.rand(2, 3, 192, 192) * 2 - 1
+    small = F.interpolate(images, (96, 96), mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(judge.features(images), judge.features(small))
+    # The reference of its Frechet distances is of that world: its mean is that of fresh renders' features.
+    renders = from_uint8(load_world("landscapes-v2").render_batch(range(6_000_000, 6_000_020), 96, 96))
+    torch.testing.assert_close(judge.features(renders).mean(0), judge.reference_mean, rtol=1e-3, atol=1e-3)
 
 
 def test_foreign_files_are_refused(tmp_path, monkeypatch):
