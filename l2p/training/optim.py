@@ -1,6 +1,6 @@
 """One optimiser for a whole network, by timm: Muon on hidden matrices, AdamW on everything else; and its schedule.
 
-Muon orthogonalises the momentum of each hidden weight matrix (Newton-Schulz, in bfloat16). Its updates are rescaled to
+Muon orthogonalises the momentum of each hidden weight matrix (Newton-Schulz, in bfloat16 where the device computes it). Its updates are rescaled to
 AdamW's root mean square, so one learning rate serves both. A convolution is the matrix [out, in * kernel]. Embeddings,
 input and output layers, norms, biases and depthwise convolutions keep AdamW.
 """
@@ -8,14 +8,18 @@ input and output layers, norms, biases and depthwise convolutions keep AdamW.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from timm.optim import Muon, param_groups_weight_decay
+from timm.optim import Muon, muon, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from l2p.errors import UserError
+from l2p.runtime import has_fast_bf16
 
 # Matrices that read from or write to a foreign space (pixels, captions, time) are no hidden layers.
 BORDER_LAYERS = re.compile(
@@ -26,6 +30,18 @@ BORDER_LAYERS = re.compile(
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon should train this parameter: a weight between two hidden layers, dense or convolutional."""
     return parameter.ndim in (2, 4) and min(parameter.shape[:2]) > 1 and not BORDER_LAYERS.search(name)
+
+
+class Fp32Muon(Muon):
+    """timm's Muon with Newton-Schulz in float32, for devices that only emulate bfloat16: half of a step's time there."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        newton_schulz = muon.zeropower_via_newtonschulz
+        muon.zeropower_via_newtonschulz = partial(newton_schulz, dtype=torch.float32)
+        try:
+            return super().step(closure)
+        finally:
+            muon.zeropower_via_newtonschulz = newton_schulz
 
 
 def build_optimizer(
@@ -68,7 +84,10 @@ def build_optimizer(
         else {**group, "use_muon": True, "nesterov": True}
         for group in groups
     ]
-    return Muon(groups, lr=lr, ns_coefficients="original", adjust_lr_fn="match_rms_adamw", betas=betas)
+    kind_of_muon = Muon if has_fast_bf16(named[0][1].device) else Fp32Muon
+    return kind_of_muon(
+        groups, lr=lr, ns_coefficients="original", adjust_lr_fn="match_rms_adamw", betas=betas
+    )
 
 
 class WarmupConstantDecay(Scheduler):

@@ -2,6 +2,7 @@ import copy
 import math
 
 import pytest
+import timm.optim.muon
 import torch
 from torch import nn
 
@@ -172,3 +173,24 @@ def test_a_constant_rate_is_the_same_for_a_longer_run_until_it_decays():
     assert short[:80] == long[:80]
     assert short[0] == pytest.approx(0.2) and short[4] == 1.0 and short[9] == short[80] == 2.0
     assert short[90] == 1.0 and short[99] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_newton_schulz_runs_in_bf16_only_where_the_device_computes_it(monkeypatch, fast):
+    monkeypatch.setattr("l2p.training.optim.has_fast_bf16", lambda device: fast)
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 6, bias=False)
+    start = layer.weight.detach().clone()
+    layer.weight.grad = torch.randn(6, 6)
+    original = timm.optim.muon.zeropower_via_newtonschulz
+    build_optimizer(layer, "muon", 1.0, 0.0).step()
+    assert timm.optim.muon.zeropower_via_newtonschulz is original
+    # The update is a multiple of U S V with singular values near 1, computed here in float64 by the same quintic.
+    x = layer.weight.grad.double()
+    x = x / x.norm()
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    step = (start - layer.weight.detach()).double()
+    error = (step / step.norm() - x / x.norm()).norm()
+    assert 1e-4 < error < 3e-2 if fast else error < 1e-5
