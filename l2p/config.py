@@ -101,7 +101,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$"
 
 def _is_inverse(value: float) -> float:
     if abs(1 / value - round(1 / value)) > 0.02:
-        raise ValueError(f"got {value}, expected 1, 0.5, 0.33, 0.25 and so on")
+        raise ValueError("expected 1, 0.5, 0.33, 0.25 and so on")
     return value
 
 
@@ -170,7 +170,11 @@ def _message(found: Any, path: Sequence[str | int], parent: Any, node: Any) -> s
     if found["type"] == "value_error":
         error = found["ctx"]["error"]
         text = " ".join(str(error).split())
-        return text if isinstance(error, UserError) else f"{key}: {text}"
+        if isinstance(error, UserError):
+            return text
+        return (
+            f"{key} is {shown(found['input'])}, {text}" if text.startswith("expected") else f"{key}: {text}"
+        )
     return (
         f"{key} is {shown(found['input'])}, expected {_expected(found['type'], found.get('ctx') or {}, node)}"
     )

@@ -7,6 +7,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from l2p.cli.options import number_type
+from l2p.config import Seed
 from l2p.recipe import load_recipe
 
 EXAMPLES = """\
@@ -25,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
+        type=number_type(Seed),
         default=[],
         metavar="N",
         help="of these rows only these seeds; else all",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from l2p.cli.options import Seconds, StepsOrNone, number_type
+from l2p.config import BatchSize, Count, CountOrZero, SamplingSteps, Threads
 from l2p.errors import UserError
 
 EXAMPLES = """\
@@ -37,22 +39,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", default="1024,2048", help="sides in pixels, or HEIGHTxWIDTH, multiples of 8 (1024,2048)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timed pictures a path (5)")
-    parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="untimed pictures before (1)")
-    parser.add_argument("--batch", type=int, default=1, help="pictures at once (1)")
+    parser.add_argument("--rounds", type=number_type(Count), default=5, help="timed pictures a path (5)")
     parser.add_argument(
-        "--teacher-steps", type=int, default=8, metavar="N", help="of the latent paths; 0: decoder alone (8)"
+        "--warm-up", type=number_type(CountOrZero), default=1, metavar="N", help="untimed pictures before (1)"
     )
-    parser.add_argument("--student-steps", type=int, default=30, metavar="N", help="of l2p-multistep (30)")
+    parser.add_argument("--batch", type=number_type(BatchSize), default=1, help="pictures at once (1)")
+    parser.add_argument(
+        "--teacher-steps",
+        type=number_type(StepsOrNone),
+        default=8,
+        metavar="N",
+        help="of the latent paths; 0: decoder alone (8)",
+    )
+    parser.add_argument(
+        "--student-steps",
+        type=number_type(SamplingSteps),
+        default=30,
+        metavar="N",
+        help="of l2p-multistep (30)",
+    )
     parser.add_argument(
         "--memory-budget",
         metavar="SIZE",
         help="of our student's painting (2GB; on a GPU most of what is free)",
     )
     parser.add_argument(
-        "--time-limit", type=float, default=600, metavar="SECONDS", help="for one picture (600)"
+        "--time-limit",
+        type=number_type(Seconds),
+        default=600,
+        metavar="SECONDS",
+        help="for one picture (600)",
     )
-    parser.add_argument("--threads", type=int, help="of each process; else all usable cores")
+    parser.add_argument("--threads", type=number_type(Threads), help="of each process; else all usable cores")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the repeated blocks")
@@ -67,16 +85,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     paths, sizes = _paths(args.paths), _sizes(args.sizes)
-    for name, low in (
-        ("rounds", 1),
-        ("warm_up", 0),
-        ("batch", 1),
-        ("teacher_steps", 0),
-        ("student_steps", 1),
-        ("time_limit", 0),
-    ):
-        if getattr(args, name) < low:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {low} or more")
     if args.plot and not args.plot.lower().endswith((".png", ".svg", ".pdf")):
         raise UserError(f"--plot is {args.plot}, expected a file that ends in .png, .svg or .pdf")
     import sys

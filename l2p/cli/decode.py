@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2p.cli.options import NoiseLevel, PictureSeed, PictureSide, number_type, text_type
+from l2p.config import GuidanceScale, SamplingSteps, Threads
 from l2p.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,12 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "inputs",
         metavar="INPUT",
         nargs="*",
+        type=text_type,
         help="latents (.safetensors), pictures, folders of them, or prompts",
     )
     parser.add_argument(
         "--prompt-input",
         action="append",
         default=[],
+        type=text_type,
         metavar="TEXT",
         help="a prompt for the teacher, also one that looks like a path; repeatable",
     )
@@ -66,7 +70,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--scale", type=int, choices=(1, 2, 4, 8), help="times the side; else the decoder's own"
     )
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="of the pid decoder, such as 1 or 4; else as trained"
+        "--steps",
+        type=number_type(SamplingSteps),
+        metavar="N",
+        help="of the pid decoder, such as 1 or 4; else as trained",
     )
     parser.add_argument(
         "--teacher",
@@ -78,22 +85,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stop-at-sigma",
-        type=float,
+        type=number_type(NoiseLevel),
         metavar="S",
         help="end the teacher's sampling of a prompt at this noise level",
     )
     parser.add_argument(
-        "--sigma", type=float, metavar="S", help="noise level of the files' latents; else what they say"
+        "--sigma",
+        type=number_type(NoiseLevel),
+        metavar="S",
+        help="noise level of the files' latents; else what they say",
     )
     parser.add_argument(
-        "--teacher-steps", type=int, default=20, metavar="N", help="of a prompt's sampling (20)"
+        "--teacher-steps",
+        type=number_type(SamplingSteps),
+        default=20,
+        metavar="N",
+        help="of a prompt's sampling (20)",
     )
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of a prompt's sampling (1)")
     parser.add_argument(
-        "--height", type=int, help="of a prompt's small picture; else as the teacher was trained"
+        "--guidance-scale", type=number_type(GuidanceScale), default=1.0, help="of a prompt's sampling (1)"
     )
-    parser.add_argument("--width", type=int, help="likewise")
-    parser.add_argument("--seed", type=int, default=0, help="of all noise (0)")
+    parser.add_argument(
+        "--height",
+        type=number_type(PictureSide),
+        help="of a prompt's small picture; else as the teacher was trained",
+    )
+    parser.add_argument("--width", type=number_type(PictureSide), help="likewise")
+    parser.add_argument("--seed", type=number_type(PictureSeed), default=0, help="of all noise (0)")
     parser.add_argument(
         "--out", metavar="FILE|FOLDER", default="decoded", help="a .png for one input, or a folder"
     )
@@ -102,7 +120,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-budget", metavar="SIZE", help="beyond the weights, such as 1.5GB (2GB); beyond: tiles"
     )
-    parser.add_argument("--threads", type=int, help="else all usable cores")
+    parser.add_argument("--threads", type=number_type(Threads), help="else all usable cores")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
@@ -112,7 +130,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "nothing to decode: name latents, pictures or folders of them, or a prompt and --teacher"
         )
-    _check_numbers(args)
     tasks = _tasks(args)
     folder, file = _check_out(args.out, len(tasks))
     from l2p import runtime
@@ -303,24 +320,6 @@ def _tasks(args: argparse.Namespace) -> list[tuple[str, str | None]]:
     args.files = [str(path) for path in find_files(paths)]
     names = unique([f"{Path(file).stem}.png" for file in args.files])
     return [(name, None) for name in names]
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    for name, low, high in (
-        ("steps", 1, 1000),
-        ("teacher_steps", 1, 1000),
-        ("seed", 0, 2**63 - 1),
-        ("threads", 1, 4096),
-    ):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} is {value}, expected {low} to {high}")
-    for name in ("sigma", "stop_at_sigma"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {value}, expected a noise level from 0 (clean) to 1"
-            )
 
 
 def _check_out(out: str, count: int) -> tuple[Path, str | None]:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from l2p.cli.options import PairCount, number_type
 from l2p.errors import UserError
 from l2p.picture_folder import holds_pictures
 from l2p.students.named import resolve_student, results_folder, student_help
@@ -59,7 +60,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "order or by file_name; else as the recipe or the folder's metadata.jsonl says",
     )
     parser.add_argument(
-        "--num-images", type=int, metavar="N", help="pictures measured; else as the recipe says"
+        "--num-images",
+        type=number_type(PairCount),
+        metavar="N",
+        help="pictures measured; else as the recipe says",
     )
     parser.add_argument(
         "--clip", metavar="FOLDER|NAME", help="a CLIP, for CLIP score and CMMD; else as the recipe says"
@@ -84,8 +88,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.num_images is not None and args.num_images < 2:
-        raise UserError(f"--num-images is {args.num_images}, expected at least 2")
     from l2p.evaluation.gate import Condition
 
     conditions = [Condition.parse(text) for text in args.fail_if]

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from l2p.cli.options import NoiseLevel, PairCount, number_type, numbers_type
+from l2p.config import SamplingSteps, Threads
 from l2p.errors import UserError
 
 EXAMPLES = """\
@@ -25,30 +27,50 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="FOLDER", default="landscapes-4x", help="of the decoder (landscapes-4x)"
     )
-    parser.add_argument("--num-images", type=int, default=64, metavar="N", help="scenes decoded (64)")
-    parser.add_argument("--steps", default="1,4", metavar="LIST", help="numbers of steps measured (1,4)")
     parser.add_argument(
-        "--sigmas", default="", metavar="LIST", help="noise levels to stop the teacher at, as 0.1,0.3"
+        "--num-images", type=number_type(PairCount), default=64, metavar="N", help="scenes decoded (64)"
     )
     parser.add_argument(
-        "--stop-images", type=int, default=16, metavar="N", help="prompts drawn for them (16)"
+        "--steps",
+        type=numbers_type(SamplingSteps),
+        default="1,4",
+        metavar="LIST",
+        help="numbers of steps measured (1,4)",
     )
-    parser.add_argument("--teacher-steps", type=int, default=20, metavar="N", help="of a whole run (20)")
+    parser.add_argument(
+        "--sigmas",
+        type=numbers_type(NoiseLevel),
+        default="",
+        metavar="LIST",
+        help="noise levels to stop the teacher at, as 0.1,0.3",
+    )
+    parser.add_argument(
+        "--stop-images",
+        type=number_type(PairCount),
+        default=16,
+        metavar="N",
+        help="prompts drawn for them (16)",
+    )
+    parser.add_argument(
+        "--teacher-steps",
+        type=number_type(SamplingSteps),
+        default=20,
+        metavar="N",
+        help="of a whole run (20)",
+    )
     parser.add_argument(
         "--out", metavar="FOLDER", default="decoder-evaluation", help="where figures and pictures go"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--threads", type=int, help="else all usable cores")
+    parser.add_argument("--threads", type=number_type(Threads), help="else all usable cores")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
 
 
 def run(args: argparse.Namespace) -> None:
-    steps = [int(n) for n in _numbers("--steps", args.steps, 1, 1000)]
-    sigmas = _numbers("--sigmas", args.sigmas, 0, 1)
-    for name, low in (("num_images", 2), ("stop_images", 2), ("teacher_steps", 1)):
-        if getattr(args, name) < low:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {low} or more")
+    steps, sigmas = args.steps, args.sigmas
+    if not steps:
+        raise UserError("--steps names no number of steps, expected some such as 1,4")
     from l2p import runtime
     from l2p.decoders.io import load_decoder
     from l2p.evaluation.decoders import evaluate_decoder, verdict
@@ -87,18 +109,6 @@ def run(args: argparse.Namespace) -> None:
     for line in verdict(metrics["paths"]):
         print(f"  {line}")
     print(f"  pictures and figures are in {Path(args.out)}")
-
-
-def _numbers(name: str, text: str, low: float, high: float) -> list[float]:
-    found = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            found.append(float(part))
-        except ValueError:
-            raise UserError(f"{name} has {part!r}, expected numbers such as 1,4") from None
-        if not low <= found[-1] <= high:
-            raise UserError(f"{name} has {part}, expected {low:g} to {high:g}")
-    return found
 
 
 def _print(first: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -10,6 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from l2p.cli.options import (
+    MAX_SIDE,
+    SIDE,
+    Guidance,
+    PictureCount,
+    PictureSeed,
+    PictureSide,
+    number_type,
+    text_type,
+)
+from l2p.config import SamplingSteps
 from l2p.errors import UserError
 from l2p.students.named import resolve_student, student_help
 
@@ -23,8 +34,6 @@ examples:
 """
 WHEN_STOPPED = "; the pictures written so far are whole"
 
-SIDE = 8  # pixels; a side is a multiple of it
-MAX_SIDE = 8192  # twice 4K
 PIXELS_AT_ONCE = 8 * 1024**2  # bounds the memory of a batch
 
 
@@ -34,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="STUDENT",
         help=student_help(),
     )
-    parser.add_argument("prompts", metavar="PROMPT", nargs="*", default=[], help="what to draw")
+    parser.add_argument(
+        "prompts", metavar="PROMPT", nargs="*", default=[], type=text_type, help="what to draw"
+    )
     parser.add_argument(
         "--prompt",
         action="append",
@@ -48,17 +59,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="prompts: .txt (a line each), .jsonl, .json, .csv or .parquet",
     )
     parser.add_argument(
-        "--seed", type=int, help="of each prompt's first picture, the others get the next; else random"
+        "--seed",
+        type=number_type(PictureSeed),
+        help="of each prompt's first picture, the others get the next; else random",
     )
-    parser.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures of each prompt (1)")
     parser.add_argument(
-        "--height", type=int, help=f"pixels, a multiple of {SIDE} up to {MAX_SIDE}; else as trained"
+        "--num-images",
+        type=number_type(PictureCount),
+        default=1,
+        metavar="N",
+        help="pictures of each prompt (1)",
     )
-    parser.add_argument("--width", type=int, help="likewise")
-    parser.add_argument("--steps", type=int, help="else what the student was trained for")
+    parser.add_argument(
+        "--height",
+        type=number_type(PictureSide),
+        help=f"pixels, a multiple of {SIDE} up to {MAX_SIDE}; else as trained",
+    )
+    parser.add_argument("--width", type=number_type(PictureSide), help="likewise")
+    parser.add_argument(
+        "--steps", type=number_type(SamplingSteps), help="else what the student was trained for"
+    )
     parser.add_argument(
         "--guidance-scale",
-        type=float,
+        type=number_type(Guidance),
         metavar="W",
         help="of classifier-free guidance, two passes a step; else the student's own (1, none, for few steps)",
     )
@@ -110,7 +133,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args)
-    _check_numbers(args)
     student = resolve_student(args.student)  # a wrong one is found before anything is made or loaded
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     tasks = [(prompt, seed + k) for prompt in prompts for k in range(args.num_images)]
@@ -195,22 +217,6 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     if any("\ud800" <= sign <= "\udfff" for prompt in prompts for sign in prompt):
         raise UserError("a prompt holds bytes that are no UTF-8: see that the terminal speaks UTF-8")
     return prompts
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    for name in ("height", "width"):
-        value = getattr(args, name)
-        if value is not None and (value < SIDE or value > MAX_SIDE or value % SIDE):
-            near = min(max(SIDE, round(value / SIDE) * SIDE), MAX_SIDE)
-            raise UserError(
-                f"--{name} is {value}, expected a multiple of {SIDE} from {SIDE} to {MAX_SIDE}: try {near}"
-            )
-    for name, low, high in (("num_images", 1, 10_000), ("steps", 1, 1000), ("seed", 0, 2**63 - 10_001)):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} is {value}, expected {low} to {high}")
-    if args.guidance_scale is not None and not 1 <= args.guidance_scale <= 1000:
-        raise UserError(f"--guidance-scale is {args.guidance_scale}, expected 1 (none) to 1000")
 
 
 def _check_out(args: argparse.Namespace, tasks: list[tuple[str, int]]) -> tuple[Path, list[str]]:

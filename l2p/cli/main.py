@@ -10,6 +10,7 @@ import argparse
 import difflib
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ class Parser(argparse.ArgumentParser):
     """Says in one line what it did not understand."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        checked = re.fullmatch(r"argument ([^:]+): (is .*)", message, re.DOTALL)  # by l2p.cli.options
+        raise UserError(f"{checked[1]} {checked[2]}" if checked else f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
     warnings.formatwarning = _format_warning
     try:
-        name, rest = _split(list(sys.argv[1:] if argv is None else argv))
+        words = list(sys.argv[1:] if argv is None else argv)
+        _check_encoding(words)
+        name, rest = _split(words)
         verb = import_module(f"l2p.cli.{name.replace('-', '_')}")
         parser = Parser(
             prog=f"l2p {name}",
@@ -91,6 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or line is None:
             raise
         return _fail(line, 2)
+
+
+def _check_encoding(words: Sequence[str]) -> None:
+    """Refuse what is no UTF-8: it could be neither read as a prompt nor printed."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the argument {ascii(word)} is no UTF-8: give it in UTF-8") from None
 
 
 def explain(error: Exception) -> str | None:

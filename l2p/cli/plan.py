@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any
 
-from l2p.errors import UserError
+from l2p.cli.options import GpuCount, number_type
 from l2p.recipe import load_recipe
 
 EXAMPLES = """\
@@ -25,7 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="changes to the recipe, such as seed=3"
     )
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="processes, one a GPU (1)")
+    parser.add_argument(
+        "--gpus", type=number_type(GpuCount), default=1, metavar="N", help="processes, one a GPU (1)"
+    )
     parser.add_argument("--vram", default="80GB", metavar="SIZE", help="memory of each GPU (80GB)")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
@@ -34,8 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from l2p import runtime
     from l2p.training.plan import plan
 
-    if args.gpus < 1:
-        raise UserError(f"--gpus is {args.gpus}, expected at least 1")
     vram = runtime.parse_bytes(args.vram)
     runtime.hush_loaders()
     rows = plan(load_recipe(args.recipe, args.overrides), args.gpus, vram)

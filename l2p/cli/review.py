@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from l2p.cli.options import PictureCount, Port, number_type
 from l2p.errors import UserError
 from l2p.students.named import results_folder, student_help
 
@@ -35,7 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="prompts: .txt (a line each), .jsonl, .json, .csv or .parquet; of folders of pictures one a picture, in natural "
         "order or by file_name",
     )
-    parser.add_argument("--num-images", type=int, default=30, metavar="N", help="pairs (30)")
+    parser.add_argument(
+        "--num-images", type=number_type(PictureCount), default=30, metavar="N", help="pairs (30)"
+    )
     parser.add_argument(
         "--out", metavar="FOLDER", help="where all is kept; else review-NAME beside the student"
     )
@@ -51,7 +54,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="127.0.0.1: this machine alone; 0.0.0.0: the network"
     )
-    parser.add_argument("--port", type=int, default=8765, help="of the page (8765)")
+    parser.add_argument("--port", type=number_type(Port), default=8765, help="of the page (8765)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -67,8 +70,6 @@ def run(args: argparse.Namespace) -> None:
         return
     if not args.against:
         raise UserError("--against is missing: name another student, a teacher or a folder of pictures")
-    if args.num_images < 1:
-        raise UserError(f"--num-images is {args.num_images}, expected at least 1")
     from l2p.locks import locked
     from l2p.review.pairs import prepare
     from l2p.review.server import review_app

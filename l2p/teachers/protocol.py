@@ -96,10 +96,10 @@ class LatentGeometry:
         """Shape [c, H / compression, W / compression] of one picture's latent.
 
         Raises:
-            ValueError: if a side is no positive multiple of ``token_pixels``.
+            UserError: if a side is no positive multiple of ``token_pixels``.
         """
         if height <= 0 or width <= 0 or height % self.token_pixels or width % self.token_pixels:
-            raise ValueError(
+            raise UserError(
                 f"height and width must be multiples of {self.token_pixels}, got {height} x {width}"
             )
         return self.channels, height // self.compression, width // self.compression

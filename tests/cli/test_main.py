@@ -26,7 +26,7 @@ BAD = {
     ),
     "an evaluation of one": (
         ["evaluate", ".", "--num-images", "1"],
-        "--num-images is 1, expected at least 2",
+        "--num-images is 1, expected 2 to 1000000",
     ),
 }
 
