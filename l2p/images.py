@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ LARGE = 128 * 2**20  # bytes of a picture that is not copied as a whole any more
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0
 FLOAT_SLACK = 1e-3  # beyond 0 and 1 that is taken for rounding
 SRGB_GAMMA, GAMMA_SLACK = 1 / 2.2, 0.01  # of PNG's chunk gAMA
+PNG_KEY = "l2p"  # of the text in a PNG that says what it was made from
 PAPER, INK = 255, 40  # grey levels of a grid's background and text
 
 
@@ -216,18 +218,45 @@ def _transform(image: Image.Image, profile: object) -> Image.Image:
     )
 
 
-def save_png(picture: Pictures, path: PathLike) -> None:
-    """Writes uint8 [H, W, 3] as PNG, whole or not at all."""
-    from PIL import Image
+def save_png(picture: Pictures, path: PathLike, made_from: Mapping[str, Any] | None = None) -> None:
+    """Writes uint8 [H, W, 3] as PNG, whole or not at all.
 
+    Args:
+        made_from: JSON values kept in the file: what it was made from (see :mod:`l2p.artifacts`).
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    text = None if made_from is None else json.dumps(made_from)
     with atomic_path(path) as partial:
         if picture.nbytes > LARGE:  # Pillow would first copy it, at four bytes a pixel
-            _write_png(picture, partial)
+            _write_png(picture, partial, text)
         else:
-            Image.fromarray(picture).save(partial, format="PNG")
+            info = PngInfo()
+            if text is not None:
+                info.add_text(PNG_KEY, text)
+            Image.fromarray(picture).save(partial, format="PNG", pnginfo=info)
 
 
-def _write_png(picture: Pictures, path: PathLike) -> None:
+def made_from_of(path: PathLike) -> dict[str, Any] | None:
+    """What :func:`save_png` noted in a picture; None where it notes nothing.
+
+    Raises:
+        UserError: the picture is damaged.
+    """
+    from PIL import Image
+
+    read_picture(path)  # all of it, against its own checksums
+    with Image.open(path) as image:
+        text = image.info.get(PNG_KEY)
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        raise UserError(f"{path} is damaged: what it was made from cannot be read") from None
+    return found if isinstance(found, dict) else None
+
+
+def _write_png(picture: Pictures, path: PathLike, text: str | None = None) -> None:
     """PNG (ISO/IEC 15948) some rows at a time, each number stored as its difference to the pixel on its left."""
     height, width, _ = picture.shape
 
@@ -239,6 +268,8 @@ def _write_png(picture: Pictures, path: PathLike) -> None:
         file.write(
             b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
         )
+        if text is not None:
+            file.write(chunk(b"tEXt", PNG_KEY.encode() + b"\0" + text.encode("ascii")))
         step = max(1, 2**22 // (3 * width))
         for start in range(0, height, step):
             rows = picture[start : start + step]

@@ -20,6 +20,7 @@ Legend: N tokens, D = 3 p^2 values of a pixel patch, d values of a packed latent
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from l2p.artifacts import hash_tensors, sealed, unsealed
 from l2p.errors import UserError
 from l2p.files import atomic_path
 from l2p.flow import shift_time, time_like
@@ -65,6 +67,15 @@ class Lift:
         if self.readout is None:
             weight = torch.nn.functional.pad((self.scale * self.basis)[..., None, None], (1, 1, 1, 1))
             object.__setattr__(self, "readout", (weight, self.offset))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the map's numbers in float32. A lift fitted anew may differ in its last bits: load the one that was kept."""
+        found = hashlib.sha256()
+        for value in (self.basis, self.scale, self.offset):
+            numbers = torch.as_tensor(value).detach().to("cpu", torch.float32)
+            found.update(numbers.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     @property
     def patch_size(self) -> int:
@@ -115,31 +126,31 @@ class Lift:
 
         numbers = {name: getattr(self, name) for name in ("scale", "r2", "r2_lstsq", "r2_pca")}
         numbers |= {} if self.fitted is None else {"fitted": self.fitted}
+        tensors = {"basis": self.basis, "offset": self.offset}
+        tensors |= {"readout.weight": self.readout[0], "readout.bias": self.readout[1]}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        numbers["tensors"] = hash_tensors(tensors)
         with atomic_path(path) as partial:
-            tensors = {"basis": self.basis, "offset": self.offset}
-            tensors |= {"readout.weight": self.readout[0], "readout.bias": self.readout[1]}
-            save_file(
-                {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-                partial,
-                metadata={"l2p_lift": json.dumps(numbers)},
-            )
+            save_file(tensors, partial, metadata={"l2p_lift": json.dumps(sealed(numbers))})
 
     @classmethod
     def load(cls, path: str | Path) -> Lift:
-        """Raises: UserError if the file is missing, broken, or no lift."""
+        """Raises: UserError if the file is missing, damaged, or no lift."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
             raise UserError(f"no lift at {path}: run the lift stage first")
         try:
             with safe_open(path, framework="pt") as file:
-                numbers = json.loads((file.metadata() or {})["l2p_lift"])
-                readout = file.get_tensor("readout.weight"), file.get_tensor("readout.bias")
-                basis, offset = file.get_tensor("basis"), file.get_tensor("offset")
-                return cls(basis=basis, offset=offset, readout=readout, **numbers)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+                numbers = unsealed(json.loads((file.metadata() or {})["l2p_lift"]))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if numbers.pop("tensors", None) not in (None, hash_tensors(tensors)):
+                raise ValueError("another checksum than its own")
+            readout = tensors["readout.weight"], tensors["readout.bias"]
+            return cls(basis=tensors["basis"], offset=tensors["offset"], readout=readout, **numbers)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} is no lift or is cut short ({error}): delete it and run the lift stage again"
+                f"{path} is damaged or is no lift ({error}): delete this file and run again"
             ) from error
 
 

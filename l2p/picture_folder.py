@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from l2p.artifacts import digest, hash_files
 from l2p.errors import UserError, warn
 from l2p.files import PICTURES, PathLike
 from l2p.texts import COLUMNS, decode_text, read_table
@@ -124,6 +125,12 @@ class PictureFolder:
             warn(f"{folder}: {len(found)} pictures are read; left out: {', '.join(left_out)}")
         pictures = [Picture(path, *rows.get(path, (None, None))) for path in found]
         return cls(folder, pictures, bool(rows), left_out)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the pictures' names, contents and prompts."""
+        files = hash_files([picture.path for picture in self.pictures], self.path)
+        return digest([files, [picture.prompt for picture in self.pictures]])
 
     def none_found(self, least: int = 1) -> UserError:
         """The error for too few pictures."""

@@ -154,6 +154,19 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
+def cached_commit(name: HubName) -> str | None:
+    """The commit that a name's revision stood for when it was last fetched; None where the cache does not know it."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.repo, repo_type=name.kind)
+    revision = name.revision or "main"
+    if (folder / "snapshots" / revision).is_dir():
+        return revision
+    reference = folder / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
 def _cached(name: HubName, endpoint: str | None) -> list[Path]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name

@@ -175,13 +175,30 @@ def test_saved_lift_is_bit_identical(lift, tmp_path):
         assert getattr(again, name) == getattr(lift, name)
 
 
+def test_a_flipped_bit_anywhere_is_told_or_changes_nothing(lift, tmp_path):
+    path = tmp_path / "lift.safetensors"
+    lift.save(path)
+    data = path.read_bytes()
+    told = 0
+    for place in [*range(8, len(data), len(data) // 40), len(data) - 1]:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            found = Lift.load(path)
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            told += 1
+            continue
+        assert torch.equal(found.basis, lift.basis) and found.scale == lift.scale
+    assert told > 35
+
+
 def test_broken_files_are_one_clear_line(lift, tmp_path):
     path = tmp_path / "lift.safetensors"
     with pytest.raises(UserError, match="run the lift stage first"):
         Lift.load(path)
     lift.save(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="is damaged.*delete this file and run again"):
         Lift.load(path)
     from safetensors.torch import save_file
 

@@ -33,7 +33,7 @@ def schema_of(name: str) -> type:
 
         return PidRecipe
     if name.startswith("judge"):
-        from l2p.evaluation.judge_training import JudgeRecipe
+        from l2p.training.judge import JudgeRecipe
 
         return JudgeRecipe
     if name.startswith("ablation"):

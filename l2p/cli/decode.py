@@ -2,7 +2,7 @@
 
 INPUT is a safetensors file of latents, a picture (encoded first), or a folder of either; with --teacher it may be a prompt,
 which the teacher draws, to the end or to a noise level. What looks like a path is never taken for a prompt. Files of a batch that cannot be decoded are told
-and passed over; pictures that are there already are not decoded again."""
+and passed over; pictures that are there already, of the same input, weights and settings, are not decoded again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ exit code 1: some files of a batch could not be decoded
 """
 WHEN_STOPPED = "; run the same command again, it goes on from here"
 BUNDLED = "landscapes-4x"
+SETTINGS = ("decoder", "scale", "steps", "seed", "text_encoder", "memory_budget")  # that decide a picture
+OF_A_PROMPT = ("stop_at_sigma", "teacher_steps", "guidance_scale", "height", "width")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     tasks = _tasks(args)
     folder, file = _check_out(args.out, len(tasks))
     from l2p import runtime
+    from l2p.artifacts import UNKNOWN, say, why_not
 
     runtime.setup(args.threads)
     runtime.hush_loaders()
@@ -141,11 +145,19 @@ def run(args: argparse.Namespace) -> int:
     for number, (name, prompt) in enumerate(tasks):
         path = folder / (file or name)
         row: dict[str, Any] = {"input": prompt or args.files[number], "path": str(path)}
-        if path.is_file() and not args.again:
+        made_from = tools.made_from(row["input"], prompt)
+        reason = why_not(path, made_from) if path.is_file() and not args.again else None
+        if path.is_file() and not args.again and reason is None:
             row["status"] = "there already"
         else:
             try:
-                row |= {"status": "decoded", **tools.decode(row["input"], prompt, path)}
+                if reason == UNKNOWN:
+                    raise UserError(
+                        f"{path} is there and was not made by l2p decode: choose another --out, or --again to replace it"
+                    )
+                if reason is not None:
+                    say(f"{path} is made anew ({reason})")
+                row |= {"status": "decoded", **tools.decode(row["input"], prompt, path, made_from)}
             except UserError as error:
                 if len(tasks) == 1:
                     raise
@@ -205,11 +217,8 @@ class Tools:
             from l2p import runtime
             from l2p.teachers import load_teacher
 
-            name = self.args.teacher or (
-                self.student.spec.teacher.get("name") if self.student else "landscapes"
-            )
             kind = runtime.frozen_dtype(self.device, self.dtype)
-            self._teacher = load_teacher(name, device=self.device, dtype=kind)
+            self._teacher = load_teacher(self.teacher_name, device=self.device, dtype=kind)
         return self._teacher
 
     @property
@@ -237,7 +246,36 @@ class Tools:
                 )
         return self._decoder
 
-    def decode(self, name: str, prompt: str | None, path: Path) -> dict[str, Any]:
+    @property
+    def teacher_name(self) -> str:
+        own = self.student.spec.teacher.get("name") if self.student else "landscapes"
+        return self.args.teacher or own
+
+    def made_from(self, name: str, prompt: str | None) -> dict[str, Any]:
+        """All that decides the picture of an input: the input's own bytes or its prompt, weights and settings."""
+        from l2p.artifacts import hash_file
+        from l2p.teachers import teacher_sha256
+
+        args = self.args
+        kept = {key: getattr(args, key) for key in SETTINGS}
+        if prompt is None:
+            kept |= {"input_sha256": hash_file(name), "prompt": args.prompt, "sigma": args.sigma}
+        else:
+            kept |= {key: getattr(args, key) for key in OF_A_PROMPT} | {"prompt": prompt}
+        teacher = teacher_sha256(self.teacher_name)
+        kept |= {"teacher_sha256": teacher, "weights_sha256": self._weights_sha256}
+        return kept | {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+
+    @cached_property
+    def _weights_sha256(self) -> str | None:
+        if self.student is None:
+            return None
+        from l2p.artifacts import hash_model
+        from l2p.decoders.io import find_decoder
+
+        return hash_model(self.args.weights if self.published else find_decoder(self.args.weights))
+
+    def decode(self, name: str, prompt: str | None, path: Path, made_from: dict[str, Any]) -> dict[str, Any]:
         """One input to a PNG; what was done."""
         from l2p.images import save_png
 
@@ -245,7 +283,7 @@ class Tools:
         started = time.perf_counter()
         picture = self.decoder(source, self.args.seed)
         seconds = time.perf_counter() - started
-        save_png(picture, path)
+        save_png(picture, path, made_from)
         height, width = picture.shape[:2]
         return {
             "height": height,

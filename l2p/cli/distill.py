@@ -35,9 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resume",
-        metavar="auto|never|PATH",
+        metavar="auto|never|STAGE|PATH",
         default="auto",
-        help="auto: go on where the run's folder stands; never: start anew; PATH: go on from that checkpoint",
+        help="auto: go on where the run's folder stands; never: start anew; STAGE: redo it and what follows; PATH: go on "
+        "from that checkpoint",
     )
 
 

@@ -1,6 +1,6 @@
 """`l2p VERB ...`: finds the verb, and turns every foreseeable failure into one line on stderr.
 
-Exit codes: 0 done, 1 `doctor` found something broken, a gate of `evaluate` failed or `plan` found what does not fit, 2 a mistake of the user or of the machine, 130 Ctrl-C.
+Exit codes: 0 done, 1 `doctor` found something broken, a gate of `evaluate` failed or `plan` found what does not fit, 2 a mistake of the user or of the machine, 130 Ctrl-C, 143 SIGTERM.
 A failure that is none of these is a bug, and shows its traceback; L2P_DEBUG=1 shows the traceback of all.
 """
 
@@ -81,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = verb.run(parser.parse_intermixed_args(rest)) or 0
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
             raise
-        return _fail("stopped" + getattr(verb, "WHEN_STOPPED", ""), 130)
+        return _fail("stopped" + getattr(verb, "WHEN_STOPPED", ""), 128 + getattr(error, "signum", 2))
     except (
         BrokenPipeError
     ):  # the reader of our output, such as `head`, has gone: there is no one left to tell

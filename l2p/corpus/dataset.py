@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -12,9 +11,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from l2p.artifacts import hash_file
 from l2p.corpus.manifest import drawn, indices_of, read_manifest
-from l2p.corpus.samples import FACTS, IMAGES, LATENT, OLD_LATENT, TRAJECTORY, decode_image, decode_tensors
-from l2p.corpus.shards import scan, sha256_of
+from l2p.corpus.samples import (
+    FACTS,
+    IMAGES,
+    LATENT,
+    OLD_LATENT,
+    TRAJECTORY,
+    decode_facts,
+    decode_image,
+    decode_tensors,
+)
+from l2p.corpus.shards import scan
 from l2p.errors import UserError
 
 _MAX_OPEN = 64  # file handles a worker keeps, well below the 256 that some systems allow
@@ -88,20 +97,20 @@ class CorpusDataset(Dataset):
         path = self._paths[shard]
         found: dict = {}
         try:
-            for part, (offset, size) in zip(
-                self.parts, self._offsets[shard][index - self._starts[shard]], strict=True
-            ):
-                if part not in self.read_parts:
-                    continue
-                data = self._read(shard, int(offset), int(size))
+            places = zip(self.parts, self._offsets[shard][index - self._starts[shard]], strict=True)
+            members = {
+                part: self._read(shard, int(offset), int(size))
+                for part, (offset, size) in places
+                if part in self.read_parts
+            }
+            facts = decode_facts(members)
+            if facts["index"] != self.indices[index]:
+                raise ValueError("the sample is not what its name says")
+            found |= {"seed": facts["seed"], "prompt": facts["prompt"]}
+            for part, data in members.items():
                 if part in IMAGES:
                     found["image"] = decode_image(data)
-                elif part == FACTS:
-                    facts = json.loads(data)
-                    found |= {"seed": facts["seed"], "prompt": facts["prompt"]}
-                    if facts["index"] != self.indices[index]:
-                        raise ValueError("the sample is not what its name says")
-                else:
+                elif part != FACTS:
                     found |= {name: torch.from_numpy(v) for name, v in decode_tensors(data, part).items()}
             return found
         except (OSError, SyntaxError, ValueError, KeyError, TypeError, EOFError) as error:
@@ -152,7 +161,7 @@ def verify(folder: str | Path) -> dict[str, int]:
     shards = dataset.manifest["shards"]
     for shard in shards:
         path = Path(folder) / shard["name"]
-        if sha256_of(path) != shard["sha256"]:
+        if hash_file(path) != shard["sha256"]:
             raise UserError(f"{path} has another hash than its manifest says: delete this file and run again")
     return {"pictures": len(dataset), "shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from l2p.artifacts import differences, flatten, read_sealed
 from l2p.corpus.samples import OLD_PARTS
 from l2p.errors import UserError
-from l2p.files import read_json
 
 FORMATS = (1, 2)  # 1 had no "parts": they were OLD_PARTS
 MANIFEST = "manifest.json"
@@ -46,7 +46,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        manifest = read_json(path)
+        manifest = read_sealed(path, f"delete the folder {path.parent} and run again, which draws it anew")
     except UserError:
         if path.is_file():
             raise
@@ -64,7 +64,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         )
     for shard in shards:
         _check_shard(path, shard)
-    settings = NOT_WRITTEN | manifest["settings"]
+    settings = {
+        key: value for key, value in manifest["settings"].items() if key != "weights"
+    }  # of older ones
+    settings = NOT_WRITTEN | settings
     if version == 1:
         settings = {"solver": "teacher"} | settings  # the first ones knew no other
     return manifest | {"settings": settings, "parts": manifest.get("parts", list(OLD_PARTS))}
@@ -87,17 +90,16 @@ def _check_shard(path: Path, shard: Any) -> None:
 def check_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises UserError, naming the first difference, where two manifests tell of different samples."""
     old, new = (NOT_WRITTEN | side["settings"] | {"parts": side["parts"]} for side in (made, wanted))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            if key == "noise_generator":
-                raise UserError(
-                    f"the noise of the pairs in {folder} is by {old[key]}, this run's by {new[key]}: set "
-                    f"corpus.noise_generator={old[key]}, delete the folder or choose another corpus.path"
-                )
-            raise UserError(
-                f"the corpus in {folder} was made with {key}={_short(old.get(key))}, this run has "
-                f"{key}={_short(new.get(key))}: delete the folder or choose another corpus.path"
-            )
+    if old["noise_generator"] != new["noise_generator"]:
+        raise UserError(
+            f"the noise of the pairs in {folder} is by {old['noise_generator']}, this run's by {new['noise_generator']}: set "
+            f"corpus.noise_generator={old['noise_generator']}, delete the folder or choose another corpus.path"
+        )
+    if changed := differences(flatten(old), flatten(new)):
+        raise UserError(
+            f"the corpus in {folder} was made with other settings ({changed}): delete the folder or choose another "
+            "corpus.path"
+        )
 
 
 def manifest_of(
@@ -120,6 +122,18 @@ def indices_of(shard: dict[str, Any]) -> list[int]:
     return [i for i in range(shard["first"], shard["first"] + drawn(shard)) if i not in dropped]
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 and text.isalnum() else repr(value)
+def missing_file(folder: Path, num_samples: int) -> Path | None:
+    """The first file that a whole corpus of so many samples lacks; None where it lacks none.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    if not any(folder.glob("manifest*.json")):
+        return folder / MANIFEST
+    total = 0
+    for shard in read_manifest(folder)["shards"]:
+        path = folder / shard["name"]
+        if shard["first"] != total or not path.is_file() or path.stat().st_size != shard["bytes"]:
+            return path
+        total += drawn(shard)
+    return None if total >= num_samples else folder / MANIFEST

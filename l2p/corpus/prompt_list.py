@@ -11,19 +11,18 @@ their prompts straight from the source.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from l2p.artifacts import differences, flatten, hash_file, plain, read_sealed, write_sealed
 from l2p.corpus.filters import Filters, Report
 from l2p.corpus.llm import INSTRUCTION, Writer
 from l2p.corpus.prompts import fingerprint, is_endless, prompts_for, short_name
 from l2p.corpus.sources import read_texts
 from l2p.errors import UserError
-from l2p.files import check_writable, read_json, write_json
+from l2p.files import check_writable
 from l2p.recipe import CorpusConfig
 from l2p.texts import write_prompts
 
@@ -44,13 +43,13 @@ def read_report(config: CorpusConfig, folder: Path, seed: int) -> dict[str, Any]
     """
     if not (folder / REPORT).is_file():
         return None
-    report, settings = read_json(folder / REPORT), _settings(config, seed)
-    for key, value in settings.items():
-        if report["settings"].get(key) != value:
-            raise UserError(
-                f"the prompts in {folder} were made with {key}={report['settings'].get(key)!r}, this run has {value!r}: "
-                "delete the folder or choose another corpus.path"
-            )
+    report = read_sealed(folder / REPORT, "delete this file to make the list anew")
+    settings = _settings(config, seed)
+    if changed := differences(flatten(report["settings"]), flatten(settings)):
+        raise UserError(
+            f"the prompts in {folder} were made with other settings ({changed}): delete the folder or choose "
+            "another corpus.path"
+        )
     if fingerprint(folder / LIST) != report["sha256"]:
         raise UserError(f"{folder / LIST} is not what {REPORT} says: delete {REPORT} to make the list anew")
     return report
@@ -78,7 +77,7 @@ def make_list(config: CorpusConfig, folder: Path, seed: int) -> dict[str, Any]:
     write_prompts(folder / DROPPED, report.dropped)
     write_prompts(folder / LIST, [{"prompt": prompt} for prompt in report.kept])
     summary = {"settings": _settings(config, seed), "sha256": fingerprint(folder / LIST), **report.summary()}
-    write_json(folder / REPORT, summary)
+    write_sealed(folder / REPORT, summary)
     return summary
 
 
@@ -116,7 +115,7 @@ def _settings(config: CorpusConfig, seed: int) -> dict[str, Any]:
         kept = ("base_url", "model", "temperature")
         settings["llm"] = {name: getattr(config.llm, name) for name in kept}
         settings["llm"]["instruction"] = config.llm.instruction or INSTRUCTION
-    return json.loads(json.dumps(settings))
+    return plain(settings)
 
 
 def _filters_settings(config: CorpusConfig) -> dict[str, Any] | None:
@@ -124,6 +123,5 @@ def _filters_settings(config: CorpusConfig) -> dict[str, Any] | None:
         return None
     settings = asdict(config.filters)
     if config.filters.blocked_file is not None and Path(config.filters.blocked_file).is_file():
-        content = Path(config.filters.blocked_file).read_bytes()
-        settings["blocked_file"] = hashlib.sha256(content).hexdigest()
+        settings["blocked_file"] = hash_file(config.filters.blocked_file)
     return settings

@@ -3,7 +3,7 @@
     .png | .webp                the picture, lossless
     .latent.safetensors         latent [c, h, w] float16: the very one that the picture was decoded from
     .trajectory.safetensors     points [K, c, h, w] float16 on the way there, times [K] float32
-    .json                       index, seed, prompt; score, where a scorer gave one
+    .json                       index, seed, prompt; score, where a scorer gave one; the CRC-32 of every member
 
 Plain webdataset reads them; `.latent.npy` is how corpora of format 1 keep the latent.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +52,19 @@ class Sample:
     times: np.ndarray | None = None
     score: float | None = None
 
+    def members(self, parts: Sequence[str]) -> dict[str, bytes]:
+        """The bytes of every member; the facts hold the CRC-32 of all."""
+        found = {part: self.encode(part) for part in parts if part != FACTS}
+        facts = {"index": self.index, "seed": self.seed, "prompt": self.prompt}
+        facts |= {} if self.score is None else {"score": self.score}
+        checks = {part: zlib.crc32(data) for part, data in found.items()}
+        facts["crc32"] = checks | {FACTS: zlib.crc32(_canonical(facts))}
+        return {part: _canonical(facts) if part == FACTS else found[part] for part in parts}
+
     def encode(self, part: str) -> bytes:
-        """The bytes of the member with this suffix."""
+        """The bytes of the picture or the tensors with this suffix."""
         if part in IMAGES:
             return _encode_image(self.image, part)
-        if part == FACTS:
-            facts = {"index": self.index, "seed": self.seed, "prompt": self.prompt}
-            facts |= {} if self.score is None else {"score": self.score}
-            return json.dumps(facts, ensure_ascii=False).encode()
         if part == OLD_LATENT:
             buffer = io.BytesIO()
             np.save(buffer, self.latent.astype(np.float16), allow_pickle=False)
@@ -68,6 +75,25 @@ class Sample:
             return save({"latent": np.ascontiguousarray(self.latent, np.float16)})
         points, times = np.ascontiguousarray(self.points, np.float16), np.asarray(self.times, np.float32)
         return save({"points": points, "times": times})
+
+
+def _canonical(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, ensure_ascii=False).encode()
+
+
+def decode_facts(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the facts of a sample say, after a look at the CRC-32 of the members at hand (older facts have none).
+
+    Raises:
+        ValueError: a member's bytes are not those that were written.
+    """
+    facts = json.loads(members[FACTS])
+    checks = facts.pop("crc32", {})
+    for part, wanted in checks.items():
+        data = _canonical(facts) if part == FACTS else members.get(part)
+        if data is not None and zlib.crc32(data) != wanted:
+            raise ValueError(f"its {part} has another checksum than it was written with")
+    return facts
 
 
 def _encode_image(image: np.ndarray, part: str) -> bytes:

@@ -13,19 +13,18 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2p.artifacts import hash_file, plain, write_sealed
 from l2p.corpus.manifest import MANIFEST, check_same, drawn, manifest_of, read_manifest
 from l2p.corpus.samples import OLD_PARTS, PARTS, Sample
 from l2p.errors import UserError
-from l2p.files import atomic_path, check_writable, write_json
+from l2p.files import atomic_path, check_writable
 
 _BLOCK = tarfile.BLOCKSIZE
 _SHARDS = "shard-" + "[0-9]" * 6 + ".tar"
@@ -84,7 +83,7 @@ class ShardWriter:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.folder = Path(folder)
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = plain(settings)
         self.shard_size = self.settings["shard_size"]
         self.num_samples, self.parts = num_samples, list(parts)
         self.rank, self.world_size = share
@@ -194,7 +193,7 @@ class ShardWriter:
         if not all(self._has(wanted) for wanted in self._ranges()):
             return False
         own = self.folder / f".manifest-{self.rank}.json"  # a name that no other process writes or removes
-        write_json(own, self._manifest(self._shards))
+        write_sealed(own, self._manifest(self._shards))
         os.replace(own, self.folder / MANIFEST)
         for other in self.folder.glob("manifest-*.json"):
             other.unlink(missing_ok=True)
@@ -202,17 +201,16 @@ class ShardWriter:
 
     def _write_manifest(self) -> None:
         if self.rank == 0:
-            return write_json(self.folder / MANIFEST, self._manifest(self._shards))
+            return write_sealed(self.folder / MANIFEST, self._manifest(self._shards))
         mine = {name: shard for name, shard in self._shards.items() if self._is_mine(name)}
-        write_json(self.folder / f"manifest-{self.rank}.json", self._manifest(mine))
+        write_sealed(self.folder / f"manifest-{self.rank}.json", self._manifest(mine))
 
     def _manifest(self, shards: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return manifest_of(self.settings, self.parts, [shards[name] for name in sorted(shards)])
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, parts: Sequence[str]) -> None:
-    for part in parts:
-        data = sample.encode(part)
+    for part, data in sample.members(parts).items():
         info = tarfile.TarInfo(f"{sample.index:08d}{part}")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
@@ -225,14 +223,6 @@ def _entry(path: Path, name: str, indices: range, dropped: Sequence[tuple[int, f
         "first": indices.start,
         "count": len(indices) - len(dropped),
         "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
+        "sha256": hash_file(path),
     }
     return entry | ({"dropped": [[i, score] for i, score in dropped]} if dropped else {})
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -6,7 +6,6 @@ Sample ``i`` starts from the pixel noise of seed ``seed + i``, seen by the teach
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,13 +86,13 @@ def synthesize(
         settings = {
             "teacher": teacher.name,
             "revision": teacher.revision,
-            "weights": weights_fingerprint(teacher.transformer),
+            "teacher_sha256": teacher.sha256,
             "num_inference_steps": config.num_inference_steps,
             "solver": config.solver,
             "guidance_scale": float(guidance_scale),
             "height": height,
             "width": width,
-            "lift": lift_fingerprint(lift),
+            "lift": lift.sha256,
             "seed": seed,
             "prompts": short_name(config.prompts),
             "prompts_sha256": fingerprint(prompts, seed),
@@ -235,23 +234,6 @@ def check_solver(config: CorpusConfig, teacher_steps: int | None) -> None:
             f"corpus.num_inference_steps={config.num_inference_steps} is more than the teacher's own {teacher_steps} "
             "steps: corpus.solver=adams saves steps; take fewer, or solver=teacher"
         )
-
-
-def lift_fingerprint(lift: Lift) -> str:
-    """Sha256 of a lift's numbers in float32; load the lift that was kept rather than fit it anew."""
-    digest = hashlib.sha256()
-    for value in (lift.basis, lift.scale, lift.offset):
-        digest.update(torch.as_tensor(value).detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def weights_fingerprint(module: torch.nn.Module) -> str:
-    """Sha256 of some values of every tensor of a network: quick at any size, and it changes when a folder's weights do."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        some = value.flatten()[:: max(1, value.numel() // 64)].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(value.shape)}".encode() + some.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from l2p import __version__
+from l2p.artifacts import hash_tensors
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.decoders.sources import Source
 from l2p.errors import UserError
@@ -32,7 +33,7 @@ from l2p.evaluation.latency import paths_latency
 from l2p.evaluation.look import encoder_look
 from l2p.evaluation.memory import peak_memory
 from l2p.evaluation.perceptual import backbone_available
-from l2p.evaluation.references import TeacherPictures, fingerprint, remembered
+from l2p.evaluation.references import TeacherPictures, remembered
 from l2p.evaluation.shown import Shown
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
@@ -120,7 +121,7 @@ def evaluate(
     if with_teacher:
         painters = {"lift": StudentPipeline(lift_student, teacher.text_encoder, dtype), **painters}
     keys = {
-        name: {"weights": fingerprint([*tensors_of(painter.student).values()]), "size": size, "dtype": str(dtype)}
+        name: {"weights": hash_tensors(tensors_of(painter.student)), "size": size, "dtype": str(dtype)}
         | {"steps": painter.student.spec.num_steps, "device": device.type, "noise_generator": pipeline.noise_generator}
         for name, painter in painters.items()
     }  # fmt: skip

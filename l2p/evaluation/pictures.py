@@ -207,7 +207,8 @@ def draw_pictures(
     dtype: str = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Draw a student's pictures for the evaluation as PNG files; those that are there are not drawn again.
+    """Draw a student's pictures for the evaluation as PNG files; those that are there, of the same weights, prompts and
+    settings, are not drawn again.
 
     Returns:
         keyword arguments for :func:`evaluate_pictures`.
@@ -215,11 +216,12 @@ def draw_pictures(
     from rich.console import Console
     from rich.progress import track
 
+    from l2p.artifacts import digest, hash_model, reusable
+    from l2p.corpus.prompts import fingerprint
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
-    from l2p.evaluation.references import fingerprint
     from l2p.images import save_png
     from l2p.recipe import EvaluationConfig
-    from l2p.students.io import read_config, tensors_of
+    from l2p.students.io import read_config
     from l2p.students.origin import recipe_prompts
     from l2p.students.pipeline import load
 
@@ -230,15 +232,23 @@ def draw_pictures(
     first = EVALUATION_SEEDS if is_endless(source) else 0
     texts = prompts_for(source, range(config.seed, config.seed + count), first)
     pipeline = load(student_path, device, dtype)
-    # another student, or the same one after more training, gets a folder of its own
-    folder = Path(folder) / fingerprint([*tensors_of(pipeline.student).values()])
-    missing = [k for k in range(count) if not (folder / f"{k:06d}.png").is_file()]
+    made_from = {
+        "student_sha256": hash_model(student_path),
+        "prompts_sha256": fingerprint(source, first),
+        "first_seed": EVALUATION_SEEDS + config.seed,
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "device": pipeline.device.type,
+    }
+    # another student, other prompts, or the same student after more training, get a folder of their own
+    folder = Path(folder) / digest(made_from)[:16]
+    records = [made_from | {"prompt": text, "number": k} for k, text in enumerate(texts)]
+    missing = [k for k in range(count) if not reusable(folder / f"{k:06d}.png", records[k])]
     starts = range(0, len(missing), config.batch_size)
     for start in track(starts, "drawing", console=Console(stderr=True), disable=not progress):
         some = missing[start : start + config.batch_size]
         seeds = [EVALUATION_SEEDS + config.seed + k for k in some]
         for k, image in zip(some, pipeline.generate([texts[k] for k in some], seeds), strict=True):
-            save_png(np.asarray(image), folder / f"{k:06d}.png")
+            save_png(np.asarray(image), folder / f"{k:06d}.png", records[k])
     rows = [
         {"file_name": f"{k:06d}.png", "prompt": text, "seed": EVALUATION_SEEDS + config.seed + k}
         for k, text in enumerate(texts)

@@ -6,9 +6,8 @@ prompts, seeds), so a rerun or another checkpoint of the student finds them and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from l2p import runtime
+from l2p.artifacts import digest, hash_tensors, say
 from l2p.files import atomic_path
 from l2p.images import Pictures, to_uint8
 from l2p.noise import pixel_noise
@@ -27,8 +27,6 @@ from l2p.side_by_side import shares, side_by_side
 if TYPE_CHECKING:
     from l2p.recipe import TeacherConfig
     from l2p.teachers import Teacher
-
-_SAMPLED = 64  # values of each weight tensor in the fingerprint: reading all of 6 B parameters would take longer than it saves
 
 
 class TeacherPictures:
@@ -52,12 +50,8 @@ class TeacherPictures:
         self.teacher, self.basis, self.config, self.dtype, self.folder = teacher, basis, config, dtype, folder
         self.noise_generator = noise_generator
         self.key = {
-            "teacher": fingerprint([*teacher.transformer.state_dict().values()]),
-            "vae": fingerprint([*teacher.vae.state_dict().values()]),
-            "texts": fingerprint(
-                [x for part in teacher.text_encoder.modules.values() for x in part.state_dict().values()]
-            ),
-            "basis": fingerprint([basis]),
+            "teacher": teacher.sha256,
+            "basis": hash_tensors({"basis": basis}),
             "noise_generator": noise_generator,
             "steps": config.num_inference_steps,
             "guidance": config.guidance_scale,
@@ -138,26 +132,15 @@ def remembered(
     folder: Path, key: dict[str, Any], names: Sequence[str], draw: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Arrays of these names from the file that the key names, or drawn now and kept there."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = folder / f"{digest}.npz"
+    path = folder / f"{digest(key)[:24]}.npz"
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in names}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            path.unlink(missing_ok=True)  # damaged from outside, or of an older version: draw it again
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            path.unlink(missing_ok=True)
+            say(f"{path} is made anew (its bytes are damaged)")
     arrays = draw()
     with atomic_path(path) as partial:
         np.savez_compressed(partial, **arrays)
     return arrays
-
-
-def fingerprint(tensors: Sequence[Tensor]) -> str:
-    """Short hash of shapes and of evenly spaced values."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().flatten()
-        step = max(1, flat.numel() // _SAMPLED)
-        digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(flat[::step].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

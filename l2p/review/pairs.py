@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2p.artifacts import differences, hash_model, read_sealed, reusable, write_sealed
+from l2p.corpus.prompts import fingerprint
 from l2p.errors import UserError, warn
-from l2p.files import check_writable, read_json, write_json
+from l2p.files import check_writable
 from l2p.pairing import pair_folders
 from l2p.picture_folder import PictureFolder, holds_pictures
 
@@ -70,7 +72,7 @@ def read_review(folder: str | Path) -> Review:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} holds no review: start one with l2p review STUDENT --against OTHER")
-    values = read_json(path)
+    values = read_sealed(path, "delete it and start the review anew; the answers are kept")
     try:
         return Review(**{**values, "pairs": [Pair(**pair) for pair in values["pairs"]]})
     except (KeyError, TypeError) as error:
@@ -107,11 +109,14 @@ def prepare(
         "prompts": prompts,
         "num_images": num_images,
     }
+    made_from["student_sha256"], made_from["against_sha256"] = _hash_of(student), _hash_of(against)
+    if prompts is not None:
+        made_from["prompts_sha256"] = fingerprint(prompts)
     if (folder / MANIFEST).is_file():
         review = read_review(folder)
-        if review.made_from != made_from:
+        if changed := differences(review.made_from, made_from):
             raise UserError(
-                f"{folder} holds a review with other settings ({review.made_from}): repeat those, or choose another --out"
+                f"{folder} holds a review with other settings ({changed}): repeat those, or choose another --out"
             )
         return review
     if holds_pictures(student) and holds_pictures(against):
@@ -120,8 +125,23 @@ def prepare(
     else:
         pairs = _draw(folder, student, against, prompts, num_images, device, dtype)
     review = Review(Path(student).name, Path(against).name, pairs, made_from)
-    write_json(folder / MANIFEST, asdict(review))
+    write_sealed(folder / MANIFEST, asdict(review))
     return review
+
+
+def _hash_of(side: str | Path) -> str | None:
+    """What tells one side of a review from others of its name; None for a name on the Hub that is not here."""
+    from l2p.students.named import names_student, resolve_student
+    from l2p.teachers import teacher_sha256
+
+    if holds_pictures(side):
+        return PictureFolder.read(side).sha256
+    if (found := teacher_sha256(side)) is not None:
+        return found
+    try:
+        return hash_model(resolve_student(side)) if names_student(str(side)) else None
+    except UserError:
+        return None  # what is wrong with it is said when it is loaded
 
 
 def _pair_files(a: PictureFolder, b: PictureFolder, num_images: int, prompts: str | None) -> list[Pair]:
@@ -194,13 +214,17 @@ def _draw(
         named = replace(teacher_config(network, against), height=size[0], width=size[1])
         other = teacher_painter(named, pipeline)
     painters = {"a": pipeline.generate, "b": other}
+    hashes = {"a": _hash_of(student), "b": _hash_of(against)}
     paths: dict[str, list[Path]] = {"a": [], "b": []}
     for side, paint in painters.items():
         for k, text in enumerate(texts):
             path = folder / "pictures" / side / f"{k:04d}.png"
-            if not path.is_file():
-                image = paint(text, seeds=EVALUATION_SEEDS + k, height=size[0], width=size[1])[0]
-                save_png(np.asarray(image), path)
+            seed = EVALUATION_SEEDS + k
+            made_from = {"sha256": hashes[side], "beside_sha256": hashes["a"], "prompt": text, "seed": seed}
+            made_from |= {"size": list(size), "dtype": str(pipeline.dtype), "device": pipeline.device.type}
+            if not reusable(path, made_from):
+                image = paint(text, seeds=seed, height=size[0], width=size[1])[0]
+                save_png(np.asarray(image), path, made_from)
             paths[side].append(path.resolve())
     return [
         Pair(f"{k:04d}", text, str(a), str(b))

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 
+from l2p.artifacts import hash_pipeline
 from l2p.errors import UserError
 from l2p.files import read_json
-from l2p.remote import TEXTS, HubName, commit_of, download
+from l2p.remote import TEXTS, HubName, cached_commit, commit_of, download
 from l2p.teachers.chat_template import bound_chat_templates
 from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher
@@ -58,12 +59,14 @@ __all__ = [
     "PromptEncoder",
     "TextEncoder",
     "family_of",
+    "is_local_teacher",
     "license_of",
     "load_teacher",
     "load_text_encoder",
     "published_as",
     "published_configs",
     "resolve",
+    "teacher_sha256",
 ]
 
 
@@ -86,6 +89,21 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
     return download(HubName(name.repo, revision or name.revision), PARTS, ignore=VARIANTS)
+
+
+def is_local_teacher(path: str | Path) -> bool:
+    """Whether a teacher is bundled or a folder here, and no name on the Hub."""
+    return (BUNDLED / str(path) / "model_index.json").is_file() or Path(path).is_dir()
+
+
+def teacher_sha256(path: str | Path, revision: str | None = None) -> str | None:
+    """What tells a teacher from others of its name, without loading or fetching it: the hash of a folder's files, or the
+    commit of one in the Hub's cache; None where it is not here."""
+    for folder in (BUNDLED / str(path), Path(path)):
+        if (folder / "model_index.json").is_file():
+            return hash_pipeline(folder)
+    name = HubName.parse(str(path))
+    return name and cached_commit(HubName(name.repo, revision or name.revision))
 
 
 def load_text_encoder(
@@ -164,9 +182,10 @@ def load_teacher(
         reason = missing_class(index) or (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load the teacher in {folder}: {reason}") from error
     pipeline.to(device)
-    return FAMILIES[class_name](
-        pipeline, name=str(path), revision=commit_of(folder) or revision, license=license_of(folder)
-    )
+    revision = commit_of(folder) or revision
+    teacher = FAMILIES[class_name](pipeline, name=str(path), revision=revision, license=license_of(folder))
+    teacher.folder = folder
+    return teacher
 
 
 def license_of(folder: Path) -> str:

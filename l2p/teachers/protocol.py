@@ -13,12 +13,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from l2p import flow, runtime
+from l2p.artifacts import hash_pipeline, hash_tensors
 from l2p.errors import UserError
 from l2p.patches import patchify, unpatchify
 from l2p.teachers.schedules import solver_of
@@ -134,6 +136,7 @@ class Teacher(ABC):
         name: folder or Hub name it was loaded from.
         revision: commit on the Hub, if any.
         license: SPDX name where the folder tells it, else "unknown".
+        folder: where it was loaded from; None for one that was built in memory.
         transformer: the network behind ``velocity`` (a U-Net in two families).
         vae: diffusers' autoencoder; its encoder's features compare pictures.
         gives_score: whether ``velocity`` is that of a flow, and so holds the score of noisy latents. A family of
@@ -146,6 +149,7 @@ class Teacher(ABC):
     published: ClassVar[tuple[Published, ...]]
     denoiser_class: ClassVar[str]  # diffusers' class of ``transformer``
     scheduler: Any = None  # diffusers' own; it knows the times, and which solver walks them
+    folder: Path | None = None
 
     def __init__(self, pipeline, name: str, revision: str | None = None, license: str = "unknown") -> None:
         self.name, self.revision, self.license = name, revision, license
@@ -162,6 +166,16 @@ class Teacher(ABC):
         self.device = self.transformer.device
         self.geometry = self.read_geometry()
         self._empty: Conditioning | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that shapes what this teacher generates: the folder's files, or the weights in memory."""
+        if self.folder is not None:
+            return hash_pipeline(self.folder)
+        parts = {"transformer": self.transformer, "vae": self.vae}
+        return hash_tensors(
+            {f"{n}.{k}": v for n, part in parts.items() for k, v in part.state_dict().items()}
+        )
 
     @classmethod
     def new_text_encoder(cls, pipeline) -> PromptEncoder:
@@ -257,7 +271,7 @@ class Teacher(ABC):
     def with_transformer(self, transformer: nn.Module) -> Teacher:
         """This teacher with another network of the same kind behind ``velocity``; all else is shared."""
         other = copy.copy(self)
-        other.transformer = transformer
+        other.transformer, other.folder = transformer, None
         return other
 
     @abstractmethod

@@ -26,7 +26,7 @@ from l2p.files import check_writable, write_text
 from l2p.locks import InUse, locked
 from l2p.recipe import REQUIRED, Recipe, check_trust, load_recipe
 from l2p.training import distill
-from l2p.training.progress import CONSOLE
+from l2p.training.engine.progress import CONSOLE
 from l2p.training.run_folder import RunFolder
 
 # What a table shows: column -> (key in a painter's figures, digits).
@@ -183,9 +183,10 @@ def _add(out: Path, rows: Sequence[dict[str, str]], config: AblationRecipe) -> N
 
 def _share(task: Task, out: Path) -> None:
     """Take the first stages over from runs of other rows that had the same, so that none is trained twice."""
-    own = RunFolder(task.recipe.output_dir, asdict(task.recipe))
+    own = RunFolder(task.recipe.output_dir, asdict(task.recipe), distill.inputs_of(task.recipe))
     others = [RunFolder(path.parent, {}) for path in sorted(out.glob(f"*-{task.seed}/recipe.yaml"))]
     with own.locked():
+        own.claim()
         for stage in SHARED:
             for other in others:
                 if other.path != own.path and own.take_over(stage, other):

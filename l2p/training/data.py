@@ -160,7 +160,7 @@ class DistillDataModule(pl.LightningDataModule):
         held_out: int = 0,
         shares: Sequence[Share] = (WHOLE,),
         *,
-        noise: PairNoise,
+        noise: PairNoise | None,
     ):
         super().__init__()
         self.dataset, self.teacher, self.batch_size, self.noise = dataset, teacher, batch_size, noise

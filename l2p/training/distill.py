@@ -10,32 +10,34 @@ import errno
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from l2p import processes, runtime
+from l2p.artifacts import hash_file, hash_model
 from l2p.corpus import check_solver, prompts_for
+from l2p.corpus.prompts import fingerprint as prompts_fingerprint
 from l2p.errors import UserError
 from l2p.evaluation.clip import check_clip
 from l2p.files import atomic_path, read_json, remove, write_text
 from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
+from l2p.remote import HubName, cached_commit
 from l2p.seeds import SEEDS, check_seeds
 from l2p.students.lora import check_peft
-from l2p.training import stages
+from l2p.teachers import teacher_sha256
 from l2p.training.advice import advised
 from l2p.training.data import shares_of
-from l2p.training.fit import check_loggers
+from l2p.training.engine.loggers import check_loggers
+from l2p.training.engine.progress import CONSOLE
+from l2p.training.engine.sharded import load_checkpoint
 from l2p.training.preflight import check_build
-from l2p.training.progress import CONSOLE
-from l2p.training.run_folder import STAGES, RunFolder
-from l2p.training.sharded import load_checkpoint
-from l2p.training.stages import Run
+from l2p.training.run_folder import RunFolder
+from l2p.training.stages import STAGES, TRAINING, Run
 
-TRAINING = ("transfer", "one_step", "match")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -45,8 +47,8 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
     Of several processes (see `l2p.processes`) all train, and the first does the rest while the others wait.
 
     Args:
-        resume: "auto" goes on where the folder stands; "never" removes what earlier runs left and starts anew;
-            a path goes on from that checkpoint and redoes what came after it.
+        resume: "auto" goes on where the folder stands; "never" removes what earlier runs left and starts anew; the name
+            of a stage redoes it and what came after it; a path goes on from that checkpoint and redoes what came after.
         progress: bars and a line a stage on stderr; warnings are printed in any case.
 
     Returns:
@@ -62,7 +64,7 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
     for source in (recipe.corpus.prompts, recipe.evaluation.prompts):
         if source is not None:  # before a teacher of many gigabytes is fetched
             prompts_for(source, range(1))
-    folder = RunFolder(recipe.output_dir, asdict(recipe))
+    folder = RunFolder(recipe.output_dir, asdict(recipe), inputs_of(recipe))
     here = processes.place()
     runtime.setup(
         recipe.threads or (None if here.size == 1 else runtime.threads_of(here.local_size)), recipe.seed
@@ -100,7 +102,7 @@ def check(recipe: Recipe) -> None:
 def check_stages(recipe: Recipe) -> None:
     """What of `check` asks nothing of this machine: a plan is made where the run's packages need not be."""
     for name in TRAINING:
-        config = getattr(recipe, name)
+        config = STAGES[name].config(recipe)
         if config.enabled:
             try:
                 check_combinations(config, recipe)
@@ -117,7 +119,9 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
     """What `run` would do, without doing it: a row a stage with `stage`, `state` (done, started, new, off), `work`."""
     check(recipe)
     check_build(recipe)
-    folder = RunFolder(recipe.output_dir, asdict(recipe))
+    folder = RunFolder(recipe.output_dir, asdict(recipe), inputs_of(recipe, fetch=False))
+    folder.check_ours()
+    folder.pinned_teacher(recipe.teacher.path, recipe.teacher.revision, fetch=False)
     work = {
         "lift": f"fit on {recipe.lift.num_images} pictures",
         "corpus": f"{recipe.corpus.num_pairs} pairs of {recipe.corpus.num_inference_steps} teacher steps",
@@ -125,15 +129,18 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
         "evaluation": f"{recipe.evaluation.num_images} pictures of each path",
     }
     rows = []
+    done = folder.done(
+        [name for name, stage in STAGES.items() if stage.enabled(recipe)], TRAINING, ("student",)
+    )
     for stage in STAGES:
-        config = getattr(recipe, stage, None)
         if stage in TRAINING:
+            config = STAGES[stage].config(recipe)
             terms = " + ".join(check_objectives(config.objectives)) if config.enabled else ""
             work[stage] = f"{config.steps} steps of {config.batch_size} pictures, {terms}"
         started = bool(folder.checkpoints(stage))
-        state = "done" if folder.summary(stage) else "started" if started else "new"
+        state = "done" if done.get(stage) else "started" if started else "new"
         rows.append(
-            {"stage": stage, "state": state if _enabled(recipe, stage) else "off", "work": work[stage]}
+            {"stage": stage, "state": state if STAGES[stage].enabled(recipe) else "off", "work": work[stage]}
         )
     return rows
 
@@ -141,18 +148,25 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
 def _run(context: Run, resume: str) -> dict[str, Any]:
     recipe, folder = context.recipe, context.folder
     started_at = time.monotonic()
-    enabled = [stage for stage in STAGES if _enabled(recipe, stage)]
+    enabled = [name for name, stage in STAGES.items() if stage.enabled(recipe)]
 
-    def prepare() -> dict[str, Any]:
+    def prepare() -> tuple[dict[str, Any], str | None]:
+        folder.claim()
         if resume == "never":
             folder.clear()
-        elif resume != "auto":
+        commit = folder.pinned_teacher(recipe.teacher.path, recipe.teacher.revision)
+        if resume in STAGES:
+            _go_back_to_stage(resume, folder)
+        elif resume not in ("auto", "never"):
             _go_back_to(Path(resume), folder, recipe)
-        found = {stage: folder.summary(stage) for stage in enabled}
+        found = folder.done(enabled, TRAINING, ("student",))
         _save_recipe(folder)
-        return found
+        return found, commit
 
-    summaries = processes.from_first(prepare)
+    summaries, commit = processes.from_first(prepare)
+    if commit is not None:
+        folder.inputs["teacher.sha256"] = commit  # in all processes
+        context.recipe = recipe = replace(recipe, teacher=replace(recipe.teacher, revision=commit))
     previous: str | None = None
     for stage in enabled:
         if summaries[stage] is not None:
@@ -168,18 +182,61 @@ def _run(context: Run, resume: str) -> dict[str, Any]:
         "output_dir": str(folder.path),
         "student": str(folder.path / "student"),
         "report": str(folder.path / "report.html"),
-        "metrics": read_json(folder.path / "metrics.json"),
+        "metrics": _metrics(folder.path / "metrics.json"),
         "stages": summaries,
         "warnings": [warning for summary in summaries.values() for warning in summary["warnings"]],
         "seconds": round(time.monotonic() - started_at, 1),
     }
 
 
+def inputs_of(recipe: Recipe, fetch: bool = True) -> dict[str, str | None]:
+    """Hashes of the files, folders and models that a recipe names, by the key that names them.
+
+    Args:
+        fetch: whether prompts on the Hub may be fetched to be hashed; else they are None.
+    """
+    prompts = {"corpus.prompts": recipe.corpus.prompts, "evaluation.prompts": recipe.evaluation.prompts}
+    head, filters = recipe.student.head.pretrained, recipe.corpus.filters
+    clip = recipe.evaluation.clip
+    hub = None if clip is None or Path(clip).is_dir() else HubName.parse(clip)
+    found = {
+        "teacher": teacher_sha256(recipe.teacher.path, recipe.teacher.revision),
+        **{
+            key: prompts_fingerprint(source)
+            for key, source in prompts.items()
+            if source is not None and (fetch or not source.startswith("hub:"))
+        },
+        "student.head.pretrained": hash_model(head) if head and Path(head).is_dir() else None,
+        "corpus.filters.blocked_file": _hash_if_there(filters and filters.blocked_file),
+        "evaluation.clip": hash_model(clip) if clip and hub is None else hub and cached_commit(hub),
+    }
+    return {f"{key}.sha256": value for key, value in found.items() if value is not None}
+
+
+def _hash_if_there(path: str | None) -> str | None:
+    return hash_file(path) if path and Path(path).is_file() else None
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}: delete this file and run again") from None
+
+
+def _go_back_to_stage(stage: str, folder: RunFolder) -> None:
+    """Forget a stage and all that came after it: they are done anew, on what came before."""
+    folder.forget_from(stage)
+    for later in folder.stages[folder.stages.index(stage) :]:
+        for path in folder.checkpoints(later):
+            remove(path)
+
+
 def _go_back_to(checkpoint: Path, folder: RunFolder, recipe: Recipe) -> None:
     """Make a checkpoint the present one of its stage, and forget that stage's end and all that came after."""
     tag = load_checkpoint(checkpoint, only=())["l2p"]
     stage = tag["stage"]
-    if not _enabled(recipe, stage):
+    if not STAGES[stage].enabled(recipe):
         raise UserError(
             f"{checkpoint} is of the {stage} stage, which this recipe turns off ({stage}.enabled=false)"
         )
@@ -204,26 +261,16 @@ def _work(context: Run, stage: str, previous: str | None) -> dict[str, Any]:
     Returns:
         the stage's summary.
     """
-    started = time.monotonic()
+    started, work = time.monotonic(), STAGES[stage]
 
     def finish(figures: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
         seconds = max(time.monotonic() - started, figures.get("seconds", 0.0))
         return context.folder.finish(stage, seconds, figures, warnings)
 
-    if stage in TRAINING:
-        trained = stages.train(context, stage, previous, context.latest(stage))
+    if work.trains:
+        trained = work.run(context, previous)
         return processes.from_first(lambda: finish(*trained))
-    work = {
-        "lift": stages.fit_the_lift,
-        "corpus": stages.draw_the_corpus,
-        "student": lambda run: stages.write_the_student(run, previous),
-        "evaluation": stages.evaluate_the_student,
-    }[stage]
-    return processes.from_first(lambda: finish(*work(context)))
-
-
-def _enabled(recipe: Recipe, stage: str) -> bool:
-    return stage not in TRAINING or getattr(recipe, stage).enabled
+    return processes.from_first(lambda: finish(*work.run(context, previous)))
 
 
 def _save_recipe(folder: RunFolder) -> None:

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2p import runtime
+from l2p.artifacts import hash_model
 from l2p.config import Count, DTypeName, Int, Seed, Text, Threads, Weight, config
 from l2p.errors import UserError
 from l2p.files import write_json
 from l2p.images import Pictures, labelled_grid, save_png, to_uint8
-from l2p.locks import holding_output_dir
 from l2p.noise import pixel_noise
 from l2p.objectives.energy import energy_distance
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
@@ -44,10 +44,11 @@ from l2p.students.io import load_student, save_student
 from l2p.students.named import resolve_student
 from l2p.students.pipeline import load_texts
 from l2p.students.student import PixelStudent
-from l2p.teachers import load_teacher
+from l2p.teachers import load_teacher, teacher_sha256
 from l2p.teachers.text import PromptEncoder
+from l2p.training.engine.task import OptimConfig, Task, run_task, scaled
 from l2p.training.grow_data import Batches, GrowPictures, check_sizes
-from l2p.training.loop import OptimConfig, fit
+from l2p.training.run_folder import NO_EFFECT, TrainingFolder
 
 EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1, 1]
 
@@ -91,7 +92,6 @@ class GrowRecipe:
         check_seeds("grown student", self.pictures.first_scene, scenes, "pictures.first_scene")
 
 
-@holding_output_dir
 def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     """Grow, train, save; returns the folder of the grown student.
 
@@ -99,7 +99,33 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
         UserError: sizes that are no multiples of 8, a student that cannot grow so, or a checkpoint of other settings.
     """
     sizes = check_sizes(recipe.pictures.sizes)
-    folder = Path(recipe.output_dir)
+    folder = GrowFolder(recipe.output_dir, asdict(recipe), inputs_of(recipe))
+    with folder.locked():
+        folder.claim()
+        if not resume:
+            folder.clear()
+        return _run(recipe, folder, sizes)
+
+
+class GrowFolder(TrainingFolder):
+    """The folder of one growth."""
+
+    kind = "grow"
+    stages = ("grow",)
+    # more steps go on where fewer ended; the rest changes what is kept, or how it is computed
+    no_effect = (*NO_EFFECT, "steps", "preview_images", "gradient_checkpointing", "band_height")
+    owned = ("grow.json",)
+
+
+def inputs_of(recipe: GrowRecipe) -> dict[str, str | None]:
+    """Hashes of what the recipe names, by its keys."""
+    return {
+        "student.sha256": hash_model(resolve_student(recipe.student)),
+        "teacher.sha256": teacher_sha256(recipe.teacher),
+    }
+
+
+def _run(recipe: GrowRecipe, folder: GrowFolder, sizes: list[tuple[int, int]]) -> Path:
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
@@ -107,7 +133,9 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     small = load_student(source, device).float()
     small.check_lifted("grown")
     texts = load_texts(source, small.spec, device)
-    teacher = load_teacher(recipe.teacher, device=device, dtype=runtime.frozen_dtype(device, dtype))
+    teacher = load_teacher(
+        recipe.teacher, folder.pinned_teacher(recipe.teacher), device, runtime.frozen_dtype(device, dtype)
+    )
     torch.manual_seed(recipe.seed)  # of the detail's first weights
     student = grow(small, recipe.factor, {key: getattr(recipe.head, key) for key in DETAIL}).train()
     student.set_gradient_checkpointing(recipe.gradient_checkpointing)
@@ -117,8 +145,8 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     batches = Batches(recipe, sizes, student, teacher, device, dtype)
     distance = EncoderDistance(EncoderFeatures(teacher)) if recipe.terms.perceptual else None
 
-    def loss(step: int) -> dict[str, Tensor]:
-        x, given = batches.batch(step)
+    def loss(batch: tuple[Tensor, tuple]) -> dict[str, Tensor]:
+        x, given = batch
         with runtime.autocast(device, dtype):
             drawn = student(*given[:3], draft=given[3])
             return terms(drawn.float(), x, recipe.terms, recipe.head.fine_patch, distance)
@@ -128,12 +156,14 @@ def run(recipe: GrowRecipe, resume: bool = True) -> Path:
     def preview(network: nn.Module, path: Path) -> None:
         show(network, texts, recipe, examples, dtype, path)
 
-    seconds = fit(student, loss, recipe.optim, folder, "grow", preview, resume)
+    folder.inputs["pictures.photos.sha256"] = batches.photos_sha256
+    task = Task(student, recipe.optim, loss, batches.batch, preview)
+    seconds = run_task(task, folder, "grow", device, scaled(dtype))
     extra = {"recipe": asdict(recipe), "stage": "grow"}
     student.spec.height, student.spec.width = sizes[0]
-    save_student(student, folder / "student", text_encoder=texts, extra=extra)
-    write_json(folder / "grow.json", {"seconds": round(seconds, 1), "steps": recipe.optim.steps})
-    return folder / "student"
+    save_student(student, folder.path / "student", text_encoder=texts, extra=extra)
+    write_json(folder.path / "grow.json", {"seconds": round(seconds, 1), "steps": recipe.optim.steps})
+    return folder.path / "student"
 
 
 def _bands(recipe: GrowRecipe) -> int | None:

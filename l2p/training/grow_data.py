@@ -6,6 +6,7 @@ The batch of a step is a function of seed and step alone, so that a run which st
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2p import flow, runtime
+from l2p.artifacts import SAMPLE, digest
 from l2p.config import Fraction, PictureSize, SamplingSteps, Seed, Text, Weight, config
 from l2p.corpus.photos import Photos
 from l2p.errors import UserError
@@ -84,6 +86,15 @@ class Batches:
         )
         self.photo_share = config.photo_share if config.photos else 0.0
         self._order: tuple[int, list[int]] = (-1, [])  # of the photographs, and in which of their epochs
+
+    @property
+    def photos_sha256(self) -> str | None:
+        """Hash of the photographs' names, captions, sizes and first bytes."""
+        if self.photos is None:
+            return None
+        first = [hashlib.sha256(photo.read(SAMPLE)).hexdigest() for photo in self.photos.photos]
+        told = [[photo.name, photo.caption, photo.size] for photo in self.photos.photos]
+        return digest([told, first])
 
     @torch.no_grad()
     def batch(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Any, Tensor]]:

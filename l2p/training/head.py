@@ -34,7 +34,6 @@ from l2p.evaluation.fidelity import psnr
 from l2p.files import atomic_path, write_json
 from l2p.landscapes import load_world
 from l2p.lift import fit_readout, neighbourhoods
-from l2p.locks import holding_output_dir
 from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, squared_distance, step_distance
 from l2p.patches import patchify
@@ -42,8 +41,9 @@ from l2p.recipe import HeadConfig
 from l2p.students.build import head_config
 from l2p.students.heads import PatchHead
 from l2p.students.heads.pretrained import FOLDER, cut_core, save_head
-from l2p.teachers import Teacher, load_teacher
-from l2p.training.loop import OptimConfig, fit
+from l2p.teachers import Teacher, load_teacher, teacher_sha256
+from l2p.training.engine.task import OptimConfig, Task, run_task, scaled
+from l2p.training.run_folder import NO_EFFECT, TrainingFolder
 from l2p.training.teacher import PicturesConfig, encode_pictures, render_pictures
 
 EDGE = 1e-3  # where a distance turns from squared to absolute
@@ -78,27 +78,48 @@ class HeadRecipe:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon"))
 
 
-@holding_output_dir
 def run(recipe: HeadRecipe, resume: bool = True) -> Path:
-    """Train; returns the folder of the finished head."""
-    folder = Path(recipe.output_dir)
+    """Train; returns the folder of the finished head.
+
+    Raises:
+        UserError: a folder of something else, or with ``resume`` a training of other settings.
+    """
+    folder = HeadFolder(recipe.output_dir, asdict(recipe), {"teacher.sha256": teacher_sha256(recipe.teacher)})
+    with folder.locked():
+        folder.claim()
+        if not resume:
+            folder.clear()
+        return _run(recipe, folder)
+
+
+class HeadFolder(TrainingFolder):
+    """The folder of one head's training."""
+
+    kind = "train-head"
+    stages = ("head",)
+    no_effect = (*NO_EFFECT, "steps")  # more steps go on where fewer ended
+
+
+def _run(recipe: HeadRecipe, output: HeadFolder) -> Path:
+    folder = output.path
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
     precision = partial(runtime.autocast, device, dtype)
-    teacher = load_teacher(recipe.teacher, device=device)
+    teacher = load_teacher(recipe.teacher, output.pinned_teacher(recipe.teacher), device)
     teacher.vae.requires_grad_(False)
     config = head_config(recipe.head, teacher.geometry)
     pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads)
-    latents = encode_pictures(teacher.vae, pictures, folder / "latents.npy", device, precision)
+    latents = encode_pictures(teacher.vae, pictures, recipe.pictures, folder / "latents.npy", device, dtype)
     torch.manual_seed(recipe.seed)
     head = new_head(recipe, config, teacher, pictures, latents).to(device)
     distance = EncoderDistance(EncoderFeatures(teacher))
     loss = partial(_loss, recipe, head, teacher, pictures, latents, precision, distance)
-    seconds = fit(head, loss, recipe.optim, folder, "head", _preview(recipe, teacher, precision), resume)
+    task = Task(head, recipe.optim, loss, preview=_preview(recipe, teacher, precision))
+    seconds = run_task(task, output, "head", device, scaled(dtype))
     with atomic_path(folder / FOLDER) as out:
         save_head(head, out, config, torch.float16)
-        shutil.copyfile(folder / "head.csv", out / "head-log.csv")
+        shutil.copyfile(output.log("head"), out / "head-log.csv")
         write_json(out / "training.json", {"seconds": round(seconds), "recipe": asdict(recipe)})
     return folder / FOLDER
 

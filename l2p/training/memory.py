@@ -40,9 +40,9 @@ from l2p.students.presets import own_core
 from l2p.students.student import PixelStudent
 from l2p.teachers import BUNDLED, FAMILIES, Conditioning, Teacher
 from l2p.training.data import RAM_BUDGET
-from l2p.training.ema import EMA
+from l2p.training.engine.ema import EMA
+from l2p.training.engine.strategies import repeating
 from l2p.training.optim import build_optimizer
-from l2p.training.strategies import repeating
 
 
 class LiveBytes(TorchDispatchMode):

@@ -7,10 +7,9 @@ The teacher and the frozen helpers of objectives never enter `state_dict`, so a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +19,10 @@ from l2p.objectives.base import WHOLE, Batch, Share, StepContext
 from l2p.recipe import StageConfig
 from l2p.training.critics import Critics
 from l2p.training.data import step_generator
-from l2p.training.optim import build_optimizer, build_schedule
+from l2p.training.engine.module import StepModule
 
 
-class DistillModule(pl.LightningModule):
+class DistillModule(StepModule):
     """Trains `student` against the sum of weighted objectives.
 
     Args:
@@ -33,6 +32,8 @@ class DistillModule(pl.LightningModule):
         stage, seed: with the step number, what every random number depends on.
         shares: the parts of a step's batch that come one after the other, their gradients added up.
     """
+
+    network_name = "student"
 
     def __init__(
         self,
@@ -45,21 +46,17 @@ class DistillModule(pl.LightningModule):
         seed: int,
         shares: Sequence[Share] = (WHOLE,),
     ):
-        super().__init__()
+        super().__init__(config, stage)
         self.student, self.objectives, self.shares = student, objectives, shares
         # DDP looks after the student; the critics bring their own gradients to the mean.
         self._ddp_params_and_buffers_to_ignore = [
             f"objectives.{name}" for name, _ in (*objectives.named_parameters(), *objectives.named_buffers())
         ]
         self._foreign = {"teacher": teacher, "lift": lift}  # in a dictionary, so that nothing is registered
-        self.config, self.stage_name, self.seed = config, stage, seed
-        self.terms: dict[str, Tensor] = {}
+        self.seed = seed
         self._critics_state: dict[str, Any] | None = (
             None  # of a checkpoint, until the module is on its device
         )
-
-    def configure_model(self) -> None:
-        """The student comes as it is to be trained, sharded where that is asked for: nothing is left to do."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         step, part = self.global_step, batch_idx % len(self.shares)
@@ -85,8 +82,6 @@ class DistillModule(pl.LightningModule):
         if part:  # the mean over the parts so far
             terms = {name: self.terms[name] + (terms[name] - self.terms[name]) / (part + 1) for name in terms}
         self.terms = terms
-        if self.trainer.loggers and part == len(self.shares) - 1:
-            self.log_dict(self.terms, batch_size=len(batch.images), rank_zero_only=True)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -94,11 +89,7 @@ class DistillModule(pl.LightningModule):
         self.critics = Critics(self.objectives.items(), self.config.gradient_clip)
         if self._critics_state is not None:
             self.critics.load_state_dict(self._critics_state)
-        optimizer = build_optimizer(
-            self.student, self.config.optimizer, self.config.learning_rate, self.config.weight_decay
-        )
-        self.schedule = build_schedule(optimizer, self.config.steps, self.config.warmup_steps)
-        return optimizer
+        return super().configure_optimizers()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["critics"] = self.critics.state_dict()
@@ -107,24 +98,3 @@ class DistillModule(pl.LightningModule):
         if any("param_groups" not in state for state in checkpoint["optimizer_states"]):
             raise UserError("the checkpoint is of an older version's optimizer: rerun with --resume never")
         self._critics_state = checkpoint["critics"]
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Weights of the student, and whatever else trains: a frozen network can always be loaded again."""
-        state = super().state_dict(*args, **kwargs)
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {
-            name: value for name, value in state.items() if name.startswith("student.") or name in trainable
-        }
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Strict in what `state_dict` holds. Raises UserError for the state of another network."""
-        own = self.state_dict()
-        odd = sorted(own.keys() ^ state_dict.keys())
-        odd += [name for name in own.keys() & state_dict.keys() if own[name].shape != state_dict[name].shape]
-        if odd:
-            raise UserError(
-                f"the checkpoint is of another student ({odd[0]} differs): rerun with --resume never"
-            )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)

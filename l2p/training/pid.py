@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 
 from l2p import flow, runtime
+from l2p.artifacts import hash_model
 from l2p.config import (
     Count,
     DTypeName,
@@ -38,22 +39,24 @@ from l2p.images import Pictures, from_uint8
 from l2p.landscapes import caption, load_world
 from l2p.objectives import build_objectives, check_objectives
 from l2p.objectives.base import Batch
+from l2p.picture_folder import PictureFolder
 from l2p.recipe import REQUIRED, HeadConfig, LoggingConfig, StageConfig
 from l2p.runtime import autocast
 from l2p.seeds import SEEDS
-from l2p.teachers import Teacher, load_teacher
-from l2p.training.fit import fit
+from l2p.teachers import Teacher, load_teacher, teacher_sha256
+from l2p.training.engine.checkpoints import check_tag, load_averaged
+from l2p.training.engine.fit import PRECISION, Job, fit
+from l2p.training.engine.loggers import extra_loggers
 from l2p.training.held_out import HeldOut
+from l2p.training.module import DistillModule
 from l2p.training.pid_data import NoiseConfig, PidDataModule, PidDataset, encode_versions, folder_pictures
-from l2p.training.run_folder import RunFolder, changes, flatten
-from l2p.training.stages import load_averaged
+from l2p.training.run_folder import NO_EFFECT, TrainingFolder
 from l2p.training.teacher import PicturesConfig, render_pictures
 
 FIRST_SCENE = SEEDS["decoder"].start
 HELD_OUT = SEEDS["decoder held-out"].start
 STAGES = ("flow", "few_step", "one_step", "polish")
 OBJECTIVES = ("flow", "latents", "pairs", "adversarial", "drift", "color", "energy", "spectrum")
-NO_EFFECT = ("checkpoint_every", "preview_every")
 
 
 @config
@@ -117,44 +120,29 @@ class PidRecipe:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 
-class PidFolder(RunFolder):
+class PidFolder(TrainingFolder):
     """The folder of one decoder; a stage depends on the whole recipe but for what comes after it."""
 
-    def settings(self, stage: str) -> dict[str, Any]:
-        later = STAGES[STAGES.index(stage) + 1 :]
-        flat = flatten(self.recipe)
-        return {
-            key: value
-            for key, value in flat.items()
-            if key.split(".")[0]
-            not in (*later, "output_dir", "name", "logging", "threads", "device", "preview_images")
-            and key.split(".")[-1] not in NO_EFFECT
-        }
-
-    def check_settings(self, stage: str, before: dict[str, Any]) -> None:
-        if changed := changes(before, self.settings(stage)):
-            raise UserError(
-                f"{self.path} has its {stage} stage with other settings ({changed}): "
-                "choose another output_dir, or start anew with --resume never"
-            )
+    kind = "train-pid"
+    stages = STAGES
+    no_effect = (*NO_EFFECT, "preview_images")
 
 
 @dataclass
 class PidRun:
-    """One training under way; what :func:`l2p.training.fit.fit` asks for."""
+    """One training under way: recipe, folder, device, and what its stages share."""
 
     recipe: PidRecipe
     folder: PidFolder
     device: torch.device
     dtype: torch.dtype
     progress: bool = True
-    lift: None = None
-    strategy: str = "one"  # process
 
     @cached_property
     def teacher(self) -> Teacher:
         dtype = runtime.frozen_dtype(self.device, self.dtype)
-        return load_teacher(self.recipe.teacher, device=self.device, dtype=dtype)
+        name = self.recipe.teacher
+        return load_teacher(name, self.folder.pinned_teacher(name), self.device, dtype)
 
     @cached_property
     def _pictures(self) -> tuple[Pictures, list[str]]:
@@ -189,7 +177,23 @@ class PidRun:
     def latents(self) -> torch.Tensor:
         config, scale = self.recipe.pictures, self.recipe.student.scale
         path, first = self.folder.path / "latents.npy", None if config.folder else config.first_seed
-        return encode_versions(self.teacher, self.pictures, scale, first, self.dtype, path, config.world)
+        return encode_versions(
+            self.teacher,
+            self.pictures,
+            scale,
+            first,
+            self.dtype,
+            path,
+            config.world,
+            self._pictures_sha256,
+        )
+
+    @property
+    def _pictures_sha256(self) -> str:
+        config = self.recipe.pictures
+        if config.folder is None:
+            return load_world(config.world).fingerprint(config.height, config.width)
+        return PictureFolder.read(config.folder).sha256
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -293,6 +297,16 @@ def check(recipe: PidRecipe) -> None:
             raise UserError(f"{stage}: {error}") from None
 
 
+def inputs_of(recipe: PidRecipe) -> dict[str, str | None]:
+    """Hashes of what the recipe names, by its keys."""
+    weights, pictures = recipe.student.weights, recipe.pictures.folder
+    return {
+        "teacher.sha256": teacher_sha256(recipe.teacher),
+        "student.weights.sha256": weights and hash_model(find_decoder(weights)),
+        "pictures.folder.sha256": pictures and PictureFolder.read(pictures).sha256,
+    }
+
+
 def run(recipe: PidRecipe, resume: bool = True, progress: bool = True) -> Path:
     """Train every enabled stage, from wherever an earlier run stopped; returns the folder of the decoder.
 
@@ -304,24 +318,22 @@ def run(recipe: PidRecipe, resume: bool = True, progress: bool = True) -> Path:
     device = runtime.pick_device(recipe.device)
     context = PidRun(
         recipe,
-        PidFolder(recipe.output_dir, asdict(recipe)),
+        PidFolder(recipe.output_dir, asdict(recipe), inputs_of(recipe)),
         device,
         runtime.pick_dtype(recipe.dtype, device),
         progress,
     )
     folder, previous = context.folder, None
     with folder.locked():
+        folder.claim()
         if not resume:
-            for stage in STAGES:
-                folder.marker(stage).unlink(missing_ok=True)
-                folder.checkpoint(stage).unlink(missing_ok=True)
-                folder.log(stage).unlink(missing_ok=True)
+            folder.clear()
+        folder.pinned_teacher(recipe.teacher)
         seconds: dict[str, float] = {}
-        for stage in STAGES:
-            config: PidStage = getattr(recipe, stage)
-            if not config.enabled:
-                continue
-            summary = folder.summary(stage) or _train(context, stage, config, previous)
+        enabled = [stage for stage in STAGES if getattr(recipe, stage).enabled]
+        done = folder.done(enabled, enabled)
+        for stage in enabled:
+            summary = done[stage] or _train(context, stage, getattr(recipe, stage), previous)
             seconds[stage], previous = summary["figures"]["seconds"], stage
         student = context.trained(previous)
         start = recipe.student.weights
@@ -345,15 +357,28 @@ def _train(context: PidRun, stage: str, config: PidStage, previous: str | None) 
         objectives = build_objectives(config.objectives, teacher=context.teacher, lift=None)
     before = context.held_out.measure(student, config.num_steps)
     path = folder.checkpoint(stage)
-    figures = fit(
-        context,
-        stage,
-        config,
-        student.train(),
-        objectives,
-        config.num_steps,
-        path if path.is_file() else None,
+    data = context.data(stage, config)
+    module = DistillModule(
+        student.train(), context.teacher, None, objectives, config, stage, context.recipe.seed, data.shares
     )
+    resume_from = path if path.is_file() else None
+    if resume_from is not None:
+        check_tag(folder, stage, resume_from)
+    job = Job(
+        folder,
+        stage,
+        context.device,
+        PRECISION[context.dtype],
+        accumulate=config.accumulate,
+        preview=lambda step: context.held_out.show(student, [config.num_steps], folder.preview(stage, step))[
+            0
+        ],
+        preview_every=config.preview_every,
+        loggers=extra_loggers(context.recipe.logging, folder.path, context.recipe.name, stage),
+        progress=context.progress,
+        resume_from=resume_from,
+    )
+    figures = fit(module, data, job)
     load_averaged(student, path)
     after = context.held_out.show(
         student.to(context.device), [config.num_steps], folder.grid(stage), "decoder"

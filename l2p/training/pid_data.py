@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from l2p import flow
+from l2p.artifacts import hash_tensors, recorded, reusable
 from l2p.config import Fraction, config
 from l2p.decoders.pid import LatentConditioning, PidSpec
 from l2p.errors import UserError, warn
-from l2p.files import atomic_path, read_json, write_json
 from l2p.images import Pictures, from_uint8, read_picture
 from l2p.landscapes import load_world
 from l2p.objectives.base import Batch
@@ -60,13 +60,11 @@ def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[
         warn(f"{listed.path}: {', '.join(notes)}")
     captions = [known.get(file, "") for file in files]
     shape = (len(files), height, width, 3)
-    listing = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    listed_at = path.with_suffix(".files.json")
-    if not path.is_file():
+    made_from = {"files_sha256": listed.sha256, "height": height, "width": width}
+    if not reusable(path, made_from):
         from PIL import Image, ImageOps
 
-        write_json(listed_at, listing)
-        with atomic_path(path) as partial:
+        with recorded(path, made_from) as partial:
             kept = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
             for place, file in zip(kept, files, strict=True):
                 image = Image.fromarray(read_picture(file))
@@ -76,12 +74,7 @@ def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[
                     )
                 place[:] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
             kept.flush()
-    pictures = np.load(path, mmap_mode="r")
-    if pictures.shape != shape or not listed_at.is_file() or read_json(listed_at) != listing:
-        raise UserError(
-            f"{path} is of other pictures than those in {folder}: delete it, and the latents beside it"
-        )
-    return pictures, captions
+    return np.load(path, mmap_mode="r"), captions
 
 
 @torch.no_grad()
@@ -93,6 +86,7 @@ def encode_versions(
     dtype: torch.dtype,
     path: Path | None,
     world: str = "landscapes",
+    pictures_sha256: str | None = None,
 ) -> Tensor:
     """Normalised latents fp16 [V, N, c, h, w]: of the pictures averaged down, and of their scenes' own small renders.
 
@@ -102,8 +96,20 @@ def encode_versions(
         first_seed: of the scenes; None where the pictures are no renders, and V is 1.
         path: where they are kept; None keeps nothing.
         world: that the scenes are of.
+        pictures_sha256: tells these pictures from others.
     """
-    if path is not None and path.is_file():
+    made_from = {
+        "pictures_sha256": pictures_sha256,
+        "count": len(pictures),
+        "height": pictures.shape[1],
+        "width": pictures.shape[2],
+        "scale": scale,
+        "first_seed": first_seed,
+        "vae_sha256": hash_tensors(teacher.vae.state_dict()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": torch.device(teacher.device).type,
+    }
+    if path is not None and reusable(path, made_from):
         return torch.from_numpy(np.load(path))
     from rich.progress import track
 
@@ -120,7 +126,7 @@ def encode_versions(
                 version.append(teacher.encode(x.to(teacher.device)).half().cpu())
     latents = torch.stack([torch.cat(version) for version in versions])
     if path is not None:
-        with atomic_path(path) as partial, open(partial, "wb") as file:
+        with recorded(path, made_from) as partial, open(partial, "wb") as file:
             np.save(file, latents.numpy())
     return latents
 
@@ -206,7 +212,10 @@ def to_batch(items: dict[str, Any], teacher: Teacher, device: torch.device | str
 
 
 class PidDataModule(DistillDataModule):
-    """Batches of one stage, made in this process: next to a step their cost is nothing."""
+    """Batches of one stage, made in this process: next to a step their cost is nothing. The items bring their own noise."""
+
+    def __init__(self, dataset: PidDataset, *args: Any) -> None:
+        super().__init__(dataset, *args, noise=None)
 
     def setup(self, stage: str) -> None:
         pass

@@ -6,9 +6,9 @@ which, and what to skip, is decided in `distill`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from l2p import flow, processes
+from l2p.artifacts import differences
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
 from l2p.corpus.prompts import LANDSCAPES
-from l2p.corpus.synthesis import LIFT, weights_fingerprint
+from l2p.corpus.synthesis import LIFT
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.landscapes import render_batch
@@ -44,12 +45,14 @@ from l2p.training.data import (
     shares_of,
     step_generator,
 )
-from l2p.training.fit import fit
+from l2p.training.engine.checkpoints import check_tag, load_averaged
+from l2p.training.engine.fit import PRECISION, Job, fit
+from l2p.training.engine.loggers import extra_loggers
+from l2p.training.engine.progress import bar
+from l2p.training.engine.strategies import shard_frozen, shard_student
 from l2p.training.held_out import HeldOut
-from l2p.training.progress import bar
-from l2p.training.run_folder import RunFolder
-from l2p.training.sharded import is_sharded, load_checkpoint, shard
-from l2p.training.strategies import shard_frozen, shard_student
+from l2p.training.module import DistillModule
+from l2p.training.run_folder import READS, RunFolder
 
 LIFT_SEED = SEEDS["lift"].start
 MAX_TOKENS = 131_072  # tokens the lift is fitted on: enough for 768 dimensions many times over
@@ -83,6 +86,9 @@ class Run:
     def strategy(self) -> str:
         """How the training is divided: "one" process, "ddp", or "fsdp", where each process holds a share of the student."""
         return self.recipe.parallel.strategy if processes.size() > 1 else "one"
+
+    def loggers(self, stage: str) -> list[Any]:
+        return extra_loggers(self.recipe.logging, self.folder.path, self.recipe.name, stage)
 
     def latest(self, stage: str) -> Path | None:
         """The checkpoint of a stage that there is, if any; the same in all processes."""
@@ -165,28 +171,7 @@ def corpus_folder(recipe: Recipe) -> Path:
     return Path(recipe.corpus.path) if recipe.corpus.path else Path(recipe.output_dir) / "corpus"
 
 
-def load_averaged(student: nn.Module, path: Path) -> None:
-    """Fill a student, sharded or whole, with the moving average that a checkpoint holds."""
-    shards = [value for value in student.state_dict().values() if is_sharded(value)]
-    mesh = shards[0].device_mesh if shards else None
-    wanted = ("state_dict/student.", "callbacks/EMACallback/average")
-    checkpoint = load_checkpoint(path, wanted, mesh)
-    own = {
-        name[len("student.") :]: v
-        for name, v in checkpoint["state_dict"].items()
-        if name.startswith("student.")
-    }
-    state = {**own, **checkpoint["callbacks"]["EMACallback"]["average"]}
-    if mesh is not None:
-        held = {name for name, value in student.state_dict().items() if is_sharded(value)}
-        state = {name: shard(value, mesh) if name in held else value for name, value in state.items()}
-    try:
-        student.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{path} is of another student: start anew with --resume never") from error
-
-
-def fit_the_lift(run: Run) -> tuple[dict[str, Any], list[str]]:
+def fit_the_lift(run: Run, previous: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """Fit the lift on pictures and their latents; write it, the step-zero student, and what that one draws."""
     if run.recipe.student.core is None:  # a teacher without a core is told before anything is drawn
         core_class(type(run.teacher.transformer).__name__)
@@ -217,21 +202,20 @@ def shared_lift(run: Run) -> Lift | None:
     lift = Lift.load(path)
     if lift.fitted is None:  # by a version that noted nothing
         return None
-    for name, wanted in _lift_settings(run).items():
-        if lift.fitted.get(name) != wanted:
-            raise UserError(
-                f"the pairs in {path.parent} were coupled by a lift of another {name} ({str(lift.fitted.get(name))[:12]}, "
-                f"this run has {str(wanted)[:12]}): choose another corpus.path"
-            )
+    wanted = _lift_settings(run)
+    there = {name: value for name, value in lift.fitted.items() if name in wanted}
+    if changed := differences(there, wanted):
+        raise UserError(
+            f"the pairs in {path.parent} were coupled by another lift ({changed}): choose another corpus.path"
+        )
     return lift
 
 
 def _lift_settings(run: Run) -> dict[str, Any]:
     """What a lift depends on."""
     lift, teacher = run.recipe.lift, run.recipe.teacher
-    weights = weights_fingerprint(run.teacher.transformer)
     sizes = {"height": teacher.height, "width": teacher.width}
-    return {"teacher": weights, **sizes, "num_images": lift.num_images, "scale": lift.scale}
+    return {"teacher_sha256": run.teacher.sha256, **sizes, "num_images": lift.num_images, "scale": lift.scale}
 
 
 def new_lift(run: Run) -> Lift:
@@ -322,7 +306,7 @@ def _teacher_pictures(run: Run, count: int) -> tuple[Batch, list[str]]:
     return Batch(images=images, latents=z, noise=noise, conditioning=teacher.encode_prompts(prompts)), prompts
 
 
-def draw_the_corpus(run: Run) -> tuple[dict[str, Any], list[str]]:
+def draw_the_corpus(run: Run, previous: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """Let the teacher draw what is still missing of the corpus."""
     draw_a_share(run, (0, 1))
     return {"num_pairs": len(run.dataset), "num_held_out": run.num_held_out}, []
@@ -347,16 +331,13 @@ def draw_a_share(run: Run, share: tuple[int, int]) -> None:
     )
 
 
-def train(
-    run: Run, stage: str, previous: str | None, resume_from: Path | None
-) -> tuple[dict[str, Any], list[str]]:
-    """Train one stage from where the previous one ended (its average); gate it on the held-out pictures.
+def train(run: Run, previous: str | None, *, stage: str) -> tuple[dict[str, Any], list[str]]:
+    """Train one stage from its checkpoint or from where the previous one ended (its average); gate it on the held-out pictures.
 
     Args:
         previous: training stage to start from; None starts from the untrained student.
-        resume_from: checkpoint of this very stage to continue.
     """
-    config: StageConfig = getattr(run.recipe, stage)
+    config, resume_from = STAGES[stage].config(run.recipe), run.latest(stage)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.recipe.seed)  # a critic starts alike in every run, resumed or not
         objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
@@ -371,7 +352,26 @@ def train(
     if stage == "transfer":
         num_steps = max(MANY_STEPS, num_steps)
     before = run.held_out.measure(student, num_steps)
-    fitted = fit(run, stage, config, student, objectives, num_steps, resume_from)
+    data = run.data(stage, config)
+    module = DistillModule(
+        student, run.teacher, run.lift, objectives, config, stage, run.recipe.seed, data.shares
+    )
+    job = Job(
+        run.folder,
+        stage,
+        run.device,
+        PRECISION[run.dtype],
+        run.strategy,
+        config.accumulate,
+        preview=lambda step: run.held_out.show(student, [num_steps], run.folder.preview(stage, step))[0],
+        preview_every=config.preview_every,
+        loggers=[] if processes.rank() else run.loggers(stage),
+        progress=run.progress,
+        resume_from=resume_from,
+    )
+    if resume_from is not None:
+        check_tag(run.folder, stage, resume_from)
+    fitted = fit(module, data, job)
     load_averaged(student, run.latest(stage))
     student.to(run.device)  # Lightning leaves it on the CPU
     after = run.held_out.show(student, [num_steps], run.folder.grid(stage))[0]
@@ -394,7 +394,7 @@ def write_the_student(run: Run, last: str | None) -> tuple[dict[str, Any], list[
     return {"parameters": sum(p.numel() for p in student.parameters()), "trained_by": last}, []
 
 
-def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
+def evaluate_the_student(run: Run, previous: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """Measure the student as it lies on the disk, beside its teacher; write metrics.json and report.html."""
     from l2p.evaluation.evaluate import evaluate
     from l2p.evaluation.report import write_report
@@ -417,3 +417,42 @@ def evaluate_the_student(run: Run) -> tuple[dict[str, Any], list[str]]:
     )
     write_report(path, title=recipe.name)
     return metrics["summary"], []
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a distillation.
+
+    Attributes:
+        run: ``(run, previous) -> (figures, warnings)``; `previous` is the training stage before it, if any.
+        trains: whether it trains the student, in all processes, and may be turned off; the others are the first process' work.
+    """
+
+    name: str
+    run: Callable[[Run, str | None], tuple[dict[str, Any], list[str]]]
+    trains: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Sections and keys of the recipe that it reads, besides what the stages before it read."""
+        return READS[self.name]
+
+    def config(self, recipe: Recipe) -> StageConfig:
+        """The settings of a training stage."""
+        return getattr(recipe, self.name)
+
+    def enabled(self, recipe: Recipe) -> bool:
+        return not self.trains or self.config(recipe).enabled
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("lift", fit_the_lift),
+        Stage("corpus", draw_the_corpus),
+        *(Stage(name, partial(train, stage=name), trains=True) for name in ("transfer", "one_step", "match")),
+        Stage("student", write_the_student),
+        Stage("evaluation", evaluate_the_student),
+    )
+}
+TRAINING = tuple(stage.name for stage in STAGES.values() if stage.trains)

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from l2p import runtime
+from l2p.artifacts import read_sealed
 from l2p.corpus import CorpusDataset
 from l2p.corpus.dataset import verify
 from l2p.corpus.manifest import drawn, read_manifest
 from l2p.corpus.prompt_list import REPORT, needs_list
-from l2p.corpus.synthesis import LIFT, WAIT, lift_fingerprint, parts_of, the_prompts
+from l2p.corpus.synthesis import LIFT, WAIT, parts_of, the_prompts
 from l2p.errors import UserError
-from l2p.files import read_json
 from l2p.images import labelled_grid, save_png
 from l2p.lift import Lift
 from l2p.recipe import Recipe
 from l2p.training.distill import check
-from l2p.training.progress import CONSOLE
+from l2p.training.engine.progress import CONSOLE
 from l2p.training.run_folder import RunFolder
 from l2p.training.stages import Run, corpus_folder, draw_a_share, new_lift, shared_lift, weakness
 
@@ -62,7 +62,10 @@ def run(
     if device.type == "cuda" and device.index is None:
         device = runtime.pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     dtype = runtime.pick_dtype(recipe.dtype, device)
-    context = Run(recipe, RunFolder(recipe.output_dir, asdict(recipe)), device, dtype, progress)
+    output = RunFolder(recipe.output_dir, asdict(recipe))
+    if recipe.corpus.path is None:
+        output.check_ours()
+    context = Run(recipe, output, device, dtype, progress)
     folder = context.corpus_folder
     the_prompts(recipe.corpus, folder, recipe.seed, share)
     if not prompts_only:
@@ -80,7 +83,7 @@ def _the_lift(context: Run, share: tuple[int, int]) -> Lift:
         lift = new_lift(context)
         for line in weakness(lift.r2, context.recipe.lift.min_r2):
             CONSOLE.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True)
-        if is_begun(folder) and read_manifest(folder)["settings"]["lift"] != lift_fingerprint(lift):
+        if is_begun(folder) and read_manifest(folder)["settings"]["lift"] != lift.sha256:
             raise UserError(
                 f"the pairs in {folder} were coupled by another lift than the one fitted now, and theirs is not there: "
                 "choose another corpus.path, or go on with the run that made them"
@@ -98,7 +101,7 @@ def is_begun(folder: Path) -> bool:
 def summary(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What there is of a recipe's corpus: numbers of pictures, shards and bytes, what was dropped, and the prompts."""
     shards = read_manifest(folder)["shards"] if is_begun(folder) else []
-    prompts = read_json(folder / REPORT) if (folder / REPORT).is_file() else None
+    prompts = read_sealed(folder / REPORT, "delete it") if (folder / REPORT).is_file() else None
     return {
         "folder": str(folder),
         "complete": sum(map(drawn, shards)) >= recipe.corpus.num_pairs,

@@ -5,9 +5,8 @@ Each part leaves its result in the output folder, so that a stopped run goes on 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from dataclasses import field
+from dataclasses import asdict, field
 from functools import partial
 from pathlib import Path
 
@@ -17,19 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2p import flow, images, runtime
+from l2p.artifacts import hash_tensors
 from l2p.config import Count, DTypeName, Fraction, Pixels, Seed, Text, Threads, TimeShift, Weight, config
 from l2p.errors import UserError
 from l2p.evaluation.fidelity import psnr
 from l2p.files import write_json, write_text
 from l2p.landscapes import WorldName, caption, load_world
-from l2p.locks import holding_output_dir
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.seeds import check_seeds
 from l2p.teachers import build
 from l2p.teachers.protocol import Conditioning
 from l2p.teachers.z_image import ZImageTeacher
 from l2p.training.arrays import fill_array
-from l2p.training.loop import OptimConfig, fit
+from l2p.training.engine.task import OptimConfig, Task, run_task
+from l2p.training.run_folder import NO_EFFECT, TrainingFolder
 
 CHUNK = 128  # pictures that are drawn, or encoded, before the cache says so
 EDGE = 1e-3  # where the VAE's distance turns from squared to absolute
@@ -97,33 +97,52 @@ class TeacherRecipe:
     scheduler_shift: TimeShift = 2.0
 
 
-@holding_output_dir
 def run(recipe: TeacherRecipe, resume: bool = True) -> Path:
     """Train all parts; returns the folder of the finished ``ZImagePipeline``."""
     if recipe.transformer.compile and not any(map(shutil.which, ("g++", "clang++"))):
         raise UserError(
             "transformer.compile needs a C++ compiler: install g++, or set transformer.compile=false"
         )
-    folder = Path(recipe.output_dir)
+    if recipe.dtype == "fp16":
+        raise UserError("dtype is fp16, which trains a teacher only with a loss scale: set bf16 or fp32")
+    output = TeacherFolder(recipe.output_dir, asdict(recipe))
+    with output.locked():
+        output.claim()
+        if not resume:
+            output.clear()
+        return _run(recipe, output)
+
+
+class TeacherFolder(TrainingFolder):
+    """The folder of one teacher's training."""
+
+    kind = "train-teacher"
+    stages = ("vae", "transformer")
+    no_effect = (*NO_EFFECT, "steps", "compile")  # more steps go on where fewer ended
+
+
+def _run(recipe: TeacherRecipe, output: TeacherFolder) -> Path:
+    folder = output.path
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
     precision = partial(runtime.autocast, device, dtype)
     pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads, recipe.vae.count)
     torch.manual_seed(recipe.seed)
-    vae, vae_seconds = train_vae(recipe, pictures, folder, device, precision, resume)
+    vae, vae_seconds = train_vae(recipe, pictures, output, device, precision)
     pictures = render_pictures(recipe.pictures, folder / "pictures", recipe.threads)
-    latents = encode_pictures(vae, pictures, folder / "latents.npy", device, precision)
+    latents = encode_pictures(vae, pictures, recipe.pictures, folder / "latents.npy", device, dtype)
     torch.manual_seed(recipe.seed)
-    pipeline, seconds = train_transformer(recipe, vae, latents, folder, device, dtype, resume)
+    pipeline, seconds = train_transformer(recipe, vae, latents, output, device, dtype)
     return package(pipeline, recipe, folder, {"vae": round(vae_seconds), "transformer": round(seconds)})
 
 
 def draw_pictures(recipe: TeacherRecipe) -> Path:
     """Draw the pictures of a recipe and nothing else; returns their folder. A stopped run goes on where it was."""
-    folder = Path(recipe.output_dir) / "pictures"
-    render_pictures(recipe.pictures, folder, recipe.threads)
-    return folder
+    output = TeacherFolder(recipe.output_dir, asdict(recipe))
+    output.claim()  # and no lock: several processes may draw at once
+    render_pictures(recipe.pictures, output.path / "pictures", recipe.threads)
+    return output.path / "pictures"
 
 
 def render_pictures(
@@ -156,7 +175,7 @@ def _draw(world: str, first_seed: int, height: int, width: int, start: int, stop
     return load_world(world).render_batch(range(first_seed + start, first_seed + stop), height, width)
 
 
-def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.Module, float]:
+def train_vae(recipe, pictures, output: TeacherFolder, device, precision) -> tuple[nn.Module, float]:
     """Autoencoder on crops, then on whole pictures; latents are scaled to zero mean and unit variance."""
     config = recipe.vae
     height, width = pictures.shape[1:3]
@@ -206,7 +225,7 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
     def preview(network: nn.Module, path: Path) -> None:
         y = torch.cat([network.decode(network.encode(x).latent_dist.mean).sample for x in held_out.split(4)])
         quality = float(psnr(y.clamp(-1, 1), held_out).mean())
-        with (folder / "vae-held-out.csv").open("a") as file:
+        with (output.path / "vae-held-out.csv").open("a") as file:
             file.write(f"{path.stem.rpartition('-')[2]},{quality:.2f}\n")
         rows = {
             "picture": images.to_uint8(held_out[:8]),
@@ -214,7 +233,8 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
         }
         images.save_png(images.labelled_grid(rows), path)
 
-    seconds = fit(vae, loss, config.optim, folder, "vae", preview, resume)
+    task = Task(vae, config.optim, loss, preview=preview)
+    seconds = run_task(task, output, "vae", device, section="vae.optim")
     with torch.no_grad():
         sample = images.from_uint8(pictures[:1024]).to(device)
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(16)])
@@ -223,27 +243,28 @@ def train_vae(recipe, pictures, folder, device, precision, resume) -> tuple[nn.M
 
 
 @torch.no_grad()
-def encode_pictures(vae, pictures, path: Path, device, precision) -> Tensor:
-    """Normalised latents [N, c, h, w] in fp16 of all pictures, kept on disk.
-
-    Raises:
-        UserError: the file holds latents of another VAE.
-    """
+def encode_pictures(vae, pictures, config: PicturesConfig, path: Path, device, dtype) -> Tensor:
+    """Normalised latents [N, c, h, w] in fp16 of all pictures that `config` names, kept on disk; those of other pictures or
+    of another VAE are made anew."""
 
     def encode(start: int, stop: int) -> np.ndarray:
         parts = []
         for x in images.from_uint8(np.asarray(pictures[start:stop])).split(32):
-            with precision():
+            with runtime.autocast(device, dtype):
                 raw = vae.encode(x.to(device)).latent_dist.mean
             parts.append(((raw.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
         return torch.cat(parts).numpy()
 
-    digest = hashlib.sha256()
-    for name, value in vae.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().numpy().tobytes())
+    made_from = {f"pictures.{key}": value for key, value in asdict(config).items()}
+    made_from |= {
+        "renderer_sha256": load_world(config.world).fingerprint(config.height, config.width),
+        "vae_sha256": hash_tensors(vae.state_dict()),
+        "scaling": [vae.config.shift_factor, vae.config.scaling_factor],
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type,
+    }
     shape = (len(pictures), *encode(0, 1).shape[1:])
-    latents = fill_array(path, shape, np.float16, {"vae": digest.hexdigest()}, encode, CHUNK, "latents")
+    latents = fill_array(path, shape, np.float16, made_from, encode, CHUNK, "latents", anew=True)
     return torch.from_numpy(np.array(latents))
 
 
@@ -261,7 +282,7 @@ class PromptedVelocity(nn.Module):
         return teacher.velocity(z_t, t, Conditioning(features, mask.sum(1)))
 
 
-def train_transformer(recipe, vae, latents, folder, device, dtype, resume):
+def train_transformer(recipe, vae, latents, output: TeacherFolder, device, dtype):
     """Flow matching in latents; text encoder and transformer learn together."""
     config, pictures = recipe.transformer, recipe.pictures
     seeds = range(pictures.first_seed, pictures.first_seed + pictures.count)
@@ -316,7 +337,9 @@ def train_transformer(recipe, vae, latents, folder, device, dtype, resume):
             rows[f"render {half.start}"], rows[f"teacher {half.start}"] = truth[half], drawn[half]
         images.save_png(images.labelled_grid(rows), path)
 
-    seconds = fit(network, loss, config.optim, folder, "transformer", preview, resume)
+    output.inputs["transformer.vae.sha256"] = hash_tensors(vae.state_dict())
+    task = Task(network, config.optim, loss, preview=preview)
+    seconds = run_task(task, output, "transformer", device, section="transformer.optim")
     return pipeline, seconds
 
 
@@ -330,7 +353,7 @@ def package(pipeline, recipe: TeacherRecipe, folder: Path, seconds: dict[str, in
     write_text(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.structured(recipe)))
     write_json(out / "training.json", {"seconds": seconds, "torch": torch.__version__})
     for name in ("vae", "transformer"):
-        shutil.copyfile(folder / f"{name}.csv", out / f"{name}-log.csv")
+        shutil.copyfile(folder / "logs" / f"{name}.csv", out / f"{name}-log.csv")
     write_text(
         out / "README.md",
         CARD.format(name=recipe.name, size=recipe.pictures.height, world=recipe.pictures.world),

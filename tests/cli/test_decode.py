@@ -131,3 +131,33 @@ def test_pictures_whose_names_would_meet_are_all_decoded(l2p, weights, tmp_path)
     assert code == 0 and [row["width"] for row in rows] == [128, 192, 256, 320]
     assert len({row["path"].lower() for row in rows}) == 4
     assert [Image.open(row["path"]).width for row in rows] == [128, 192, 256, 320]
+
+
+def test_a_picture_there_is_kept_for_the_same_input_weights_and_settings_alone(
+    l2p, weights, inputs, tmp_path
+):
+    out = tmp_path / "o.png"
+    other = Image.fromarray(np.random.default_rng(1).integers(0, 255, (20, 33, 3), np.uint8))
+    other.save(inputs / "e.png")
+    common = ("--weights", weights, "--dtype", "fp32", "--threads", 1, "--device", "cpu", "--out", out)
+    seen = set()
+    for words, said in (
+        ([inputs / "a.png"], ""),
+        ([inputs / "e.png"], "input_sha256: "),
+        ([inputs / "e.png", "--seed", 1], "seed: 0 there, 1 here"),
+        ([inputs / "e.png", "--seed", 1, "--steps", 2], "steps: None there, 2 here"),
+        ([inputs / "e.png", "--seed", 1, "--decoder", "vae", "--scale", 4], "decoder: pid there, vae here"),
+    ):
+        code, told, err = l2p("decode", *words, *common)
+        assert code == 0 and "there already" not in told and said in err, err
+        assert ("is made anew" in err) == bool(said)
+        seen.add(out.read_bytes())
+        code, told, err = l2p("decode", *words, *common)
+        assert code == 0 and "there already" in told and err == ""
+    assert len(seen) == 5
+    other.save(out)  # somebody else's picture
+    before = out.read_bytes()
+    code, _, err = l2p("decode", inputs / "a.png", *common)
+    assert code == 2 and "was not made by l2p decode: choose another --out, or --again" in err
+    assert out.read_bytes() == before
+    assert l2p("decode", inputs / "a.png", *common, "--again")[0] == 0 and out.read_bytes() != before

@@ -86,3 +86,25 @@ def test_the_student_alone_and_resumed(l2p, student_folder, tmp_path, monkeypatc
     assert figures[0] == figures[1]
     assert np.isfinite(figures[0]["student"]["frechet"])
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_pictures_of_other_prompts_are_not_taken_for_these(l2p, student_folder, pictures, tmp_path):
+    """Two files of prompts into one folder: each is measured on pictures of its own prompts."""
+    (tmp_path / "a.txt").write_text("a red house\na lake\nsnow\nthree trees\n")
+    (tmp_path / "b.txt").write_text("night over hills\na river\na tower\nrain\n")
+    common = ["--against", pictures, "--num-images", 4, "--dtype", "fp32", "--device", "cpu"]
+    figures = {}
+    for out, names in (("shared", "ab"), ("fresh", "b")):
+        for name in names:
+            argv = [
+                "evaluate",
+                student_folder,
+                "--prompts",
+                tmp_path / f"{name}.txt",
+                "--out",
+                tmp_path / out,
+            ]
+            code, _, err = l2p(*argv, *common, "--json", tmp_path / "f.json")
+            assert code == 0, err
+        figures[out] = json.loads((tmp_path / "f.json").read_text())["student"]
+    assert figures["shared"] == figures["fresh"]

@@ -76,6 +76,35 @@ def test_a_student_beside_its_teacher(l2p, student_folder, tiny_pipeline, served
     assert pictures == [(48, 32)] * 4
 
 
+def test_a_student_retrained_in_place_gets_no_old_review(
+    l2p, student_folder, tiny_pipeline, served, tmp_path
+):
+    import shutil
+
+    import torch
+
+    from l2p.students.io import load_student, save_student
+    from l2p.students.pipeline import load_texts
+
+    folder, out = tmp_path / "student", tmp_path / "out"
+    shutil.copytree(student_folder, folder)
+    argv = ["review", folder, "--against", tiny_pipeline, "--num-images", 1, "--out", out]
+    argv += ["--device", "cpu", "--dtype", "fp32"]
+    assert l2p(*argv)[0] == l2p(*argv)[0] == 0
+    before = (out / "pictures" / "a" / "0000.png").read_bytes()
+    student = load_student(folder)
+    with torch.no_grad():
+        for parameter in student.head.parameters():
+            parameter.mul_(0.5)
+    save_student(student, folder, load_texts(folder, student.spec), {"recipe": {"seed": 4}})
+    code, _, err = l2p(*argv)
+    assert code == 2 and "holds a review with other settings (student_sha256: " in err
+    (out / "review.json").unlink()  # as if stopped while it drew: no picture of the old student is judged
+    code, _, err = l2p(*argv)
+    assert code == 0 and "0000.png is made anew (sha256: " in err
+    assert (out / "pictures" / "a" / "0000.png").read_bytes() != before
+
+
 def test_the_demo_draws_with_student_and_teacher(l2p, student_folder, served):
     code, _, err = l2p("demo", student_folder, "--device", "cpu", "--dtype", "fp32")
     assert code == 0, err

@@ -27,6 +27,7 @@ class ArithmeticTeacher(Teacher):
     """Deterministic, instant, and with outputs that depend on the noise and on the prompt."""
 
     name, revision, license = "arithmetic", None, "Apache-2.0"
+    sha256 = "a" * 64
     geometry = LatentGeometry(channels=4, compression=2, packing=2)
     device = torch.device("cpu")
 

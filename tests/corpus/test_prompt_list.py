@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from l2p.artifacts import read_sealed
 from l2p.corpus import prompt_list
 from l2p.corpus.prompts import prompts_for
 from l2p.errors import UserError
@@ -33,7 +34,7 @@ def test_a_file_is_filtered_and_what_was_dropped_is_told(source, tmp_path):
         {"prompt": "a BARN", "reason": "duplicate", "detail": "a barn"},
         {"prompt": "http://x y", "reason": "format", "detail": "holds an address of the web: http://"},
     ]
-    assert json.loads((tmp_path / "c" / "prompts.json").read_text()) == report
+    assert read_sealed(tmp_path / "c" / "prompts.json", "") == report
 
 
 @pytest.mark.parametrize("prompts", ["landscapes", "taxonomy"])
@@ -53,7 +54,7 @@ def test_a_list_is_made_once_and_other_settings_are_refused(source, tmp_path):
     assert prompt_list.make_list(replace(config, num_pairs=9), tmp_path / "c", 0) == made  # a corpus may grow
     assert (tmp_path / "c" / "prompts.jsonl").stat().st_mtime_ns == stamp
     with pytest.raises(
-        UserError, match=r"were made with filters=\{'min_words': 2, .* this run has \{'min_words': 3"
+        UserError, match=r"were made with other settings \(filters.min_words: 2 there, 3 here\)"
     ):
         prompt_list.make_list(replace(config, filters=replace(FILTERS, min_words=3)), tmp_path / "c", 0)
     source.write_text("a barn\n")
@@ -84,7 +85,7 @@ def test_a_kill_between_the_files_makes_them_anew(source, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prompt_list, "write_json", die)
+        patch.setattr(prompt_list, "write_sealed", die)
         prompt_list.make_list(config, tmp_path / "c", 0)
     assert prompt_list.read_report(config, tmp_path / "c", 0) is None
     assert prompt_list.make_list(config, tmp_path / "c", 0)["kept"] == 2

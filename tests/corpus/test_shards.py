@@ -136,13 +136,36 @@ def test_a_corrupt_shard_is_named(part, folder):
         CorpusDataset(folder)[1]
 
 
+def test_a_flipped_bit_anywhere_in_a_sample_is_told_or_changes_nothing(folder):
+    path = folder / "shard-000000.tar"
+    data, before = path.read_bytes(), CorpusDataset(folder)[1]
+    with tarfile.open(path) as tar:
+        members = [member for member in tar.getmembers() if member.name.startswith("00000001")]
+    silent = 0
+    for member in members:
+        places = range(member.offset_data, member.offset_data + member.size, max(1, member.size // 60))
+        for place in places:
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            try:
+                found = CorpusDataset(folder)[1]
+            except UserError as error:
+                assert "shard-000000.tar is corrupt" in str(error) and "\n" not in str(error)
+                continue
+            silent += 1
+            assert np.array_equal(found["image"], before["image"])
+            assert torch.equal(found["latent"], before["latent"]) and found["prompt"] == before["prompt"]
+    assert silent < 20  # in the names of the checksums themselves
+
+
 def old_corpus(folder, data: bytes | None = None):
     """A corpus of format 1, as versions before this one wrote it, of one pair; `data` in place of its latent."""
     drawn = sample(0)
     folder.mkdir()
     with tarfile.open(folder / "shard-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for part in OLD_PARTS:
-            content = data if data is not None and part == ".latent.npy" else drawn.encode(part)
+            facts = {"index": drawn.index, "seed": drawn.seed, "prompt": drawn.prompt}  # no checksums yet
+            content = json.dumps(facts).encode() if part == ".json" else drawn.encode(part)
+            content = data if data is not None and part == ".latent.npy" else content
             info = tarfile.TarInfo(f"00000000{part}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -162,7 +185,7 @@ def test_a_corpus_of_format_1_is_read_and_goes_on_as_it_began(tmp_path):
     writer.write(range(1, 2), [sample(1)])
     assert json.loads((folder / "manifest.json").read_text())["format"] == 1
     assert [CorpusDataset(folder)[i]["seed"] for i in range(2)] == [100, 101]
-    with pytest.raises(UserError, match="was made with parts="):
+    with pytest.raises(UserError, match="made with other settings .parts"):
         ShardWriter(folder, settings, 2, parts=[".webp", ".json"])
 
 

@@ -61,9 +61,7 @@ def test_one_process_ends_what_several_began_and_a_corpus_grows_among_them(corpo
 
 def test_shares_with_other_settings_are_refused(corpora, tmp_path):
     corpora.draw(tmp_path / "c", share=(1, 2))
-    with pytest.raises(
-        UserError, match="was made with num_inference_steps=2, this run has num_inference_steps=3"
-    ):
+    with pytest.raises(UserError, match=r"made with other settings \(num_inference_steps: 2 there, 3 here\)"):
         corpora.draw(tmp_path / "c", replace(corpora.CONFIG, num_inference_steps=3), share=(0, 2))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,12 +13,12 @@ import torch
 
 from l2p import images
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
-from l2p.corpus.synthesis import weights_fingerprint
 from l2p.errors import UserError
 from l2p.lift import fit_lift
 from l2p.noise import GENERATORS, latent_noise, pixel_noise
 from l2p.patches import patchify
 from l2p.recipe import CorpusConfig
+from l2p.teachers import load_teacher
 
 KILLS = (
     "drawing:1",
@@ -107,12 +108,12 @@ def test_asked_for_fewer_pairs_the_corpus_keeps_what_it_has(corpora, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "settings", "named"),
     [
-        ({"num_inference_steps": 3}, {}, "num_inference_steps=2, this run has num_inference_steps=3"),
+        ({"num_inference_steps": 3}, {}, "num_inference_steps: 2 there, 3 here"),
         ({"shard_size": 8}, {}, "shard_size"),
         ({}, {"guidance_scale": 1.0}, "guidance_scale"),
         ({}, {"seed": 6}, "prompts_sha256|seed"),
-        ({}, {"width": 16}, "width=24, this run has width=16"),
-        ({}, {"dtype": torch.bfloat16}, "dtype='float32', this run has dtype='bfloat16'"),
+        ({}, {"width": 16}, "width: 24 there, 16 here"),
+        ({}, {"dtype": torch.bfloat16}, "dtype: float32 there, bfloat16 here"),
     ],
 )
 def test_other_settings_are_refused_by_name(corpora, straight, changes, settings, named):
@@ -123,13 +124,29 @@ def test_other_settings_are_refused_by_name(corpora, straight, changes, settings
     assert files(straight) == before
 
 
-def test_a_retrained_teacher_is_another_teacher():
-    network = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Linear(9, 9))
-    before = weights_fingerprint(network)
-    assert weights_fingerprint(network) == before
+def test_a_retrained_teacher_is_another_teacher(tiny_pipeline, tmp_path):
+    """One bit of any part's weights, in a folder or in memory."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_pipeline, folder)
+    teacher = load_teacher(folder)
+    before = teacher.sha256
+    assert (
+        before == load_teacher(tiny_pipeline).sha256 != teacher.with_transformer(teacher.transformer).sha256
+    )
+    (folder / "notes.txt").write_text("not a part of it")
+    assert teacher.sha256 == before
+    for part in ("vae", "transformer", "text_encoder"):
+        (path,) = (folder / part).glob("*.safetensors")
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        assert teacher.sha256 != before
+        before = teacher.sha256
+    built = teacher.with_transformer(teacher.transformer)
+    before = built.sha256
     with torch.no_grad():
-        network[1].weight.mul_(1.001)
-    assert weights_fingerprint(network) != before
+        next(teacher.vae.parameters()).mul_(1.001)
+    assert built.sha256 != before
 
 
 def test_numbers_that_are_not_finite_stop_the_drawing(corpora, tmp_path, monkeypatch):

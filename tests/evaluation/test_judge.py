@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from l2p.errors import UserError
 from l2p.evaluation.figures import Figures
 from l2p.evaluation.judge import BUNDLED, FEATURES, Judge, load_judge, save_judge
-from l2p.evaluation.judge_training import JudgeRecipe, augment, train
 from l2p.images import from_uint8
 from l2p.landscapes import ATTRIBUTES, Scene, load_world, render_batch
 from l2p.recipe import load_recipe
+from l2p.training.judge import JudgeRecipe, augment, train
 
 SEEDS = range(9_100_000, 9_100_064)
 
@@ -104,7 +104,7 @@ def test_a_short_training_writes_a_judge_that_loads(tmp_path):
     judge = load_judge(path)
     assert judge.report["test_images"] == 20 and judge.report["recipe"]["epochs"] == 2
     rows = (tmp_path / "judge" / "training.csv").read_text().splitlines()
-    assert rows[0] == "step,loss,seconds" and len(rows) == 3
+    assert set(rows[0].split(",")) >= {"step", "loss", "seconds"} and len(rows) == 1 + 2 * 3
     images = torch.rand(2, 3, 128, 128) * 2 - 1
     save_judge(judge, tmp_path / "copy.safetensors")
     assert torch.equal(load_judge(tmp_path / "copy.safetensors").features(images), judge.features(images))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def prepared(tiny_pipeline, prompts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "prepared"
     recipe = tiny_recipe(tiny_pipeline, prompts, folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "train", _stop)
+        patch.setitem(stages.STAGES, "one_step", replace(stages.STAGES["one_step"], run=_stop))
         with pytest.raises(_Stopped):
             distill.run(recipe, progress=False)
     return folder
@@ -94,18 +95,35 @@ def another_run(prepared, tiny_pipeline, prompts):
 @pytest.fixture
 def new_run(prepared, tiny_pipeline, prompts, tmp_path, monkeypatch):
     """`new_run(name)`: a recipe whose output_dir is a fresh copy of the prepared run; its evaluation is left out."""
-    from l2p.files import write_json
     from l2p.training import stages
 
-    def skip(run):
-        write_json(run.folder.path / "metrics.json", {})
-        return {}, []
-
-    monkeypatch.setattr(stages, "evaluate_the_student", skip)
+    monkeypatch.setitem(stages.STAGES, "evaluation", replace(stages.STAGES["evaluation"], run=_skip))
 
     def make(name: str = "run") -> Recipe:
         shutil.copytree(prepared, tmp_path / name)
         return tiny_recipe(tiny_pipeline, prompts, tmp_path / name)
+
+    return make
+
+
+def _skip(run, previous):
+    from l2p.files import write_json, write_text
+
+    write_json(run.folder.path / "metrics.json", {})
+    write_text(run.folder.path / "report.html", "left out")
+    return {}, []
+
+
+@pytest.fixture
+def finished(straight, tiny_pipeline, prompts, tmp_path, monkeypatch):
+    """`finished()`: a recipe whose output_dir is a copy of the undisturbed run; a new evaluation is left out."""
+    from l2p.training import stages
+
+    monkeypatch.setitem(stages.STAGES, "evaluation", replace(stages.STAGES["evaluation"], run=_skip))
+
+    def make() -> Recipe:
+        shutil.copytree(straight[0].output_dir, tmp_path / "finished")
+        return tiny_recipe(tiny_pipeline, prompts, tmp_path / "finished")
 
     return make
 

@@ -13,7 +13,7 @@ from l2p.objectives import PairsObjective
 from l2p.recipe import LoRAConfig, Recipe, StageConfig, StudentConfig
 from l2p.training import distill
 from l2p.training.advice import advice
-from l2p.training.callbacks import load_checkpoint
+from l2p.training.engine.sharded import load_checkpoint
 
 
 def a_real_one() -> Exception:

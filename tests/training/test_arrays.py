@@ -1,58 +1,59 @@
-"""Arrays on disk that are computed part by part: what is there is kept, what is of something else is refused."""
+"""Arrays kept on disk: of what made them, whole, and filled by several."""
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
 
+from l2p.artifacts import record_of
 from l2p.errors import UserError
 from l2p.training.arrays import fill_array
 
 
-def squares(log: Path, start: int, stop: int) -> np.ndarray:
-    with log.open("a") as file:
-        file.write(f"{start}\n")
-    return (np.arange(start, stop) ** 2).astype(np.float32)[:, None]
+def fill(path, calls, seed=0, **more):
+    def compute(start: int, stop: int) -> np.ndarray:
+        calls.append(start)
+        return np.arange(start, stop, dtype=np.int64)[:, None] + [seed, seed + 100]
+
+    return np.array(fill_array(path, (10, 2), np.int64, {"seed": seed}, compute, 4, "numbers", **more))
 
 
-def fill(folder: Path, about: dict | None = None, **options) -> np.ndarray:
-    compute = partial(squares, folder / "log")
-    return fill_array(
-        folder / "a.npy", (10, 1), np.float32, about or {"power": 2}, compute, 4, "squares", **options
-    )
+def test_parts_are_computed_once_and_a_damaged_one_again(tmp_path, capsys):
+    path, calls = tmp_path / "a.npy", []
+    some = fill(path, calls, first=5)
+    assert calls == [0, 4] and not some[8:].any()
+    whole = fill(path, calls)
+    assert calls == [0, 4, 8] and np.array_equal(whole[:, 1], np.arange(10) + 100)
+    assert np.array_equal(fill(path, calls), whole) and len(calls) == 3
+    data = bytearray(path.read_bytes())
+    data[-80] ^= 1  # in the rows 4 to 8
+    path.write_bytes(data)
+    capsys.readouterr()
+    assert np.array_equal(fill(path, calls), whole) and calls[3:] == [4]
+    assert "numbers 4 to 8 of" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_parts_are_computed_once(tmp_path, workers) -> None:
-    first = fill(tmp_path, first=5, workers=workers)
-    assert (
-        first.shape == (10, 1) and np.array_equal(first[:8, 0], np.arange(8.0) ** 2) and not first[8:].any()
-    )
-    whole = fill(tmp_path, workers=workers)
-    assert np.array_equal(whole[:, 0], np.arange(10.0) ** 2)
-    assert sorted((tmp_path / "log").read_text().split()) == ["0", "4", "8"]
-    assert not whole.flags.writeable
-    assert not list(tmp_path.glob("a.npy.[0-9]*.lock"))
+def test_an_array_of_something_else_is_refused_or_made_anew(tmp_path, capsys):
+    path, calls = tmp_path / "a.npy", []
+    fill(path, calls)
+    with pytest.raises(
+        UserError, match=r"a.npy holds numbers of other settings \(seed: 0 there, 1 here\): delete it"
+    ):
+        fill(path, calls, seed=1)
+    assert fill(path, calls, seed=1, anew=True)[0, 0] == 1
+    assert "is made anew (seed: 0 there, 1 here)" in capsys.readouterr().err
+    path.unlink()
+    assert fill(path, calls, seed=2)[0, 0] == 2  # the advice heals
 
 
-def test_a_stopped_computation_goes_on(tmp_path) -> None:
-    def stops(start: int, stop: int) -> np.ndarray:
-        if start:
-            raise InterruptedError
-        return squares(tmp_path / "log", start, stop)
-
-    with pytest.raises(InterruptedError):
-        fill_array(tmp_path / "a.npy", (10, 1), np.float32, {"power": 2}, stops, 4, "squares")
-    assert np.array_equal(fill(tmp_path)[:, 0], np.arange(10.0) ** 2)
-    assert (tmp_path / "log").read_text().split() == ["0", "4", "8"]
-
-
-def test_something_else_is_refused(tmp_path) -> None:
-    fill(tmp_path)
-    with pytest.raises(UserError, match="a.npy holds squares of another power: delete it"):
-        fill(tmp_path, {"power": 3})
-    with pytest.raises(UserError, match="of another shape"):
-        fill_array(tmp_path / "a.npy", (11, 1), np.float32, {"power": 2}, print, 4, "squares")
+def test_an_array_of_the_first_format_is_taken_over(tmp_path):
+    path, calls = tmp_path / "a.npy", []
+    whole = fill(path, calls)
+    made_from = json.loads(record_of(path).read_text())["made_from"]
+    record_of(path).unlink()
+    (tmp_path / "a.npy.json").write_text(json.dumps(made_from))
+    np.save(tmp_path / "done.npy", np.ones(3, np.uint8))
+    (tmp_path / "done.npy").rename(tmp_path / "a.npy.done")
+    assert np.array_equal(fill(path, calls), whole) and calls == [0, 4, 8]

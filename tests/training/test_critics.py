@@ -14,8 +14,10 @@ from l2p.recipe import LoRAConfig
 from l2p.students.io import load_student
 from l2p.students.lora import lora_of
 from l2p.training import distill
-from l2p.training.callbacks import KeepLast, load_checkpoint, read_log
 from l2p.training.critics import Critics
+from l2p.training.engine.checkpoints import KeepLast
+from l2p.training.engine.log import read_log
+from l2p.training.engine.sharded import load_checkpoint
 
 CRITICS = {
     "pairs": {"weight": 1.0, "perceptual": 0.0},

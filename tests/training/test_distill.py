@@ -6,27 +6,30 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from l2p.corpus import CorpusDataset
 from l2p.errors import UserError
-from l2p.files import read_json
+from l2p.files import read_json, remove
 from l2p.objectives import PairsObjective
 from l2p.recipe import LoRAConfig, load_recipe
 from l2p.students.io import load_student
 from l2p.students.lora import lora_of, plain_state
 from l2p.training import distill, stages
-from l2p.training.callbacks import load_checkpoint, read_log
-from l2p.training.progress import TrainingBar
+from l2p.training.engine.log import read_log
+from l2p.training.engine.progress import TrainingBar
+from l2p.training.engine.sharded import load_checkpoint
 
 KILLED = """
 import os, signal, sys
 from l2p.recipe import load_recipe
 from l2p.training import distill
-from l2p.training.callbacks import KeepLast
+from l2p.training.engine.checkpoints import KeepLast
 
 after = KeepLast.on_train_batch_end
 
@@ -132,8 +135,8 @@ def test_kill_and_resume_equals_straight(new_run, straight, tmp_path):
     assert_same(recipe, straight[0])
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_leaves_a_resumable_run(new_run, straight, monkeypatch, times):
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_a_signal_leaves_a_resumable_run(new_run, straight, monkeypatch, number, times):
     recipe = new_run()
     original = TrainingBar.on_train_batch_end
 
@@ -141,14 +144,15 @@ def test_ctrl_c_leaves_a_resumable_run(new_run, straight, monkeypatch, times):
         original(self, trainer, *rest)
         if trainer.global_step == 7:
             for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         patch.setattr(TrainingBar, "on_train_batch_end", press)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             distill.run(recipe, progress=False)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert stopped.value.signum == number
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
     out = Path(recipe.output_dir)
     kept = 7 if times == 1 else 5  # a second Ctrl-C does not wait for the step to be kept
     assert load_checkpoint(out / "checkpoints" / "one_step.ckpt")["l2p"]["step"] == kept
@@ -185,14 +189,132 @@ def test_changed_settings_are_refused_and_never_starts_anew(new_run, straight):
     recipe = new_run()
     recipe.student.head.width = 48
     recipe.lift.num_images = 9
-    with pytest.raises(UserError, match=r"lift stage with other settings \(lift.num_images 8 -> 9\)"):
+    with pytest.raises(
+        UserError, match=r"lift stage with other settings \(lift.num_images: 8 there, 9 here\)"
+    ):
         distill.run(recipe, progress=False)
     recipe.one_step.steps = 1
     result = distill.run(recipe, resume="never", progress=False)
     assert result["stages"]["lift"]["figures"]["num_tokens"] == 9 * 16
     recipe.one_step.batch_size = 2
-    with pytest.raises(UserError, match=r"one_step stage with other settings \(one_step.batch_size 3 -> 2\)"):
+    with pytest.raises(
+        UserError,
+        match=r"one_step stage with other settings \(one_step.batch_size: 3 there, 2 here\).*--resume one_step",
+    ):
         distill.run(recipe, progress=False)
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def as_if_training(out: Path) -> None:
+    """Take back the markers from the training stage on: the files stay."""
+    for stage in ("one_step", "student", "evaluation"):
+        (out / "stages" / f"{stage}.json").unlink()
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "shard", "lift", "marker", "manifest", "metrics"])
+def test_damaged_bytes_are_one_line_and_its_advice_heals(finished, straight, what):
+    recipe = finished()
+    out = Path(recipe.output_dir)
+    path = {
+        "checkpoint": out / "checkpoints/one_step.ckpt",
+        "shard": out / "corpus/shard-000000.tar",
+        "lift": out / "lift.safetensors",
+        "marker": out / "stages/lift.json",
+        "manifest": out / "corpus/manifest.json",
+        "metrics": out / "metrics.json",
+    }[what]
+    if what != "metrics":
+        as_if_training(out)
+    place = path.stat().st_size // 2
+    if what == "shard":
+        with tarfile.open(path) as tar:
+            place = tar.getmember("00000003.latent.safetensors").offset_data + 600
+    if what == "metrics":
+        path.write_bytes(b"{")
+    else:
+        flip(path, path.read_text().index("0") if what in ("marker", "manifest") else place)
+    with pytest.raises(UserError, match="(delete|move).* and run again") as error:
+        distill.run(recipe, progress=False)
+    said = str(error.value)
+    assert path.name in said and "\n" not in said
+    remove(path.parent if "delete the folder" in said else path)
+    distill.run(recipe, progress=False)
+    if what != "metrics":
+        assert_same(recipe, straight[0])
+
+
+def test_a_stage_whose_files_are_gone_is_done_again(finished, straight, capsys):
+    recipe = finished()
+    out = Path(recipe.output_dir)
+    for name in ("student", "report.html", "lift.safetensors", "corpus/shard-000000.tar"):
+        remove(out / name)
+    result = distill.run(recipe, progress=False)
+    told = capsys.readouterr().err
+    for stage in ("lift", "corpus", "student", "evaluation"):
+        assert f"{stage}: {out}" in told and "is gone, so the stage is done again" in told
+    assert "one_step: " not in told and len(CorpusDataset(out / "corpus")) == 8
+    assert all((out / name).exists() for name in ("student/config.json", "report.html", "lift.safetensors"))
+    assert result["report"] == str(out / "report.html")
+    assert_same(recipe, straight[0])
+    remove(out / "checkpoints")  # which nothing is left to start from
+    distill.run(recipe, progress=False)
+    assert not (out / "checkpoints").exists()
+    remove(out / "student")
+    recipe.one_step.preview_every = 0
+    distill.run(recipe, progress=False)
+    assert (out / "checkpoints/one_step.ckpt").is_file() and (out / "student/config.json").is_file()
+    flip(out / "student/model.safetensors", -5)
+    with pytest.raises(
+        UserError, match="student is not what the student stage left.*move it away and run again"
+    ):
+        distill.run(recipe, progress=False)
+
+
+@pytest.mark.parametrize("what", ["prompts", "teacher"])
+def test_inputs_changed_in_place_are_refused_by_name(finished, what):
+    recipe = finished()
+    path = Path(recipe.corpus.prompts)
+    if what == "teacher":
+        (path,) = (Path(recipe.teacher.path) / "vae").glob("*.safetensors")
+    before = path.read_bytes()
+    try:
+        path.write_bytes(
+            before.replace(b"red", b"old") if what == "prompts" else before[:-1] + bytes([before[-1] ^ 1])
+        )
+        key = {"prompts": "corpus.prompts", "teacher": "teacher"}[what]
+        with pytest.raises(
+            UserError, match=rf"lift stage with other settings \({key}.sha256: \w+ there, \w+ here"
+        ):
+            distill.run(recipe, progress=False)
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_stage_is_redone_by_its_name_and_the_corpus_stays(finished):
+    recipe = finished()
+    recipe.one_step.steps = 1
+    manifest = Path(recipe.output_dir) / "corpus/manifest.json"
+    before = manifest.stat().st_mtime_ns
+    result = distill.run(recipe, resume="one_step", progress=False)
+    assert result["stages"]["one_step"]["figures"]["steps"] == 1 and manifest.stat().st_mtime_ns == before
+
+
+def test_the_recipe_s_own_folder_is_no_output_dir(new_run, tmp_path):
+    recipe = new_run()
+    recipe.output_dir = str(tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text("name: mine")
+    for resume in ("auto", "never"):
+        with pytest.raises(UserError, match="holds recipe.yaml, which no `l2p distill` left there"):
+            distill.run(recipe, resume=resume, progress=False)
+    assert (tmp_path / "mine" / "recipe.yaml").read_text() == "name: mine"
+    with pytest.raises(UserError, match="holds recipe.yaml"):
+        distill.plan(recipe)
 
 
 def test_resume_from_a_checkpoint_of_ones_choice(new_run, straight, tmp_path):
@@ -256,10 +378,6 @@ def test_mistakes_are_found_before_any_work(new_run):
     recipe = new_run("solver")
     recipe.corpus.solver, recipe.corpus.num_inference_steps = "adams", 30
     with pytest.raises(UserError, match="is more than the teacher's own"):
-        distill.run(recipe, progress=False)
-    recipe = new_run("logging")
-    recipe.logging.wandb = True
-    with pytest.raises(UserError, match="logging.wandb needs the package wandb"):
         distill.run(recipe, progress=False)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2p.training.ema import EMA
+from l2p.training.engine.ema import EMA
 
 
 def test_closed_form_without_warmup():

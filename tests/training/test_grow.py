@@ -10,8 +10,9 @@ from l2p.errors import UserError
 from l2p.evaluation.saved import evaluate_folder
 from l2p.landscapes import Scene, render
 from l2p.recipe import load_recipe
-from l2p.students.io import load_student
+from l2p.students.io import load_student, save_student
 from l2p.students.origin import teacher_config
+from l2p.students.pipeline import load_texts
 from l2p.teachers import load_teacher
 from l2p.training import grow, grow_data
 
@@ -57,13 +58,25 @@ def test_a_run_and_its_resumption(tmp_path, small_student, tiny_pipeline):
     folder = grow.run(recipe)
     grown, small = load_student(folder), load_student(small_student)
     assert grown.spec.patch_size == 32 and (grown.spec.height, grown.spec.width) == (64, 64)
-    assert (tmp_path / "run" / "grow-000002.png").is_file()
+    assert (tmp_path / "run" / "previews" / "grow-000002.png").is_file()
     for name, value in small.head.state_dict().items():  # frozen
         assert torch.equal(grown.head.inner.state_dict()[name], value), name
     folder = tmp_path / "run" / "student"
     assert teacher_config(folder).path == str(tiny_pipeline)
     with pytest.raises(UserError, match="was grown beyond its teacher.*--against FOLDER"):
         evaluate_folder(folder)
+    retrained = tmp_path / "retrained"
+    small.head.conv_out.bias.data += 0.1
+    save_student(small, retrained, load_texts(small_student, small.spec))
+    with pytest.raises(UserError, match=r"grow stage with other settings \(student: .*student.sha256: "):
+        grow.run(recipe_for(tmp_path, retrained, tiny_pipeline, "optim.steps=2"))
+    for change, said in (
+        ("seed=1", "seed: 0 there, 1 here"),
+        ("terms.pixel=2", "terms.pixel: 1.0 there, 2.0 here"),
+        ("optim.steps=1", "is of step 2, beyond the 1 steps"),
+    ):
+        with pytest.raises(UserError, match=said):
+            grow.run(recipe_for(tmp_path, small_student, tiny_pipeline, "optim.steps=2", change))
     again = grow.run(recipe_for(tmp_path, small_student, tiny_pipeline, "optim.steps=4"))
     assert not torch.equal(load_student(again).head.conv_out.weight, grown.head.conv_out.weight)
 

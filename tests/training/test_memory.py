@@ -15,7 +15,7 @@ from l2p.objectives import build_objectives
 from l2p.students.build import from_teacher
 from l2p.teachers import load_teacher
 from l2p.training import memory
-from l2p.training.ema import EMA
+from l2p.training.engine.ema import EMA
 from l2p.training.memory import LiveBytes, Parts, StageBytes, stage_bytes
 from l2p.training.optim import build_optimizer
 from l2p.training.plan import Way, plan, shared_out

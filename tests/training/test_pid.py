@@ -67,8 +67,24 @@ def test_three_stages_and_what_a_rerun_does(tmp_path, tiny_pipeline):
     pid.run(recipe, progress=False)
     again = load_decoder(folder).state_dict()
     assert all(torch.equal(again[name], value) for name, value in before.items())
-    with pytest.raises(UserError, match="flow.learning_rate"):
+    with pytest.raises(UserError, match="flow.learning_rate: 0.001 there, 0.5 here"):
         pid.run(tiny_recipe(tmp_path, tiny_pipeline, flow=pid.PidStage(learning_rate=0.5, steps=2, objectives={"flow": {}})), progress=False)  # fmt: skip
+
+
+def test_latents_are_kept_for_the_pictures_and_the_vae_that_they_are_of(tmp_path, tiny_pipeline, capsys):
+    def latents(**changes):
+        recipe = tiny_recipe(tmp_path, tiny_pipeline)
+        for name, value in changes.items():
+            setattr(recipe.pictures, name, value)
+        folder = pid.PidFolder(tmp_path, asdict(recipe))
+        return pid.PidRun(recipe, folder, torch.device("cpu"), torch.float32).latents
+
+    first = latents()
+    assert torch.equal(latents(), first) and "latents.npy" not in capsys.readouterr().err
+    (tmp_path / "pictures" / "64x64.npy").unlink()
+    other = latents(first_seed=pid.FIRST_SCENE + 4)
+    assert "latents.npy is made anew (first_seed: " in capsys.readouterr().err
+    assert not torch.equal(other, first)
 
 
 def test_a_frozen_core_keeps_the_teachers_weights(tmp_path, tiny_pipeline):

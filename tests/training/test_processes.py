@@ -19,16 +19,17 @@ from omegaconf import OmegaConf
 from l2p.errors import UserError
 from l2p.processes import Place, place
 from l2p.recipe import Recipe
-from l2p.training.callbacks import read_log
-from l2p.training.sharded import load_checkpoint, step_of
+from l2p.training.engine.log import read_log
+from l2p.training.engine.sharded import load_checkpoint, step_of
 
 COMMAND = """
 import os, signal, sys
+from dataclasses import replace
 from l2p.files import write_json
 from l2p.training import stages
-from l2p.training.callbacks import Interrupt
+from l2p.training.engine.callbacks import Interrupt
 
-def skip(run):
+def skip(run, previous):
     write_json(run.folder.path / "metrics.json", {})
     return {}, []
 
@@ -37,7 +38,7 @@ def act(self, trainer, module):
     if os.environ.get("AT") == f"{os.environ.get('RANK', 0)}/{trainer.global_step}":
         os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
 
-stages.evaluate_the_student = skip
+stages.STAGES["evaluation"] = replace(stages.STAGES["evaluation"], run=skip)
 before, Interrupt.after_step = Interrupt.after_step, act
 from l2p.cli.main import main
 sys.exit(main(["distill", *sys.argv[1:]]))
@@ -180,7 +181,7 @@ def test_a_killed_process_ends_the_run_and_leaves_a_whole_checkpoint(new_run, al
 def test_not_a_number_in_one_process_stops_both(new_run):
     recipe = twenty_steps(new_run())
     poisoned = COMMAND.replace(
-        "stages.evaluate_the_student = skip",
+        "before, Interrupt",
         """
 from l2p.objectives import PairsObjective
 right = PairsObjective.forward
@@ -191,8 +192,8 @@ def spoil(self, ctx):
         terms["pixel"] = terms["pixel"] * float("nan")
     return terms
 
-PairsObjective.forward, stages.evaluate_the_student = spoil, skip
-""",
+PairsObjective.forward = spoil
+before, Interrupt""",
     )
     answers = launch(recipe, 2, command=poisoned)
     assert [code for code, _ in answers] == [2, 2], answers

@@ -81,9 +81,7 @@ def test_a_lift_of_another_kind_is_refused(drawn, folder, recipe_path):
         "lift.scale=energy",
     ]
     run = Run(load_recipe(recipe_path, changes), RunFolder(folder / "other", {}), *device(), progress=False)
-    with pytest.raises(
-        UserError, match=r"coupled by a lift of another scale \(procrustes, this run has energy\)"
-    ):
+    with pytest.raises(UserError, match=r"coupled by another lift \(scale: procrustes there, energy here\)"):
         fit_the_lift(run)
 
 
@@ -132,7 +130,7 @@ def test_the_command(l2p, drawn, folder, recipe_path):
     code, out, err = l2p(*words, "--check")
     assert code == 2 and "is no corpus" in err and err.count("\n") == 1
     code, out, err = l2p(*again, "corpus.num_inference_steps=3")
-    assert code == 2 and "was made with num_inference_steps=2, this run has num_inference_steps=3" in err
+    assert code == 2 and "made with other settings (num_inference_steps: 2 there, 3 here)" in err
 
 
 def test_the_taxonomy_is_printed_and_a_recipe_is_wanted(l2p):

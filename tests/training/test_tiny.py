@@ -110,13 +110,13 @@ def test_the_prompts_that_are_there_are_used_and_the_teacher_is_not_fetched(tmp_
 
 def test_a_logger_that_is_not_installed_is_a_warning(monkeypatch):
     from l2p.errors import UserNotice
-    from l2p.training import fit
+    from l2p.training.engine import loggers
 
-    monkeypatch.setattr(fit, "_installed", lambda package: False)
+    monkeypatch.setattr(loggers, "_installed", lambda package: False)
     config = load_recipe(RECIPES / "quickstart.yaml", ["logging.tensorboard=true"]).logging
     with pytest.warns(UserNotice, match=r"logging.tensorboard needs .*\[tensorboard\].*csv only"):
-        fit.check_loggers(config)
-    assert fit._loggers(config, Path("unused"), "name", "one_step") is False
+        loggers.check_loggers(config)
+    assert loggers.extra_loggers(config, Path("unused"), "name", "one_step") == []
     assert (
         shrunk(load_recipe(RECIPES / "sdxl-1k.yaml", ["logging.tensorboard=true"])).logging.tensorboard
         is False

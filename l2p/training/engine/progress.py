@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from l2p.training.after_step import AfterStep
+from l2p.training.engine.after_step import AfterStep
 from l2p.training.module import DistillModule
 
 CONSOLE = Console(stderr=True)

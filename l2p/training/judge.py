@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import time
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -30,11 +29,11 @@ from l2p.config import (
     config,
 )
 from l2p.evaluation.judge import FEATURES, SIZE, Judge, save_judge
-from l2p.files import atomic_path, check_writable
-from l2p.images import from_uint8
+from l2p.images import Pictures, from_uint8
 from l2p.landscapes import ATTRIBUTES, World, WorldName, load_world
-from l2p.locks import holding_output_dir
 from l2p.seeds import SEEDS, check_seeds
+from l2p.training.engine.task import OptimConfig, Task, run_task, scaled
+from l2p.training.run_folder import NO_EFFECT, TrainingFolder
 
 TRAIN_SEEDS = SEEDS["judge"].start
 TEST_SEEDS = SEEDS["judge test"].start
@@ -113,17 +112,35 @@ def augment(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     return images.clamp(-1, 1), damage
 
 
-@holding_output_dir
-def train(recipe: JudgeRecipe) -> Path:
-    """Train, measure on unseen renders, and write ``output_dir/judge.safetensors`` and ``training.csv``."""
+class JudgeFolder(TrainingFolder):
+    """The folder of one judge's training."""
+
+    kind = "train-judge"
+    stages = ("judge",)
+    no_effect = (*NO_EFFECT, "num_test_images")
+
+
+def train(recipe: JudgeRecipe, resume: bool = False) -> Path:
+    """Train, measure on unseen renders, and write ``output_dir/judge.safetensors`` and ``training.csv``.
+
+    Raises:
+        UserError: a folder of something else, or with ``resume`` a training of other settings.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the step under way was finished and kept.
+    """
+    folder = JudgeFolder(recipe.output_dir, asdict(recipe))
+    with folder.locked():
+        folder.claim()
+        if not resume:
+            folder.clear()
+        return _train(recipe, folder)
+
+
+def _train(recipe: JudgeRecipe, folder: JudgeFolder) -> Path:
     from rich.progress import track
 
     runtime.setup(recipe.threads, recipe.seed)
     device = runtime.pick_device(recipe.device)
     dtype = runtime.pick_dtype(recipe.dtype, device)
-    folder = Path(recipe.output_dir)
-    check_writable(folder)
-    start = time.perf_counter()
     seeds = check_seeds("judge", TRAIN_SEEDS, recipe.num_images, "num_images")
     check_seeds("judge test", TEST_SEEDS, recipe.num_test_images, "num_test_images")
     world, size = load_world(recipe.world), recipe.size
@@ -131,53 +148,84 @@ def train(recipe: JudgeRecipe) -> Path:
     for k in track(range(0, len(seeds), 100), description="rendering"):
         pictures[k : k + 100] = world.render_batch(seeds[k : k + 100], size, size)
     labels = torch.from_numpy(np.stack([world.scene(seed).labels for seed in seeds]))
-
-    teaching = _Teaching(recipe.size).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(
-        teaching.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+    teaching = _Teaching(size).to(device, memory_format=torch.channels_last)
+    seconds = run_task(
+        _task(recipe, teaching, pictures, labels, dtype), folder, "judge", device, scaled(dtype), ""
     )
-    steps = recipe.epochs * (len(seeds) // recipe.batch_size)
-    warm = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda n: min((n + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * n / max(1, steps)) + 1e-3)
-    )
-    generator = torch.Generator().manual_seed(recipe.seed)
-    log: list[dict] = []
-    order = torch.empty(0, dtype=torch.long)
-    for step in track(range(steps), description="training"):
-        if len(order) < recipe.batch_size:
-            order = torch.randperm(len(seeds), generator=generator)
-        batch, order = order[: recipe.batch_size], order[recipe.batch_size :]
-        images, damage = augment(from_uint8(pictures[batch.numpy()]).to(device), generator)
-        with runtime.autocast(device, dtype):
-            loss = teaching(images, labels[batch].to(device), damage, recipe)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(teaching.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0 or step == steps - 1:
-            log.append(
-                {
-                    "step": step,
-                    "loss": round(loss.item(), 5),
-                    "seconds": round(time.perf_counter() - start, 1),
-                }
-            )
 
     judge = teaching.judge.half().float().eval()  # as it will be read back from the file
     judge.report = measure(judge, world, recipe.num_test_images)
     judge.report |= {
-        "seconds": round(time.perf_counter() - start),
-        "recipe": asdict(recipe) | {"output_dir": folder.name},
+        "seconds": round(seconds),
+        "recipe": asdict(recipe) | {"output_dir": folder.path.name},
     }
-    path = folder / "judge.safetensors"
+    path = folder.path / "judge.safetensors"
     save_judge(judge, path)
-    with atomic_path(folder / "training.csv") as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(log[0]))
-        writer.writeheader()
-        writer.writerows(log)
+    shutil.copyfile(folder.log("judge"), folder.path / "training.csv")
     return path
+
+
+def _task(
+    recipe: JudgeRecipe, teaching: _Teaching, pictures: Pictures, labels: Tensor, dtype: torch.dtype
+) -> Task:
+    """Epochs of fresh permutations and of fresh damage, all of one generator, whose state is kept with a checkpoint."""
+    steps = recipe.epochs * (len(pictures) // recipe.batch_size)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.empty(0, dtype=torch.long)
+    device = teaching.damage.weight.device
+
+    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal order
+        if len(order) < recipe.batch_size:
+            order = torch.randperm(len(pictures), generator=generator)
+        some, order = order[: recipe.batch_size], order[recipe.batch_size :]
+        images, damage = augment(from_uint8(pictures[some.numpy()]).to(device), generator)
+        return images, labels[some].to(device), damage
+
+    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        images, wanted, damage = batch
+        with runtime.autocast(device, dtype):
+            return {"judge": teaching(images, wanted, damage, recipe)}
+
+    def restore(state: dict[str, Tensor]) -> None:
+        nonlocal order
+        order = state["order"]
+        generator.set_state(state["generator"])
+
+    def optimizer() -> tuple[torch.optim.Optimizer, _Schedule]:
+        own = torch.optim.AdamW(teaching.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+        return own, _Schedule(own, recipe.learning_rate, steps)
+
+    config = OptimConfig(
+        steps=steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        ema_decay=0.0,  # the weights themselves
+        checkpoint_every=max(1, steps // recipe.epochs),
+    )
+    return Task(
+        teaching,
+        config,
+        loss,
+        batch,
+        optimizer=optimizer,
+        state=lambda: {"order": order, "generator": generator.get_state()},
+        restore=restore,
+    )
+
+
+class _Schedule:
+    """A short rise, then half a cosine that ends above zero."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, learning_rate: float, steps: int) -> None:
+        self.optimizer, self.learning_rate, self.steps = optimizer, learning_rate, steps
+
+    def step_update(self, step: int) -> None:
+        rise = (step + 1) / max(1, self.steps // 20)
+        fall = 0.5 + 0.5 * math.cos(math.pi * step / max(1, self.steps)) + 1e-3
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * min(rise, fall)
 
 
 @torch.no_grad()

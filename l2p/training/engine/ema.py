@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from l2p.training.after_step import AfterStep
+from l2p.training.engine.after_step import AfterStep
 
 
 class EMA:

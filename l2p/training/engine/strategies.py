@@ -3,7 +3,7 @@
 Notable:
 - FSDP2 shards each repeating block of core and head, and what is left of the two, by rows (torch's `fully_shard`). Weights,
   gradients, optimiser states and the average are then a share each; arithmetic and results stay those of one process.
-- A checkpoint of shards holds the very dictionary that one process would keep (training/sharded.py), so a run may go on
+- A checkpoint of shards holds the very dictionary that one process would keep (training/engine/sharded.py), so a run may go on
   on any number of processes, under either strategy or alone.
 - A teacher may be sharded too, its frozen blocks gathered one at a time, or its shards kept in the CPU's memory.
 """
@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from l2p import processes
 from l2p.students.student import PixelStudent
-from l2p.training.sharded import is_sharded, load_checkpoint, save_sharded, shard
+from l2p.training.engine.sharded import is_sharded, load_checkpoint, save_sharded, shard
 
 
 class Sharded(ModelParallelStrategy):

@@ -5,7 +5,7 @@ dictionary, and `rest.pt` has all else, with a mark where a tensor belongs. The 
 number of them reads what any other number wrote.
 
     STAGE.shards/latest         name of the folder that counts: a step's folder is whole before it is named
-    STAGE.shards/step-000120/   .metadata, *.distcp, rest.pt
+    STAGE.shards/step-000120/   .metadata, *.distcp, rest.pt, sums-RANK.json (hashes of each process' files)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor import zeros as sharded_zeros
 
 from l2p import processes
+from l2p.artifacts import check_zip, hash_file, read_sealed, write_sealed
 from l2p.errors import UserError
 from l2p.files import atomic_path, write_text
 
@@ -51,6 +52,9 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
         return
     processes.from_first(lambda: shutil.rmtree(step, ignore_errors=True))  # half a folder that a kill left
     dcp.save(tensors, checkpoint_id=step)
+    own = {path.name: hash_file(path) for path in step.glob(f"__{processes.rank()}_*")}
+    write_sealed(step / f"sums-{processes.rank()}.json", own)
+    processes.any_of(False)  # all have written before the folder is named
 
     def conclude() -> None:
         with atomic_path(step / REST) as partial:
@@ -80,13 +84,17 @@ def load_checkpoint(
         if path.is_dir():
             checkpoint = _load_folder(path, only, mesh)
         elif path.is_file():
+            check_zip(path, only="/data.pkl" if only == () else "")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         else:
             raise UserError(f"no checkpoint at {path}")
     except UserError:
         raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for a broken file
-        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].partition(" (1)")[0]
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({reason}): delete it and run again, its stage starts over"
+        ) from error
     if not isinstance(checkpoint, dict) or "l2p" not in checkpoint:
         raise UserError(f"{path} is no checkpoint of `l2p distill`")
     return checkpoint
@@ -111,7 +119,11 @@ def _load_folder(folder: Path, only: Sequence[str] | None, mesh: DeviceMesh | No
     step = _named(folder)
     if step is None:
         raise UserError(f"no checkpoint at {folder}")
+    check_zip(step / REST)
     rest = torch.load(step / REST, map_location="cpu", weights_only=True)
+    alone = mesh is None or not dist.is_initialized()
+    if only != ():
+        _check_shards(step, alone)
     known = dcp.FileSystemReader(step).read_metadata().state_dict_metadata
     tensors: dict[str, Tensor] = {}
 
@@ -130,11 +142,21 @@ def _load_folder(folder: Path, only: Sequence[str] | None, mesh: DeviceMesh | No
         return tensors[key]
 
     state = _map(rest, part)
-    alone = mesh is None or not dist.is_initialized()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone on purpose
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(step), no_dist=alone)
     return state
+
+
+def _check_shards(step: Path, alone: bool) -> None:
+    """Compare the files of a step's folder with their hashes; together each process takes some. Raises ValueError in all."""
+    sums: dict[str, str] = {}
+    for path in sorted(step.glob("sums-*.json")):
+        sums |= read_sealed(path, "delete the checkpoint and run again")
+    some = sorted(sums) if alone else sorted(sums)[processes.rank() :: processes.size()]
+    bad = [name for name in some if not (step / name).is_file() or hash_file(step / name) != sums[name]]
+    if bool(bad) if alone else processes.any_of(bool(bad)):
+        raise ValueError(f"{bad[0] if bad else 'a shard'} has another checksum than it was written with")
 
 
 def shard(value: Tensor, mesh: DeviceMesh) -> DTensor:
