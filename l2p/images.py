@@ -10,6 +10,8 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2p.errors import UserError, warn
-from l2p.files import PathLike, atomic_path
+from l2p.files import PICTURES, PathLike, atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 Pictures = NDArray[np.uint8]
 MAX_PIXELS = 2**28
 LARGE = 128 * 2**20  # bytes of a picture that is not copied as a whole any more
+PLUGINS = {
+    ".heic": "pip install pillow-heif",
+    ".heif": "pip install pillow-heif",
+    ".jxl": "pip install pillow-jxl-plugin",
+}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0
 FLOAT_SLACK = 1e-3  # beyond 0 and 1 that is taken for rounding
 SRGB_GAMMA, GAMMA_SLACK = 1 / 2.2, 0.01  # of PNG's chunk gAMA
@@ -88,6 +95,24 @@ def open_picture(file: PathLike | BinaryIO, name: str, formats: Sequence[str] | 
     return image
 
 
+@lru_cache(maxsize=1)
+def readable_suffixes() -> frozenset[str]:
+    """Suffixes of the pictures that Pillow reads here, plugins that are installed included."""
+    from PIL import Image, features
+
+    for name, register in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", "")):
+        try:
+            plugin = import_module(name)
+        except ImportError:
+            continue
+        if register:
+            getattr(plugin, register)()
+    Image.init()
+    missing = {"JPEG2000"} if not features.check("jpg_2000") else set()
+    known = Image.registered_extensions()
+    return frozenset(s for s in PICTURES if known.get(s) in Image.OPEN and known[s] not in missing)
+
+
 def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures:
     """The picture in a file, or in an open one that is called `name`: sRGB, uint8 [H, W, 3].
 
@@ -101,6 +126,7 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
     from PIL import Image, ImageOps
 
     name = str(name or path)
+    readable_suffixes()  # registers plugins
     try:
         # An open file, never a path: Pillow 13 maps uncompressed TIFF files into memory, and then transposes them wrongly.
         with ExitStack() as stack:
@@ -121,7 +147,8 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
         if isinstance(error, UserError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} is no picture or is cut short: {reason}") from error
+        hint = next((f" ({do})" for suffix, do in PLUGINS.items() if name.lower().endswith(suffix)), "")
+        raise UserError(f"{name} is no picture or is cut short: {reason}{hint}") from error
 
 
 def _deep_grey(levels: NDArray, image: Image.Image, name: str) -> NDArray[np.uint8]:

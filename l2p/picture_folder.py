@@ -11,23 +11,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from l2p.artifacts import digest, hash_files
 from l2p.errors import UserError, warn
 from l2p.files import PICTURES, PathLike
+from l2p.images import PLUGINS, readable_suffixes
 from l2p.texts import COLUMNS, decode_text, read_table
 
 MANIFEST = "metadata.jsonl"
 MANIFESTS = (MANIFEST, "metadata.csv")
 CAPTIONS = (".txt", ".caption", ".json")  # of a picture's name, with or without its own suffix, in this order
-HINTS = {
-    ".heic": "pip install pillow-heif",
-    ".heif": "pip install pillow-heif",
-    ".jxl": "pip install pillow-jxl-plugin",
-}
 SHOWN = 3  # names in a line
 
 
@@ -35,26 +31,6 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sorts names as people count: 1, 2, 10."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
-
-
-@lru_cache(maxsize=1)
-def readable_suffixes() -> frozenset[str]:
-    """Suffixes of the pictures that Pillow reads here, plugins that are installed included."""
-    from importlib import import_module
-
-    from PIL import Image, features
-
-    for name, register in (("pillow_heif", "register_heif_opener"), ("pillow_jxl", "")):
-        try:
-            plugin = import_module(name)
-        except ImportError:
-            continue
-        if register:
-            getattr(plugin, register)()
-    Image.init()
-    missing = {"JPEG2000"} if not features.check("jpg_2000") else set()
-    known = Image.registered_extensions()
-    return frozenset(s for s in PICTURES if known.get(s) in Image.OPEN and known[s] not in missing)
 
 
 def split_pictures(paths: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
@@ -74,7 +50,7 @@ def split_pictures(paths: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
 def told_unknown(unknown: Mapping[str, int]) -> list[str]:
     """A phrase for each format that cannot be read here."""
     return [
-        f"{count} {suffix} (which Pillow cannot read here{f': {HINTS[suffix]}' if suffix in HINTS else ''})"
+        f"{count} {suffix} (which Pillow cannot read here{f': {PLUGINS[suffix]}' if suffix in PLUGINS else ''})"
         for suffix, count in sorted(unknown.items())
     ]
 

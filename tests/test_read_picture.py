@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from l2p.errors import UserError, UserNotice
-from l2p.images import read_picture
+from l2p.images import read_picture, readable_suffixes
 
 ROCKET = Path(pytest.importorskip("skimage").data_dir) / "rocket.jpg"  # a photograph in Adobe RGB (1998)
 
@@ -162,3 +162,17 @@ def test_of_several_frames_the_first_is_read_and_told(tmp_path):
 def test_an_open_file_has_its_name(tmp_path):
     with pytest.raises(UserError, match=r"^x in y is no picture"):
         read_picture(io.BytesIO(b"nothing"), "x in y")
+
+
+def test_a_format_that_needs_a_plugin_says_which(tmp_path):
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    if ".heic" not in readable_suffixes():
+        with pytest.raises(UserError, match=r"a\.HEIC is no picture .*pip install pillow-heif"):
+            read_picture(tmp_path / "a.HEIC")
+    assert {
+        ".png",
+        ".jpg",
+        ".webp",
+        ".tif",
+        ".avif",
+    } <= readable_suffixes() and ".svg" not in readable_suffixes()

@@ -165,7 +165,7 @@ def parse(answer: str) -> list[str]:
     except (json.JSONDecodeError, RecursionError):
         found = None  # lines, then
     lines = (
-        re.sub(r"^\s*(?:[-*\u2022]|\d+[.)])\s+", "", line).strip().strip('"') for line in text.splitlines()
+        re.sub(r"^\s*(?:[-*\u2022]|\d+[.)])\s+", "", line).strip().strip('"') for line in text.split("\n")
     )
     return [line for line in lines if line]
 
@@ -184,7 +184,7 @@ def _remembered(memory: Path) -> dict[str, list[str]]:
     if rest:
         write_text(memory, whole + "\n" if whole else "")
     try:
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [json.loads(line) for line in whole.split("\n") if line]
         return {row["request"]: row["prompts"] for row in rows}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(

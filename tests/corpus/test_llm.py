@@ -172,3 +172,12 @@ def test_answers_are_read_as_models_write_them(answer):
 def test_more_prompts_than_asked_for_are_cut_and_fewer_are_taken(server, writer):
     server.faults = [(200, said('["a", "b", "c", "d"]'), {}), (200, said('["e"]'), {})]
     assert writer().rewrite(["1", "2", "3", "4"]) == ["a", "b", "e"]
+
+
+def test_an_answer_with_a_line_separator_is_remembered(tmp_path):
+    """U+2028 and U+0085 end no line of the memory."""
+    from l2p.corpus.llm import _remembered
+
+    row = {"request": "r", "prompts": ["a lake\u2028at dusk", "b\u0085c"]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert _remembered(tmp_path / "m.jsonl") == {"r": row["prompts"]}
