@@ -13,7 +13,7 @@ from l2p.decoders.io import save_decoder
 from l2p.errors import UserError
 from l2p.evaluation import evaluate as module
 from l2p.evaluation.evaluate import EVALUATION_SEEDS, PAINTERS, evaluate
-from l2p.evaluation.references import TeacherPictures, fingerprint
+from l2p.evaluation.references import TeacherPictures
 from l2p.evaluation.report import write_report
 from l2p.evaluation.saved import evaluate_folder
 from l2p.images import from_uint8, to_uint8
@@ -136,8 +136,6 @@ def test_the_cache_knows_settings_and_survives_damage(teacher, teacher_config, s
     source.get(["a lake"], [2])
     source.get(["a house"], [1])
     assert len(list(tmp_path.glob("*.npz"))) == 3
-    weight = torch.randn(30, 30)
-    assert fingerprint([weight]) == fingerprint([weight.clone()]) != fingerprint([weight + 1e-3])
 
 
 def test_prompts_from_a_file_leave_out_what_needs_the_truth(teacher, teacher_config, students, tmp_path):
