@@ -247,6 +247,10 @@ def read_json(path: PathLike) -> Any:
         raise UserError(f"{path} is not a text file, expected JSON") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deep, expected plain JSON") from None
+    except ValueError as error:  # a number of thousands of digits
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
 def looks_like_path(text: str) -> bool:

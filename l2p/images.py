@@ -84,15 +84,23 @@ def open_picture(file: PathLike | BinaryIO, name: str, formats: Sequence[str] | 
     Image.MAX_IMAGE_PIXELS = limit  # an error beyond twice as much; for what a decoder finds out later
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(file, formats=formats)
+        try:
+            image = Image.open(file, formats=formats)
+        except Image.DecompressionBombError as error:
+            raise _too_large(name, str(error)) from None
     width, height = image.size
     if width * height > limit:
         image.close()
-        raise UserError(
-            f"{name} is too large: {width} x {height} are {width * height:,} pixels, at most {limit:,} are read; "
-            "set L2P_MAX_PIXELS in the environment to read larger ones"
+        raise _too_large(
+            name, f"{width} x {height} are {width * height:,} pixels, at most {limit:,} are read"
         )
     return image
+
+
+def _too_large(name: str, reason: str) -> UserError:
+    return UserError(
+        f"{name} is too large: {reason}; set L2P_MAX_PIXELS in the environment to read larger ones"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -140,9 +148,7 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
                 upright = _with_info(Image.fromarray(levels), upright.info)
             return np.asarray(_on_white(upright, name))
     except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{name} is too large: {error}; L2P_MAX_PIXELS in the environment raises the limit"
-        ) from error
+        raise _too_large(name, str(error)) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         if isinstance(error, UserError):
             raise

@@ -23,6 +23,7 @@ from l2p.keys import mask
 T = TypeVar("T")
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
+_commits: dict[tuple[HubName, str | None], str] = {}  # what was read first in this process
 TRIES = 5
 LONGEST_WAIT = 300.0  # seconds; a Hub that asks for more is not worth waiting for unattended
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -80,7 +81,8 @@ def download(
 ) -> Path:
     """Fetch the files of a repository into the Hub's cache, from where they come the next time.
 
-    Nothing is fetched where the disk is too small for all of it. Files that are new are compared with the hashes that
+    A branch or tag stands for the commit that it led to when this process first read it: what was checked is what is used,
+    though somebody push in between. Nothing is fetched where the disk is too small for all of it. Files that are new are compared with the hashes that
     the Hub gives; one that differs is removed again.
 
     Args:
@@ -95,9 +97,10 @@ def download(
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    key = (name, endpoint)
     wanted = {
         "repo_type": name.kind,
-        "revision": name.revision,
+        "revision": _commits.get(key, name.revision),
         "allow_patterns": list(patterns),
         "ignore_patterns": list(ignore),
         "endpoint": endpoint,
@@ -107,6 +110,7 @@ def download(
         before = set(_cached(name, endpoint))
         _check_space(name, wanted)
         path = snapshot_download(name.repo, **wanted)
+        _commits.setdefault(key, Path(path).name)
         fresh = [file for file in Path(path).rglob("*") if file.is_file() and file not in before]
         if fresh:
             api = HfApi(endpoint=endpoint)

@@ -49,6 +49,8 @@ LARGEST = 1_000_000  # no size in a config is larger; a broken one must not buil
 DEEPEST = 1000  # layers
 MOST_STEPS = 1000  # of one picture
 LONGEST_SIDE = 16384  # pixels of the picture that is drawn where no size is asked for
+LONGEST_AXIS = 2**17  # tokens of a caption, or patches of a side, that a core has positions for
+DEPTHS = {"n_layers", "n_refiner_layers", "num_layers", "num_single_layers", "num_blocks", "patch_size"}
 HEAD_SIZES = {"fine_patch", "width", "num_blocks", "head_dim", "tile", "halo", "factor"}
 
 
@@ -239,8 +241,10 @@ def read_spec(folder: str | Path) -> StudentSpec:
         *config["head"].items(),
         ("patch_size", config["patch_size"]),
     ]:
-        limit = DEEPEST if key in ("n_layers", "n_refiner_layers", "num_blocks", "patch_size") else LARGEST
+        limit = DEEPEST if key in DEPTHS else LONGEST_AXIS if key == "axes_lens" else LARGEST
         sizes = value if isinstance(value, (list, tuple)) else [value]
+        if key.startswith("axes_") and len(sizes) > 4:  # each has a table of its own
+            raise _broken(folder, f"{key} has {len(sizes)} entries, expected at most 4")
         if len(sizes) > DEEPEST or any(
             isinstance(size, (int, float)) and not abs(size) <= limit for size in sizes
         ):
