@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from l2p.errors import UserError
+from l2p.errors import UserError, printable
 from l2p.files import DATA, read_json, write_text
 from l2p.remote import HubName
 from l2p.students.io import read_config
@@ -18,6 +18,7 @@ from l2p.students.lora import ADAPTER
 from l2p.students.weights import read_entries
 
 LICENSES = "apache-2.0 mit openrail creativeml-openrail-m openrail++ bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc0-1.0 gemma"
+MARKUP = frozenset("<>&|`[]*!\\")  # of Markdown and HTML
 PAINTERS = {
     "teacher": "teacher, {teacher_steps} and VAE",
     "teacher_one_step": "teacher, 1 step and VAE",
@@ -63,7 +64,7 @@ def write_card(folder: str | Path, name: str) -> None:
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     try:
         data = _metadata(config, metrics, name)
-        text = f"---\n{data.to_yaml()}\n---\n\n{_body(folder, config, metrics, name)}"
+        text = f"---\n{data.to_yaml()}\n---\n\n{_body(folder, _inert(config), _inert(metrics), _inert(name))}"
         again = ModelCard(text, ignore_metadata_errors=False).data.to_dict()
     except ValueError as error:
         raise UserError(f"the Hub's library refuses this card: {' '.join(str(error).split())}") from error
@@ -72,6 +73,20 @@ def write_card(folder: str | Path, name: str) -> None:
             "the card's metadata do not survive the Hub's library: a name in recipe or metrics is odd"
         )
     write_text(folder / "README.md", text)
+
+
+def _inert(value: Any) -> Any:
+    """`value` with every text in it as a page shows it: no HTML, no link, no table's border, one line.
+
+    A student's config and figures may come from a stranger, and the card is a page on the Hub.
+    """
+    if isinstance(value, dict):
+        return {key: _inert(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_inert(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return "".join(f"&#{ord(c)};" if c in MARKUP else c for c in printable(" ".join(value.split())))
 
 
 def _is_on_hub(name: str) -> bool:
@@ -150,7 +165,7 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
         binding += ". **It is not recorded: find it before you use or share this model**"
     revision = f" at revision `{teacher['revision']}`" if teacher.get("revision") else ""
     if config.get("source"):
-        parts += ["## Origin and licence", f"Published as `{teacher['file']}` of `{origin}`{revision} ({teacher['paper']}) and "
+        parts += ["## Origin and licence", f"Published as `{teacher.get('file', 'unknown')}` of `{origin}`{revision} ({teacher.get('paper', 'unknown')}) and "
                   f"imported: the values are as published. Licence: {license}."]  # fmt: skip
     else:
         parts += ["## Teacher and licence", f"Teacher: `{origin}`{revision}. Licence: {license}. {binding}."]

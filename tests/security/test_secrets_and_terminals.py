@@ -236,3 +236,24 @@ def test_publishing_follows_no_link_to_a_private_file(tmp_path):
     (snapshot / "config.json").symlink_to("../../../blobs/1")
     (snapshot / "extra.json").symlink_to(secret)
     assert _links_elsewhere(str(snapshot), ["config.json", "extra.json"]) == ["extra.json"]
+
+
+def test_texts_of_strangers_are_inert_on_the_card(hostile_student):
+    from l2p.hub.card import write_card
+
+    evil = "<script>alert(1)</script> | x | `` ![x](http://evil/x.png) [y](javascript:1)\n\n# Heading"
+    config = json.loads((hostile_student / "config.json").read_text())
+    config["teacher"] |= {"name": evil, "license": evil, "revision": evil}
+    config["recipe"] = {"name": evil, "seed": evil}
+    (hostile_student / "config.json").write_text(json.dumps(config))
+    settings = dict.fromkeys(("device", "threads", "dtype", "prompts", "num_images", "width", "height"), evil)
+    metrics = {"student": {"latency_ms": 1.0, "psnr_to_teacher": 20.0}, "settings": settings}
+    (hostile_student / "metrics.json").unlink(missing_ok=True)
+    (hostile_student / "metrics.json").write_text(json.dumps(metrics))
+    (hostile_student / "README.md").unlink(missing_ok=True)
+    write_card(hostile_student, "ann/it")
+    text = (hostile_student / "README.md").read_text()
+    body = text.split("---", 2)[2]
+    for attack in ("<script", "![x]", "[y](", "\n# Heading", "| x |"):
+        assert attack not in body.replace("&#", ""), attack
+    assert "&#60;script&#62;" in body
