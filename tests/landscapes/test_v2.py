@@ -57,6 +57,13 @@ def test_a_very_large_picture_agrees_too_and_holds_more() -> None:
     assert fine > 1.4 and fine > 1.5 * smooth, (fine, smooth)
 
 
+def test_fine_ripples_leave_the_average_of_the_water() -> None:
+    scene = Scene.from_attributes(11, time="day", water="lake", house="no", trees="none")
+    small, large = render(scene, 64, 48), shrink(render(scene, 2048, 1536), 32)
+    rows = slice(int((scene.lake.y - 0.6 * scene.lake.b) * 64), int((scene.lake.y + 0.6 * scene.lake.b) * 64))
+    assert abs(small[rows].mean() - large[rows].mean()) < 1.5
+
+
 def test_bands_change_nothing(monkeypatch) -> None:
     for seed in (1, 6, 11, 4):  # water, trees, a house, snow
         scene = Scene.from_seed(seed)

@@ -10,7 +10,7 @@ from ..paint import Canvas, View, cover, fbm1, fbm2, lerp, polygon, rgb, smooths
 from ..scene import House
 from .palette import SNOW, Palette
 from .scene import Scene
-from .texture import cells, hashed, shingles, stones
+from .texture import cells, hashed, leaves, shingles, stones
 from .trees import ground_shadow
 
 _WALLS = (rgb(248, 238, 220), rgb(206, 82, 66), rgb(238, 204, 142), rgb(168, 196, 208), rgb(196, 206, 172))
@@ -259,13 +259,18 @@ def _flower_box(pen: _Pen, key: int) -> Callable[[View], np.ndarray]:
 
     def paint(view: View) -> np.ndarray:
         x, z = pen.units(view)
-        (i, p), (j, q) = cells(x / np.float32(step)), cells(z / np.float32(step))
+        (j, q) = cells(z / np.float32(step))
+        i, p = cells(x / np.float32(step) + np.float32(0.5) * (j & 1))
         a, weight = hashed(i, j, key), np.float32(visible(step * 1.4, pen.px))
-        r = np.sqrt((p - np.float32(0.5)) ** 2 + (q - np.float32(0.5)) ** 2)
-        dot = np.clip(0.5 - (r - np.float32(0.42)) / np.float32(pen.px / step + 0.1), 0, 1) * (a < 0.55)
+        dx = p - np.float32(0.36) - np.float32(0.28) * hashed(i, j, key + 20)
+        dy = q - np.float32(0.36) - np.float32(0.28) * hashed(i, j, key + 30)
+        petals = np.cos(np.arctan2(dy, dx) * np.float32(5) + a * np.float32(6))
+        r, size = np.sqrt(dx * dx + dy * dy), np.float32(pen.px / step + 0.04)
+        dot = np.clip(0.5 - (r - np.float32(0.3) - np.float32(0.07) * petals) / size, 0, 1) * (a < 0.6)
         dot = weight * dot + (1 - weight) * np.float32(0.28)
-        green = colors.tone(rgb(82, 130, 66), np.clip(0.55 + weight * (a - np.float32(0.5)), 0, 1))
-        red = colors.tone(rgb(226, 74, 84), 0.95) * np.ones((*a.shape, 1), np.float32)
+        leaf = leaves(x / np.float32(0.7 * step), z / np.float32(0.7 * step), pen.px / step * 1.4, key)
+        green = colors.tone(rgb(82, 130, 66), np.clip(0.55 + weight * leaf, 0, 1))
+        red = colors.tone(rgb(226, 74, 84), 0.95) * (1 - weight * np.float32(0.9) * (r * r)[..., None])
         red = np.where((weight * a > 0.4)[..., None], colors.tone(rgb(255, 244, 240), 0.95), red)
         return green + dot[..., None] * (red - green)
 

@@ -47,6 +47,7 @@ def paint_water(canvas: Canvas, scene: Scene, colors: Palette) -> None:
             x = view.u / (t[start:] + 0.12) * (2.2 * 2.0**n)
             y = depth[start:] * (2.6 * 2.0**n) + np.float32(0.8) * wave[start:]
             wave[start:] += weight[start:] * noise2(x, y, key + 7 * n)
+    glint = _fine_ripples(view.u, t, px, key)
     mirror_line = top if scene.lake else scene.horizon + 0.03
     squash = 0.62 if scene.river and not scene.peaks else 1.0  # a river without mountains mirrors the low sky
     sink = view.y - np.float32(mirror_line)
@@ -63,12 +64,30 @@ def paint_water(canvas: Canvas, scene: Scene, colors: Palette) -> None:
     tint = lerp(lerp(colors.top, colors.middle, 0.4), _WATERS[scene.time], 0.6)
     deep = np.clip(0.12 + 0.8 * (view.y - np.float32(top)), 0, 0.5).astype(np.float32)
     image += (deep + np.float32(0.12) * wave)[..., None] * (tint - image)
-    image += (np.float32(0.045) * wave)[..., None]
+    image += (np.float32(0.045) * wave + np.float32(0.06) * glint)[..., None]
     width = np.float32(0.03) + np.float32(0.16) * t
-    beam = np.exp(-(((view.u - np.float32(scene.sun[0])) / width) ** 2)) * np.clip(0.36 + 0.85 * wave, 0, 1)
+    beam = np.exp(-(((view.u - np.float32(scene.sun[0])) / width) ** 2)) * np.clip(
+        0.36 + 0.85 * wave + 0.4 * glint, 0, 1
+    )
     strength = {"dawn": 0.55, "day": 0.3, "dusk": 0.8, "night": 0.7}[scene.time]
     sparkle = (np.float32(strength) * beam)[..., None]
     image += sparkle * lerp(colors.glow, colors.disc, 0.5) * np.clip(1 - image, 0, 1)
     edge = np.float32(0.3) * smoothstep(-0.025, 0.0, gap)
     image *= 1 - edge[..., None] * np.float32(0.6)
     canvas.mix(view, cover(gap, px), np.clip(image, 0, 1))
+
+
+def _fine_ripples(u: np.ndarray, t: np.ndarray, px: float, key: int) -> np.ndarray:
+    """Ripples that only large pictures hold: lightness [h, w] around 0. They move no mirror image."""
+    light = np.zeros((len(t), u.shape[1]), np.float32)
+    for n, count in enumerate((180.0, 420.0, 900.0)):
+        weight = visible(t / np.float32(count), px)
+        start = int(np.argmax(weight[:, 0] > 0))
+        if weight[-1, 0] > 0:
+            y = np.log(t[start:]) * np.float32(count)
+            x = u / (t[start:] + np.float32(0.05)) * np.float32(0.2 * count)
+            bent = y + np.float32(1.2) * noise2(x * np.float32(0.35), y * np.float32(0.12), key + 90 + n)
+            # Sharp crests and wide troughs; 0.75 centres them.
+            crest = np.float32(0.75) - 2 * np.abs(noise2(x, bent, key + 100 + n))
+            light[start:] += weight[start:] * np.float32(0.75**n) * crest
+    return light
