@@ -58,7 +58,7 @@ def test_a_list_is_made_once_and_other_settings_are_refused(source, tmp_path):
     ):
         prompt_list.make_list(replace(config, filters=replace(FILTERS, min_words=3)), tmp_path / "c", 0)
     source.write_text("a barn\n")
-    with pytest.raises(UserError, match="were made with source_sha256="):
+    with pytest.raises(UserError, match="were made with other settings .source_sha256: "):
         prompt_list.make_list(config, tmp_path / "c", 0)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from l2p import images
+from l2p.artifacts import read_sealed
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
 from l2p.errors import UserError
 from l2p.lift import fit_lift
@@ -80,7 +81,7 @@ def test_pairs_of_other_noise_are_refused(corpora, straight, tmp_path):
     """Also those of a manifest from before generators had names, whose noise was by mt19937."""
     folder = corpora.draw(tmp_path / "old", replace(corpora.CONFIG, noise_generator="mt19937"))
     assert not torch.equal(CorpusDataset(folder)[0]["latent"], CorpusDataset(straight)[0]["latent"])
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_sealed(folder / "manifest.json", "")
     assert manifest["settings"].pop("noise_generator") == "mt19937"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(

@@ -117,6 +117,7 @@ def test_a_review_folder_of_a_stranger_shows_no_file_of_this_machine(review_fold
     disguised.symlink_to(secret)
     for path in (secret, disguised):
         review = json.loads((review_folder / "review.json").read_text())
+        review.pop("checksum", None)  # whoever writes the file can leave it out
         for pair in review["pairs"]:
             pair["a"] = pair["b"] = str(path)
         (review_folder / "review.json").write_text(json.dumps(review))
