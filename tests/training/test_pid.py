@@ -144,7 +144,7 @@ def test_items_are_functions_of_their_number_and_crops_match_their_latents(tmp_p
     assert batch["noise"].shape == (4, 3, 32, 32)
 
 
-def test_pictures_of_a_folder(tmp_path):
+def test_pictures_of_a_folder(tmp_path, capsys):
     from l2p.images import save_png
 
     rng = np.random.default_rng(0)
@@ -156,9 +156,11 @@ def test_pictures_of_a_folder(tmp_path):
     assert from_uint8(pictures[:1]).shape == (1, 3, 64, 64)
     with pytest.raises(UserError, match="smaller than 128"):
         folder_pictures(tmp_path, 128, 64, tmp_path / "other.npy")
-    save_png(rng.integers(0, 255, (64, 64, 3), np.uint8), tmp_path / "a.png")
-    with pytest.raises(UserError, match="is of other pictures than those in"):
-        folder_pictures(tmp_path, 64, 64, tmp_path / "kept.npy")
+    other = rng.integers(0, 255, (64, 64, 3), np.uint8)
+    save_png(other, tmp_path / "a.png")
+    again, _ = folder_pictures(tmp_path, 64, 64, tmp_path / "kept.npy")  # made anew
+    assert np.array_equal(again[0], other) and np.array_equal(again[1], pictures[1])
+    assert "kept.npy is made anew (files_sha256: " in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_is_told_first(tmp_path):
