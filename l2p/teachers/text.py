@@ -209,7 +209,7 @@ class TextEncoder(PromptEncoder):
         known, largest = self.model.get_input_embeddings().num_embeddings, int(tokens.input_ids.max())
         if (
             largest >= known
-        ):  # a CPU would end in an IndexError, a GPU in an assertion that spoils the process
+        ):  # else a CPU raises an IndexError, and a GPU an assertion that spoils the process
             raise UserError(
                 f"the tokenizer has a token {largest}, the text encoder knows {known}: they do not belong together"
             )

@@ -57,6 +57,13 @@ def test_a_template_bomb_ends_in_a_line_within_seconds_and_no_memory(source, bri
     assert BoundedTemplate("{{ messages[0].content }}").render(messages=MESSAGES) == "a lake"
 
 
+def test_the_memory_of_a_template_is_the_process_own_limit():
+    """A text of 1 GB that is not written, but counted: it would fit this machine, and not the limit."""
+    with pytest.raises(UserError, match="too much memory|chat template was stopped"):
+        BoundedTemplate("{{ ('x' * 10**9) | length }}").render(messages=MESSAGES)
+    assert BoundedTemplate("{{ ('x' * 10**6) | length }}").render(messages=MESSAGES) == "1000000"
+
+
 @pytest.mark.parametrize("source", ESCAPES)
 def test_a_template_reaches_nothing_outside_its_messages(source):
     try:
