@@ -88,15 +88,16 @@ TimeShift = Annotated[Float, Field(gt=0, le=100)]  # of sampled times towards th
 Logit = Annotated[Float, Field(ge=-20, le=20)]  # mean of the logits of sampled times
 LogitDeviation = Annotated[Float, Field(ge=0, le=20)]
 CriticUpdates = Annotated[Int, Field(ge=1, le=100)]  # before each step of the student
-TransformerBlocks = Annotated[
-    list[Annotated[Int, Field(ge=-1000, le=1000)]], Field(min_length=1, max_length=64)
-]
 CellSides = Annotated[list[Annotated[Int, Field(ge=1, le=1000)]], Field(min_length=1, max_length=64)]
 PictureSize = Annotated[
     list[Annotated[Int, Field(ge=8, le=65536, multiple_of=8)]], Field(min_length=2, max_length=2)
 ]  # height and width in pixels
 DTypeName = Literal["auto", "bf16", "fp16", "fp32"]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]  # names and paths
+
+PerceptualTerms = (
+    Text | Annotated[dict[Text, Weight], Field(min_length=1, max_length=16)]
+)  # networks, weights
 
 
 def _is_inverse(value: float) -> float:

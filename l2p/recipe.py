@@ -243,6 +243,7 @@ class EvaluationConfig:
     cache: Text | None = None
     latency_runs: Annotated[Int, Field(ge=1, le=1000)] = 5
     clip: Text | None = None
+    features: list[Text] = field(default_factory=list)
     peak_memory: bool = True
 
 

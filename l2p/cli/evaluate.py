@@ -22,7 +22,7 @@ examples:
   l2p evaluate runs/quickstart/student --num-images 1000 --out runs/quickstart/thorough
   l2p evaluate runs/quickstart/student --fail-if "seam_ratio>1.1" --fail-if "attribute_accuracy<0.9"
   l2p evaluate runs/quickstart/student --against photographs/ --json figures.json
-  l2p evaluate pictures/ --against others/
+  l2p evaluate pictures/ --against others/ --features timm:vit_small_patch14_dinov2.lvd142m
 
 exit code 1: a --fail-if condition holds
 """
@@ -67,6 +67,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--clip", metavar="FOLDER|NAME", help="a CLIP, for CLIP score and CMMD; else as the recipe says"
+    )
+    parser.add_argument(
+        "--features",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="Frechet, kernel distance, precision and recall in the space of timm:NAME, timm:NAME=FILE.safetensors, "
+        "lpips, encoder or transformer; repeatable; else as the recipe says",
     )
     parser.add_argument(
         "--out",
@@ -142,6 +150,7 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
             count, device, dtype = args.num_images, args.device, args.dtype
             drawn = draw_pictures(folder, kept, count, args.prompts, device, dtype, progress)
         drawn["clip"] = args.clip or drawn.get("clip")
+        drawn["features"] = args.features or drawn.get("features", ())
         return evaluate_pictures(**drawn, against=against, out=out, progress=progress)
     from l2p.evaluation.saved import evaluate_folder
 
@@ -156,6 +165,7 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
         prompts=args.prompts,
         paths=paths,
         clip=args.clip,
+        features=args.features,
         decoder=args.pid if "pid" in paths else None,
     )
 
@@ -177,7 +187,13 @@ def _tell(args: argparse.Namespace, metrics: dict[str, Any], out: Path) -> None:
         print(f"  {name.replace('_', ' '):<24}{'-' if value is None else f'{value:.3f}'}")
     for line in metrics["alarms"]:
         print(f"  {'alarm':<24}{line}")
-    print(f"  {'report':<24}{out / 'report.html'}")
+    for name, values in metrics["student"].get("features", {}).items():
+        told = {key: values.get(key) for key in ("frechet", "frechet_ratio", "kernel", "precision", "recall")}
+        seen = ", trained on" if metrics["settings"]["features"][name]["trained_on"] else ""
+        line = ", ".join(f"{key} {value:.4g}" for key, value in told.items() if value is not None)
+        print(f"  {name}{seen}: {line}")
+    if (out / "report.html").is_file():
+        print(f"  {'report':<24}{out / 'report.html'}")
     if args.json:
         from l2p.files import write_json
 

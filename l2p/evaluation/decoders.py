@@ -28,10 +28,10 @@ from l2p.evaluation.judge import Judge, load_judge
 from l2p.evaluation.native import native_crops
 from l2p.evaluation.seams import seam_index, seam_ratio
 from l2p.evaluation.spectrum import high_frequency_energy
+from l2p.features import PerceptualDistance, unit
 from l2p.files import write_json
 from l2p.images import Pictures, from_uint8, labelled_grid, save_png
 from l2p.landscapes import Scene, caption, render_batch
-from l2p.objectives.features import EncoderDistance, EncoderFeatures, unit
 from l2p.runtime import autocast, synchronize
 from l2p.seeds import SEEDS
 from l2p.teachers import Teacher
@@ -49,7 +49,9 @@ class DecoderFigures:
         periods: of the borders where seams are sought: the core's patch first, which gives ``seam_ratio``.
     """
 
-    def __init__(self, judge: Judge, distance: EncoderDistance, scale: int, periods: Sequence[int]) -> None:
+    def __init__(
+        self, judge: Judge, distance: PerceptualDistance, scale: int, periods: Sequence[int]
+    ) -> None:
         self.judge, self.distance, self.scale, self.periods = judge, distance, scale, periods
         self.crops, self.real_crops = FeatureStatistics(), FeatureStatistics()
         self.rows: dict[str, list[Tensor]] = {}
@@ -128,7 +130,7 @@ def evaluate_decoder(
     """
     out, spec = Path(out), student.spec
     height, width = spec.height or 512, spec.width or 512
-    judge, distance = load_judge(), EncoderDistance(EncoderFeatures(teacher))
+    judge, distance = load_judge(), PerceptualDistance("encoder", teacher)
     periods = tuple(dict.fromkeys((spec.patch_size, spec.cell, student.head.fine_patch)))
     paths: dict[str, Callable[[Source, int], Pictures]] = {
         "vae+lanczos": VaeDecoder(teacher, spec.scale, dtype),
@@ -186,7 +188,7 @@ def early_stop_table(
     decoder: PidDecoder,
     teacher: Teacher,
     judge: Judge,
-    distance: EncoderDistance,
+    distance: PerceptualDistance,
     out: Path,
     sigmas: Sequence[float],
     num_images: int,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from l2p import __version__
 from l2p.artifacts import hash_tensors
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.decoders.sources import Source
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.attributes import named_labels
 from l2p.evaluation.clip import Clip
@@ -30,16 +30,17 @@ from l2p.evaluation.gather import Gathered
 from l2p.evaluation.invention import departure_map, has_free_noise, student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
-from l2p.evaluation.look import encoder_look
 from l2p.evaluation.memory import peak_memory
 from l2p.evaluation.perceptual import backbone_available
 from l2p.evaluation.references import TeacherPictures, remembered
 from l2p.evaluation.shown import Shown
+from l2p.evaluation.spaces import describe
+from l2p.features import load_features
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
 from l2p.noise import pixel_noise
-from l2p.runtime import device_name, return_free_memory
+from l2p.runtime import autocast, device_name, return_free_memory
 from l2p.seeds import SEEDS
 from l2p.side_by_side import shares, side_by_side
 from l2p.students.io import tensors_of
@@ -73,6 +74,7 @@ def evaluate(
     thorough: bool = False,
     student_folder: str | Path | None = None,
     decoder: PidDecoder | None = None,
+    losses_saw: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Measure, and write ``output_dir/metrics.json`` and ``output_dir/evaluation/pictures.npz`` (for the report).
 
@@ -87,6 +89,8 @@ def evaluate(
             teacher's size, as the others are of that size.
         thorough: all figures of all pictures (else the costly ones of the first 48), and the student's pictures are
             kept on the disk, so that a run that was stopped goes on where it was.
+        losses_saw: licences of the feature networks that the student's losses saw, by identity
+            (:func:`l2p.objectives.networks_seen`); None where that is not known.
 
     Returns:
         the content of metrics.json.
@@ -133,8 +137,11 @@ def evaluate(
     limit = None if thorough else QUICK_LIMIT
     repeats = {"real": None, "teacher": None, "vae": "real"}
     repeats |= {name: "teacher" if with_teacher else None for name in ("pid", *PAINTERS[1:])}
-    look = encoder_look(teacher, dtype) if known_world else None
-    sets = {name: Gathered(name, judge, periods, limit, repeats[name], clip, look) for name in names}
+    encoder = encoder_vectors(teacher, dtype) if known_world else None
+    spaces = [load_features(name, teacher) for name in config.features]
+    sets = {
+        name: Gathered(name, judge, periods, limit, repeats[name], clip, encoder, spaces) for name in names
+    }
     shown = Shown(config.preview_images)
     captions: list[str] = []
     for indices in _batches(config, progress):
@@ -212,6 +219,8 @@ def evaluate(
         "invention_draws": DRAWS[thorough],
         "map": kind,
         "clip": config.clip,
+        "features": describe(spaces, losses_saw or {}),
+        "losses_saw": losses_saw,
         "not_measured": not_measured(config.clip),
         **machine(device),
     }
@@ -220,6 +229,22 @@ def evaluate(
     shown.save(output_dir, captions, **{name: found.astype(np.float16) for name, found in maps.items()})
     write_json(output_dir / "metrics.json", metrics)
     return metrics
+
+
+def encoder_vectors(teacher: Teacher, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Pictures to vectors of the teacher's encoder, or None where it shows no features."""
+    try:
+        network = load_features("encoder", teacher)
+    except UserError as error:
+        warn(f"the Frechet distance of the encoder's features is left out: {error}")
+        return None
+
+    @torch.no_grad()
+    def vectors(images: torch.Tensor) -> torch.Tensor:
+        with autocast(images.device, dtype):
+            return network.vectors(images)
+
+    return vectors
 
 
 def _batches(config: EvaluationConfig, progress: bool):

@@ -15,7 +15,9 @@ from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, relative
 from l2p.evaluation.judge import Judge
 from l2p.evaluation.native import SIZE, native_crops
 from l2p.evaluation.pairs import Pairs
+from l2p.evaluation.spaces import Spaces
 from l2p.evaluation.traces import Traces
+from l2p.features import FeatureNetwork
 
 
 class Gathered:
@@ -26,7 +28,8 @@ class Gathered:
         limit: pictures that the costly figures look at; None for all.
         repeats: the painter whose pictures these should be, one by one; None for nobody's.
         clip: None leaves its figures out.
-        look: pictures to vectors [B, d] of a second feature space, beside the judge's; None leaves its distance out.
+        encoder: pictures to vectors [B, d] of the teacher's encoder, a second space beside the judge's; None leaves it out.
+        spaces: feature networks for distances to the reference.
     """
 
     def __init__(
@@ -37,14 +40,16 @@ class Gathered:
         limit: int | None,
         repeats: str | None,
         clip: Clip | None = None,
-        look: Callable[[Tensor], Tensor] | None = None,
+        encoder: Callable[[Tensor], Tensor] | None = None,
+        spaces: Sequence[FeatureNetwork] = (),
     ) -> None:
         self.name, self.judge, self.repeats = name, judge, repeats
         self.figures = Figures(judge, periods)
         self.traces = Traces(periods[0], limit)
         self.pairs = Pairs(limit)
         self.crops = FeatureStatistics()
-        self.look, self.looks = look, FeatureStatistics()
+        self.encoder, self.encoded = encoder, FeatureStatistics()
+        self.spaces = Spaces(spaces)
         self.clip = ClipFigures(clip, limit) if clip else None
         self.cycle: list[Tensor] = []
         self.seen = 0
@@ -80,8 +85,9 @@ class Gathered:
             self.cycle.append(latent_cycle_error(own, latents, encode).cpu())
         if self.judge is not None and min(own.shape[2:]) > 4 * SIZE:
             self.crops.update(self.judge.features(native_crops(own, first=self.seen)))
-        if self.look is not None:
-            self.looks.update(self.look(own))
+        if self.encoder is not None:
+            self.encoded.update(self.encoder(own))
+        self.spaces.update(own)
         if self.clip is not None:
             self.clip.update(own, texts)
         self.seen += len(own)
@@ -91,7 +97,8 @@ class Gathered:
 
         Args:
             clean: pictures that seams and detail are compared with.
-            real: real renders, for distances between distributions; None outside of landscapes.
+            real: real renders, for distances between distributions; None outside of landscapes. Distances in feature spaces
+                are to these, or else to the clean pictures.
             reference: the painter whose pictures these repeat; None where they repeat nobody's.
         """
         values = self.figures.report(clean.figures)
@@ -100,6 +107,9 @@ class Gathered:
         values |= self.traces.report(clean.traces)
         if self.clip is not None:
             values |= self.clip.report(clean.clip)
+        target = clean if real is None else real
+        if target is not self:
+            values |= self.spaces.report(target.spaces)
         if self.repeats and reference is not None:
             # the same noise makes the same layout: this ratio scatters less than the one to other pictures
             first = self.figures.periods[0]
@@ -109,8 +119,8 @@ class Gathered:
             values |= self.pairs.report(self.repeats)
         if self.cycle:
             values["latent_cycle_error"] = float(torch.cat(self.cycle).mean())
-        if real is not None and real is not self and self.looks.count > 1:
-            values["frechet_encoder"] = relative_frechet(self.looks, real.looks)
+        if real is not None and real is not self and self.encoded.count > 1:
+            values["frechet_encoder"] = relative_frechet(self.encoded, real.encoded)
         if real is not None and real is not self and self.crops.count > 1:
             values["patch_frechet"] = frechet_distance(self.crops, real.crops)
         return values

@@ -17,7 +17,7 @@ from l2p.errors import UserError
 from l2p.evaluation.fidelity import check_pair
 
 if TYPE_CHECKING:
-    from l2p.objectives.features import LpipsDistance
+    from l2p.features import PerceptualDistance
 
 BACKBONE = "vgg16-397923af.pth"  # torchvision's file name in torch's cache
 
@@ -77,7 +77,7 @@ def _dists() -> nn.Module:
 
 
 @lru_cache(maxsize=1)
-def _lpips() -> LpipsDistance:
-    from l2p.objectives.features import LpipsDistance
+def _lpips() -> PerceptualDistance:
+    from l2p.features import PerceptualDistance
 
-    return LpipsDistance()
+    return PerceptualDistance("lpips")

@@ -21,6 +21,8 @@ from l2p.evaluation.distances import distances
 from l2p.evaluation.evaluate import machine, not_measured
 from l2p.evaluation.gather import Gathered
 from l2p.evaluation.shown import Shown
+from l2p.evaluation.spaces import Spaces, describe
+from l2p.features import FeatureNetwork, load_features
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, read_picture
 from l2p.pairing import Pairing, pair_folders
@@ -31,6 +33,7 @@ from l2p.texts import write_prompts
 BATCH = 16
 PERIODS = (16, 8, 4)
 LEAST = 32  # pixels a side
+ORIENTATION = 0x0112  # EXIF's tag; from 5 on the picture lies on its side
 
 
 def evaluate_pictures(
@@ -45,6 +48,8 @@ def evaluate_pictures(
     periods: Sequence[int] = PERIODS,
     shown: int = 8,
     clip: str | None = None,
+    features: Sequence[str] = (),
+    losses_saw: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Measure the pictures of ``folder`` beside those of ``against``; write metrics, pictures and report.html to ``out``.
 
@@ -56,6 +61,9 @@ def evaluate_pictures(
         settings: more lines for the report.
         clip: folder or Hub name of a CLIP; None leaves its figures out.
         periods: of the borders on which seams are sought, the patch's first.
+        features: feature networks (:mod:`l2p.features`) for distances in their spaces. With them the pictures may be of
+            several sizes: then these distances alone are measured, and no report is written.
+        losses_saw: licences of the networks that the losses of these pictures' student saw, by identity.
 
     Returns:
         the content of metrics.json: summary, student (the pictures of ``folder``), against, settings, alarms.
@@ -84,11 +92,18 @@ def evaluate_pictures(
         pairs = 0
     paired = pairs > 0
     texts = _texts(files["student"], told)
+    spaces = [load_features(name) for name in features]
+    about = {"features": describe(spaces, losses_saw or {}), "losses_saw": losses_saw}
+    if spaces and any(_are_mixed(some) for some in files.values()):
+        about |= {"pictures": str(folder), "against": str(against), **(settings or {})}
+        return _only_spaces(files, spaces, Path(out), about, progress, start)
     judge = load_judge()
     network = Clip(clip) if clip else None
     sets = {
-        "against": Gathered("against", judge, tuple(periods), None, None, network),
-        "student": Gathered("student", judge, tuple(periods), None, "against" if paired else None, network),
+        "against": Gathered("against", judge, tuple(periods), None, None, network, spaces=spaces),
+        "student": Gathered(
+            "student", judge, tuple(periods), None, "against" if paired else None, network, spaces=spaces
+        ),
     }
     kept = Shown(shown)
     for start, batches in _batches(files, pairs, sizes, progress):
@@ -115,6 +130,7 @@ def evaluate_pictures(
     )
     metrics["student"]["frechet_to_against"] = sets["student"].figures.frechet_to(sets["against"].figures)
     summary = ("frechet_to_against", "kernel", "precision", "recall", "seam_ratio", "high_frequency_ratio")
+    summary += ("fdr",) * bool(spaces)
     metrics = {"summary": {key: metrics["student"].get(key) for key in summary}, **metrics}
     metrics["settings"] = {
         "num_images": len(files["student"]),
@@ -127,6 +143,7 @@ def evaluate_pictures(
         "paired": paired,
         "pairs": pairs,
         "clip": clip,
+        **about,
         "not_measured": not_measured(clip),
         **machine(torch.device("cpu")),
         **(settings or {}),
@@ -136,6 +153,57 @@ def evaluate_pictures(
     kept.save(out, texts or [picture.path.stem for picture in files["student"]])
     write_json(Path(out) / "metrics.json", metrics)
     write_report(out, title=f"{Path(folder).resolve().name} beside {Path(against).resolve().name}")
+    return metrics
+
+
+def _are_mixed(pictures: list[Picture]) -> bool:
+    """Whether pictures are of several sizes, by their files' headers."""
+    from PIL import Image
+
+    sizes = set()
+    for picture in pictures:
+        with Image.open(picture.path) as image:
+            lies = image.getexif().get(ORIENTATION, 1) > 4
+            sizes.add(image.size[::-1] if lies else image.size)
+        if len(sizes) > 1:
+            return True
+    return False
+
+
+def _only_spaces(
+    files: dict[str, list[Picture]],
+    networks: Sequence[FeatureNetwork],
+    out: Path,
+    settings: dict[str, Any],
+    progress: bool,
+    start: float,
+) -> dict[str, Any]:
+    """Distances in feature spaces between pictures of any sizes."""
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    sets = {name: Spaces(networks) for name in files}
+    paths = [(name, picture.path) for name, some in files.items() for picture in some]
+    waiting: dict[tuple[str, tuple[int, ...]], list[np.ndarray]] = {}  # pictures of one size go together
+    for name, path in track(paths, "evaluating", console=Console(stderr=True), disable=not progress):
+        picture = read_picture(path)
+        batch = waiting.setdefault((name, picture.shape), [])
+        batch.append(picture)
+        if len(batch) == BATCH:
+            sets[name].update(from_uint8(np.stack(batch)))
+            batch.clear()
+    for (name, _), batch in waiting.items():
+        if batch:
+            sets[name].update(from_uint8(np.stack(batch)))
+    student = sets["student"].report(sets["against"])
+    metrics: dict[str, Any] = {"summary": {"fdr": student["fdr"]}, "student": student, "against": {}}
+    left_out = "all but the distances of features, and the report: the pictures are of several sizes"
+    counts = {"num_images": len(files["student"]), "num_against": len(files["against"])}
+    metrics["settings"] = {**counts, **settings, "not_measured": [left_out], **machine(torch.device("cpu"))}
+    metrics["alarms"] = []
+    metrics["seconds"] = round(time.perf_counter() - start, 1)
+    write_json(out / "metrics.json", metrics)
     return metrics
 
 
@@ -220,6 +288,7 @@ def draw_pictures(
     from l2p.corpus.prompts import fingerprint
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png
+    from l2p.objectives import networks_seen
     from l2p.recipe import EvaluationConfig
     from l2p.students.io import read_config
     from l2p.students.origin import recipe_prompts
@@ -259,6 +328,8 @@ def draw_pictures(
         "folder": folder,
         "num_images": count,
         "clip": config.clip,
+        "features": config.features,
+        "losses_saw": networks_seen(recipe) if recipe else None,
         "periods": tuple(dict.fromkeys((p, 8, 4))),
         "settings": {"student": str(student_path), "prompts": str(source)},
     }

@@ -22,6 +22,7 @@ def evaluate_folder(
     paths: Sequence[str] = ("vae", "l2p"),
     clip: str | None = None,
     decoder: str | Path | None = None,
+    features: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a saved student against the teacher it names; write metrics, pictures and report.html.
 
@@ -30,6 +31,7 @@ def evaluate_folder(
         against: another teacher (folder or name on the Hub) of the same latents.
         prompts: "landscapes" or a text file, one prompt a line; what the recipe's corpus was drawn from if None.
         clip: folder or Hub name of a CLIP; the recipe's if None.
+        features: feature networks (:mod:`l2p.features`) for distances in their spaces; the recipe's if empty.
         paths: see :func:`l2p.evaluation.evaluate.evaluate`.
         decoder: folder or name of a pixel diffusion decoder, for the path pid.
         out: folder of the results, ``evaluation-NAME`` beside the student by default.
@@ -41,6 +43,7 @@ def evaluate_folder(
 
     from l2p.evaluation.report import write_report
     from l2p.lift import Lift
+    from l2p.objectives import networks_seen
     from l2p.recipe import EvaluationConfig, HeadConfig, StudentConfig
     from l2p.runtime import frozen_dtype
     from l2p.students.build import from_teacher
@@ -67,6 +70,7 @@ def evaluate_folder(
     config = EvaluationConfig(**recipe.get("evaluation", {}))
     config.num_images = num_images or config.num_images
     config.clip = clip or config.clip
+    config.features = list(features) or config.features
     weights = frozen_dtype(pipeline.device, pipeline.dtype)
     teacher = load_teacher(named.path, named.revision, pipeline.device, weights)
     nothing = float("nan")  # how well the lift fits was measured when it was made, and is not in the student
@@ -106,6 +110,7 @@ def evaluate_folder(
         thorough=True,
         student_folder=student_path,
         decoder=painter,
+        losses_saw=networks_seen(recipe) if recipe else None,
     )
     written = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else None
     write_report(out, f"{recipe.get('name', student_path.name)}: {student_path.name}", written)

@@ -11,8 +11,8 @@ LAYERS are numbers from 0, or from the end by -1, such as ``@3,7,11``.
 """
 
 from l2p.features.base import FeatureNetwork, Probe
-from l2p.features.load import load_features
-from l2p.features.perceptual import PRESETS, PerceptualDistance
+from l2p.features.load import check_features, load_features
+from l2p.features.perceptual import PRESETS, PerceptualDistance, networks_of, shrink, shrink_factor, unit
 from l2p.features.spec import FeatureSpec, is_non_commercial, license_of
 
 __all__ = [
@@ -21,7 +21,12 @@ __all__ = [
     "FeatureSpec",
     "PerceptualDistance",
     "Probe",
+    "check_features",
+    "networks_of",
     "is_non_commercial",
     "license_of",
     "load_features",
+    "shrink",
+    "shrink_factor",
+    "unit",
 ]

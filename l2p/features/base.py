@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from l2p.features.spec import FeatureSpec, license_of
 
@@ -39,7 +40,6 @@ class FeatureNetwork(ABC):
 
     def __init__(self, spec: FeatureSpec, module: nn.Module) -> None:
         self.spec, self.module = spec, module.eval().requires_grad_(False)
-        self.sharded = False  # its weights lie where FSDP keeps them
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class FeatureNetwork(ABC):
     def to_device(self, x: Tensor) -> Tensor:
         """The input in the dtype of the weights, which come to the input's device."""
         weight = next(self.module.parameters())
-        if weight.device != x.device and not self.sharded:
+        if weight.device != x.device and not isinstance(weight, DTensor):
             self.module.to(x.device)
         return x.to(weight.dtype)
 

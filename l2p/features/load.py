@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -10,15 +11,24 @@ from torch import nn
 from l2p.errors import UserError
 from l2p.features.base import FeatureNetwork
 from l2p.features.lpips import LpipsFeatures
-from l2p.features.spec import FeatureSpec
+from l2p.features.spec import HUB, RANDOM, FeatureSpec
 from l2p.features.teacher import EncoderFeatures, TransformerFeatures
-from l2p.features.timm_models import TimmFeatures, build_model
 
 if TYPE_CHECKING:
     from l2p.teachers import Teacher
 
 _shared: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()  # modules of timm in use, by identity
 _lpips: WeakValueDictionary[str, LpipsFeatures] = WeakValueDictionary()
+
+
+def check_features(spec: FeatureSpec) -> None:
+    """Check what can be known of a network before anything is loaded. Raises: UserError."""
+    if spec.kind == "timm" and not spec.model.startswith(HUB):
+        from l2p.features.timm_models import check_model
+
+        check_model(spec.model, needs_weights=not spec.file)
+    if spec.file and spec.file != RANDOM and not Path(spec.file).is_file():
+        raise UserError(f"{spec}: no weights at {spec.file}")
 
 
 def load_features(name: str, teacher: Teacher | None = None) -> FeatureNetwork:
@@ -42,6 +52,8 @@ def load_features(name: str, teacher: Teacher | None = None) -> FeatureNetwork:
         if network is None:
             network = _lpips[spec.identity] = LpipsFeatures(spec)
         return network
+    from l2p.features.timm_models import TimmFeatures, build_model
+
     module = _shared.get(spec.identity)
     if module is None:
         module = _shared[spec.identity] = build_model(spec)

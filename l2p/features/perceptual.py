@@ -169,6 +169,11 @@ class PerceptualDistance:
         return total
 
 
+def networks_of(terms: str | Mapping[str, float]) -> list[FeatureSpec]:
+    """The networks of a distance, of which nothing is loaded. Raises: UserError."""
+    return [FeatureSpec.parse(resolve(name)[1]) for name in weights_of(terms)]
+
+
 def weights_of(terms: str | Mapping[str, float]) -> dict[str, float]:
     """Weights by name, those of 0 left out. Raises: UserError where none is left, or one is below 0."""
     found = {terms: 1.0} if isinstance(terms, str) else {name: float(w) for name, w in terms.items()}
@@ -200,11 +205,8 @@ def random_crops(images: Tensor, even: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def shrink_factor(scale: float) -> int:
-    """Pixels of a side that become one, of a share of the side. Raises: UserError unless it is 1/2, 1/3, 1/4 ..."""
-    factor = round(1 / scale) if scale > 0 else 0
-    if factor < 1 or abs(factor * scale - 1) > 0.02:
-        raise UserError(f"feature_scale must be 1, 0.5, 0.33, 0.25 and so on, got {scale}")
-    return factor
+    """Pixels of a side that become one, of a share of the side such as 1/2, 1/3, 1/4."""
+    return round(1 / scale)
 
 
 def shrink(images: Tensor, factor: int) -> Tensor:

@@ -76,8 +76,9 @@ class TransformerFeatures(FeatureNetwork):
     needs_probe = True
 
     def __init__(self, spec: FeatureSpec, teacher: Teacher) -> None:
-        super().__init__(spec, teacher.transformer)
         self.teacher, self._blocks = teacher, spec.layers or (-1,)
+        teacher.check_blocks(self._blocks)
+        super().__init__(spec, teacher.transformer)
 
     def of_latents(self, z: Tensor, probe: Probe) -> list[Tensor]:
         """Maps of latents z [B, c, h, w]."""

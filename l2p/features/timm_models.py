@@ -104,7 +104,7 @@ def build_model(spec: FeatureSpec) -> nn.Module:
         name, overlay, file = _from_hub(spec)
     else:
         name, file = spec.model, spec.file
-        _check_name(name, needs_weights=not file)
+        check_model(name, needs_weights=not file)
         if not file:
             file = _fetch(spec)
     config = get_pretrained_cfg(name, allow_unregistered=False)
@@ -113,13 +113,13 @@ def build_model(spec: FeatureSpec) -> nn.Module:
     if file == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model, any_size = _create(name, kwargs, num_classes=0)
+            model = _create(name, kwargs, num_classes=0)
     else:
         state = read_safetensors(file)
         classes = _classes(state, config.get("classifier"))
         overlay |= {"file": str(file), "num_classes": classes, "label_offset": 0, "custom_load": False}
         try:
-            model, any_size = _create(
+            model = _create(
                 name, kwargs, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay
             )
         except (RuntimeError, KeyError, ValueError) as error:
@@ -128,19 +128,19 @@ def build_model(spec: FeatureSpec) -> nn.Module:
             raise UserError(f"{file} does not hold the weights of timm's {name}: {reason[:200]}") from None
         if classes:
             model.reset_classifier(0)
-    # Convolutions take any size; models of a fixed one say so.
-    model.l2p_any_size = any_size or not config.get("fixed_input_size")
+    # Convolutions take any size; models of a fixed one say so, unless they can make their positions anew.
+    model.l2p_any_size = bool(getattr(model, "dynamic_img_size", not config.get("fixed_input_size")))
     return model.eval()
 
 
-def _create(name: str, kwargs: Mapping[str, Any], **settings: Any) -> tuple[nn.Module, bool]:
-    """The model, and whether it took the arguments that make it one of any size."""
+def _create(name: str, kwargs: Mapping[str, Any], **settings: Any) -> nn.Module:
+    """The model, with those arguments if it takes them."""
     if kwargs:
         try:
-            return timm.create_model(name, **settings, **kwargs), True
+            return timm.create_model(name, **settings, **kwargs)
         except TypeError:  # no such argument: a model of one size
             pass
-    return timm.create_model(name, **settings), False
+    return timm.create_model(name, **settings)
 
 
 def read_safetensors(file: str | Path) -> dict[str, Tensor]:
@@ -163,7 +163,8 @@ def _classes(state: Mapping[str, Tensor], classifier: str | tuple[str, ...] | No
     return 0 if weight is None else len(weight)
 
 
-def _check_name(name: str, needs_weights: bool) -> None:
+def check_model(name: str, needs_weights: bool) -> None:
+    """Raises: UserError for a model or tag that timm does not know, or one without weights where those are needed."""
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.6)

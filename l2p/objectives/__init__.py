@@ -13,6 +13,7 @@ from torch import nn
 
 from l2p.config import validate
 from l2p.errors import UserError
+from l2p.features import check_features, license_of
 from l2p.objectives.adversarial import AdversarialObjective
 from l2p.objectives.base import Batch, CriticObjective, Objective, StepContext
 from l2p.objectives.color import ColorObjective
@@ -53,6 +54,7 @@ __all__ = [
     "build_objectives",
     "check_combinations",
     "check_objectives",
+    "networks_seen",
 ]
 
 
@@ -88,8 +90,28 @@ def check_objectives(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     return chosen
 
 
+def networks_seen(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Licences of the feature networks that a recipe's losses look through, by identity; nothing is loaded.
+
+    Args:
+        recipe: plain values, as a student's config keeps them; what an older version wrote is read as far as it goes.
+    """
+    found: dict[str, str] = {}
+    for stage in ("transfer", "one_step", "match"):
+        config = recipe.get(stage) or {}
+        objectives = config.get("objectives") or {} if config.get("enabled", True) else {}
+        for name, knobs in objectives.items():
+            if name in OBJECTIVES:
+                defaults = {option: value for option, (_, value) in options_of(OBJECTIVES[name]).items()}
+                for spec in OBJECTIVES[name].networks_named({**defaults, **knobs}):
+                    found[spec.identity] = license_of(spec)
+    return found
+
+
 def check_combinations(stage: StageConfig, recipe: Recipe) -> None:
     """Refuse objectives that cannot work in this recipe, before anything is loaded. Raises: UserError."""
     for name, options in check_objectives(stage.objectives).items():
         defaults = {option: default for option, (_, default) in options_of(OBJECTIVES[name]).items()}
+        for network in OBJECTIVES[name].networks_named({**defaults, **options}):
+            check_features(network)
         OBJECTIVES[name].check({**defaults, **options}, recipe, stage)

@@ -26,20 +26,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2p.config import (
-    Blocks,
     CountOrZero,
     CriticUpdates,
     FeatureScale,
     LearningRate,
     PositiveFraction,
-    TransformerBlocks,
+    Text,
     Weight,
     Width,
 )
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.errors import UserError
+from l2p.features import FeatureSpec, Probe, load_features, shrink, shrink_factor
 from l2p.objectives.base import CriticObjective, StepContext, held
-from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
 from l2p.runtime import exact
 from l2p.seeds import SEEDS
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from l2p.teachers import Conditioning, Teacher
 
 RENDERS = SEEDS["teacher"][:24_576]  # scenes of the bundled teacher's own training
+USUAL = {"pixels": "encoder", "latents": "transformer@2,-1"}  # features of each space
 
 
 class AdversarialObjective(CriticObjective):
@@ -58,10 +58,10 @@ class AdversarialObjective(CriticObjective):
     Args:
         loss: "softplus" or "hinge".
         reals: "teacher" pictures of the batch, or "renders" of the procedural world, which are better than any teacher.
-        space: "pixels" (the student's pictures, in features of the encoder) or "latents" (what its core guesses, in
-            features of the transformer).
-        feature_blocks, feature_scale: of the encoder, as in ``pairs``.
-        teacher_blocks: of the transformer, as in ``drift``.
+        space: "pixels" (the student's pictures) or "latents" (what its core guesses, in features of the transformer).
+        features: the frozen network of whose layers each has a small critic, named as in ``drift``, such as
+            "timm:NAME@3,7,11". None is "encoder" in pixels and "transformer@2,-1" in latents.
+        feature_scale: of pictures, as in ``pairs``.
         teacher_time: latents are noised to random times up to it; small times show detail, large ones layout.
         width: channels of the critic.
         r1: weight of the gradient penalty on reals; 0 is off.
@@ -81,9 +81,8 @@ class AdversarialObjective(CriticObjective):
         loss: Literal["softplus", "hinge"] = "softplus",
         reals: Literal["teacher", "renders"] = "teacher",
         space: Literal["pixels", "latents"] = "pixels",
-        feature_blocks: Blocks = 0,
+        features: Text | None = None,
         feature_scale: FeatureScale = 1.0,
-        teacher_blocks: TransformerBlocks = (2, -1),
         teacher_time: PositiveFraction = 0.6,
         width: Width = 64,
         r1: Weight = 1.0,
@@ -99,16 +98,22 @@ class AdversarialObjective(CriticObjective):
         self.padding = padding
         self.shrink = shrink_factor(feature_scale)
         self.teacher_time = teacher_time
-        if space == "latents":
-            self._features = TransformerFeatures(teacher, teacher_blocks)
-        else:
-            self._features = EncoderFeatures(teacher, feature_blocks)
-        width = width
+        self._features = load_features(features or USUAL[space], teacher)
         self.critic = Critic(self._features.channels, teacher.text_encoder.width, width)
+
+    @classmethod
+    def networks_named(cls, knobs: Mapping[str, Any]) -> list[FeatureSpec]:
+        return [FeatureSpec.parse(knobs["features"] or USUAL[knobs["space"]])] if knobs["weight"] else []
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
         super().check(knobs, recipe, stage)
+        kind = FeatureSpec.parse(knobs["features"] or USUAL[knobs["space"]]).kind
+        if (kind == "transformer") != (knobs["space"] == "latents"):
+            raise UserError(
+                f"objectives.adversarial.features={kind} does not fit space={knobs['space']}: the transformer sees latents, "
+                "all others see pixels"
+            )
         if knobs["space"] == "latents":
             check_latents("objectives.adversarial.space=latents", recipe)
             if knobs["feature_scale"] != 1:
@@ -150,11 +155,14 @@ class AdversarialObjective(CriticObjective):
         if self.space == "latents":
             t = (self.teacher_time * (1 - ctx.rand(len(conditioning)))).to(answers[0].device)
             eps = ctx.randn(*answers[0].shape)
-            found = [self._features(z, t, conditioning, eps) for z in answers]
+            found = [self._features.of_latents(z, Probe(conditioning, t, eps)) for z in answers]
             return [[_normalised(f) for f in maps] for maps in found]
         images = random_offset(torch.cat(answers), self.padding, ctx.generator)
         with exact(images):
-            maps = [f.float().chunk(len(answers)) for f in self._features(shrink(images, self.shrink))]
+            found = [f.float() for f in self._features.maps(shrink(images, self.shrink))]
+            if self._features.spec.kind != "encoder":
+                found = [_normalised(f) for f in found]
+            maps = [f.chunk(len(answers)) for f in found]
         return [list(parts) for parts in zip(*maps, strict=True)]
 
     def _reals(self, ctx: StepContext) -> tuple[Tensor, Conditioning]:

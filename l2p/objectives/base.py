@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from l2p import flow, processes
 from l2p.config import CriticUpdates, LearningRate, Weight
 from l2p.errors import UserError
+from l2p.features import FeatureNetwork, FeatureSpec, PerceptualDistance
 from l2p.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -182,6 +183,10 @@ class StepContext:
         drawn = torch.rand(count * self.share.count, generator=self.generator, device=self.generator.device)
         return self._own(drawn)
 
+    def rand_columns(self, count: int, columns: int) -> Tensor | None:
+        """Even numbers [count, columns] of this step, a row a picture; None for no columns, which draws none."""
+        return torch.stack([self.rand(count) for _ in range(columns)], dim=1) if columns else None
+
     def randint(self, high: int, count: int) -> Tensor:
         """Whole numbers [count] of this step below ``high``, one a picture, on the generator's device."""
         size = (count * self.share.count,)
@@ -217,7 +222,7 @@ class Objective(nn.Module):
     """A sum of loss terms. A subclass names its knobs as keyword arguments of ``__init__``, typed and with defaults.
 
     ``forward`` returns scalar terms already multiplied by their own knobs; the caller adds them and multiplies by
-    ``weight``. Frozen networks are held through :class:`Frozen`, so that no optimiser or checkpoint finds them.
+    ``weight``. Frozen networks are no registered modules (:class:`Frozen`, :mod:`l2p.features`), so that no optimiser or checkpoint finds them.
     """
 
     name: str
@@ -239,6 +244,19 @@ class Objective(nn.Module):
         Raises:
             UserError: one line that names the keys and the way out.
         """
+
+    @classmethod
+    def networks_named(cls, knobs: Mapping[str, Any]) -> list[FeatureSpec]:
+        """The frozen feature networks that an objective with these options, defaults included, sees. Raises: UserError."""
+        return []
+
+    @property
+    def networks(self) -> list[FeatureNetwork]:
+        """The frozen feature networks that it holds."""
+        held = [
+            value for value in vars(self).values() if isinstance(value, (FeatureNetwork, PerceptualDistance))
+        ]
+        return [n for value in held for n in getattr(value, "networks", [value])]
 
     def extra_repr(self) -> str:
         shown = {

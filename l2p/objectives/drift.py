@@ -27,17 +27,16 @@ from pydantic import Field
 from torch import Tensor
 
 from l2p.config import (
-    Blocks,
     CellSides,
     FeatureScale,
     Positive,
     PositiveFraction,
-    TransformerBlocks,
+    Text,
     Weight,
 )
 from l2p.errors import UserError
+from l2p.features import FeatureSpec, Probe, load_features, shrink, shrink_factor
 from l2p.objectives.base import WHOLE, Objective, Share, StepContext
-from l2p.objectives.features import EncoderFeatures, TransformerFeatures, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
 
 if TYPE_CHECKING:
@@ -54,9 +53,9 @@ class DriftObjective(Objective):
     Args:
         temperatures: kernel widths, as shares of the mean distance; small ones pair neighbours, large ones move the crowd.
         grids: each encoder map is averaged to these grids (1: the whole picture); mean and deviation of each cell count.
-        features: "encoder" (the VAE's) or "teacher" (its transformer's).
-        feature_blocks, feature_scale: of the encoder, as in ``pairs``.
-        teacher_blocks: main blocks of the transformer, counted from 0, or from the end by -1.
+        features: a feature network (:mod:`l2p.features`): "encoder[@BLOCKS]" (the teacher's VAE), "transformer[@BLOCKS]",
+            "timm:NAME[@LAYERS]".
+        feature_scale: of pictures, as in ``pairs``.
         teacher_time: how much the transformer's latents are noised; small times show detail, large ones layout.
         space: "pixels" compares the student's pictures, "latents" what its core guesses, in the transformer's features.
     """
@@ -71,10 +70,8 @@ class DriftObjective(Objective):
         weight: Weight = 1.0,
         temperatures: Annotated[list[Positive], Field(min_length=1, max_length=64)] = (0.02, 0.05, 0.2),
         grids: CellSides = (1, 2, 4),
-        features: Literal["encoder", "teacher"] = "encoder",
-        feature_blocks: Blocks = 0,
+        features: Text = "encoder",
         feature_scale: FeatureScale = 1.0,
-        teacher_blocks: TransformerBlocks = (-1,),
         teacher_time: PositiveFraction = 0.2,
         space: Literal["pixels", "latents"] = "pixels",
     ) -> None:
@@ -82,11 +79,13 @@ class DriftObjective(Objective):
         self.temperatures, self.grids = tuple(temperatures), tuple(grids)
         self.teacher_time = teacher_time
         self.shrink = shrink_factor(feature_scale)
-        self.features, self.space, self._features = features, space, None
-        if self.weight and features == "teacher":
-            self._features = TransformerFeatures(teacher, teacher_blocks)
-        elif self.weight:
-            self._features = EncoderFeatures(teacher, feature_blocks)
+        self.space, self._features = space, None
+        if self.weight:
+            self._features = load_features(features, teacher)
+
+    @classmethod
+    def networks_named(cls, knobs: Mapping[str, Any]) -> list[FeatureSpec]:
+        return [FeatureSpec.parse(knobs["features"])] if knobs["weight"] else []
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
@@ -94,15 +93,16 @@ class DriftObjective(Objective):
             raise UserError(f"objectives.drift needs a batch_size of at least 2, got {stage.batch_size}")
         if stage.accumulate > 1:
             raise UserError("objectives.drift compares the pictures of a whole batch: set accumulate to 1")
-        if knobs["features"] == "teacher" and knobs["feature_scale"] != 1:
+        kind = FeatureSpec.parse(knobs["features"]).kind
+        if kind == "transformer" and knobs["feature_scale"] != 1:
             raise UserError(
-                "objectives.drift.feature_scale is the encoder's: leave it at 1 with features: teacher"
+                "objectives.drift.feature_scale is of pictures: leave it at 1 with features: transformer"
             )
         if knobs["space"] == "latents":
             check_latents("objectives.drift.space=latents", recipe)
-            if knobs["features"] != "teacher":
+            if kind != "transformer":
                 raise UserError(
-                    "objectives.drift.space=latents has no picture for the encoder: set features: teacher"
+                    f"objectives.drift.space=latents has no picture for {kind}: set features: transformer"
                 )
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
@@ -126,18 +126,18 @@ class DriftObjective(Objective):
 
     def _compare(self, ctx: StepContext, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Feature maps [B, C, h, w] of the student's answers, and of the teacher's, without gradient."""
-        images, conditioning = ctx.batch.images, ctx.batch.conditioning
-        if self.features == "encoder":
+        if not self._features.needs_probe:
             with torch.no_grad():
-                wanted = self._features(shrink(images, self.shrink))
-            return self._features(shrink(x, self.shrink)), wanted
+                wanted = self._features.maps(shrink(ctx.batch.images, self.shrink))
+            return self._features.maps(shrink(x, self.shrink)), wanted
         eps = ctx.randn(*ctx.batch.latents.shape)  # one noise for both sides: it must not tell them apart
         t = torch.full((len(x),), self.teacher_time, device=x.device)
+        probe = Probe(ctx.batch.conditioning, t, eps)
+        latents = self.space == "latents"
+        see = self._features.of_latents if latents else self._features.maps
         with torch.no_grad():
-            z = ctx.batch.latents if self.space == "latents" else ctx.teacher.encode(images)
-            wanted = self._features(z, t, conditioning, eps)
-        found = x if self.space == "latents" else ctx.teacher.encode(x)
-        return self._features(found, t, conditioning, eps), wanted
+            wanted = see(ctx.batch.latents if latents else ctx.batch.images, probe)
+        return see(x, probe), wanted
 
 
 def pool_cells(features: Tensor, grids: tuple[int, ...]) -> list[Tensor]:

@@ -31,13 +31,14 @@ from l2p.config import (
     Fraction,
     Logit,
     LogitDeviation,
+    PerceptualTerms,
     PositiveFraction,
     TimeShift,
     Weight,
 )
 from l2p.errors import UserError
+from l2p.features import FeatureSpec, PerceptualDistance, networks_of, shrink, shrink_factor
 from l2p.objectives.base import Objective, StepContext
-from l2p.objectives.features import EncoderDistance, EncoderFeatures, shrink, shrink_factor
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -56,7 +57,8 @@ class MeanFlowObjective(Objective):
         power: each picture's squared error counts by ``1 / (error + 0.01)^power``, so that a few cannot drown the
             others (arXiv 2505.13447, section 4.3); 0 leaves it.
         noise: "fresh", or the pairs' own, whose paths are straighter.
-        perceptual: weight of the encoder's features between x_0 and the picture, where t is below ``perceptual_below``.
+        perceptual: weight of the distance of features between x_0 and the picture, where t is below ``perceptual_below``.
+        perceptual_network: as in ``pairs``.
         feature_scale: as in ``pairs``.
     """
 
@@ -76,6 +78,7 @@ class MeanFlowObjective(Objective):
         power: Annotated[Float, Field(ge=0, le=10)] = 1.0,
         noise: Literal["fresh", "coupled"] = "coupled",
         perceptual: Weight = 0.0,
+        perceptual_network: PerceptualTerms = "encoder",
         perceptual_below: PositiveFraction = 0.8,
         feature_scale: FeatureScale = 0.5,
     ) -> None:
@@ -89,8 +92,12 @@ class MeanFlowObjective(Objective):
         self.perceptual_below = perceptual_below
         self.shrink = shrink_factor(feature_scale)
         self._distance = (
-            EncoderDistance(EncoderFeatures(teacher)) if self.weight and self.perceptual else None
+            PerceptualDistance(perceptual_network, teacher) if self.weight and self.perceptual else None
         )
+
+    @classmethod
+    def networks_named(cls, knobs: Mapping[str, Any]) -> list[FeatureSpec]:
+        return networks_of(knobs["perceptual_network"]) if knobs["weight"] and knobs["perceptual"] else []
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
@@ -120,13 +127,14 @@ class MeanFlowObjective(Objective):
         error = (compound - flow.velocity(x_0, eps)).square().flatten(1).mean(1)  # [B]
         terms = {"velocity": (error / (error.detach() + 0.01) ** self.power).mean()}
         if self.perceptual:
-            seen = t < self.perceptual_below
+            seen, even = t < self.perceptual_below, ctx.rand_columns(len(x_0), self._distance.num_random)
             distance = (
                 predicted.sum() * 0
             )  # no picture is clean enough in some batches: the term is still there
             if seen.any():
                 pictures = (shrink(picture[seen], self.shrink) for picture in (predicted, x_0))
-                distance = self._distance(*pictures).sum() / len(x_0)
+                even = None if even is None else even[seen.cpu()]
+                distance = self._distance(*pictures, even, t[seen]).sum() / len(x_0)
             terms["perceptual"] = self.perceptual * distance
         return terms
 

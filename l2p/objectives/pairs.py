@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2p.config import Blocks, FeatureScale, PositiveFraction, Weight
+from l2p.config import FeatureScale, PerceptualTerms, PositiveFraction, Weight
 from l2p.errors import UserError
+from l2p.features import FeatureSpec, PerceptualDistance, networks_of, shrink, shrink_factor
 from l2p.objectives.base import Objective, StepContext
-from l2p.objectives.features import EncoderDistance, EncoderFeatures, LpipsDistance, shrink, shrink_factor
 from l2p.objectives.latents import check_latents
 from l2p.patches import patchify
 
@@ -48,9 +48,10 @@ class PairsObjective(Objective):
             which a comparison with the latent itself would not be: the lift explains a part of it only); "encoder"
             runs the teacher's encoder on the student's picture and compares with the kept latent, or the guessed one.
         perceptual: weight of the distance of features.
-        perceptual_network: "encoder" (the teacher's, no download) or "lpips".
+        perceptual_network: a feature network (:mod:`l2p.features`), such as "encoder" (the teacher's, no download), "lpips" or
+            "timm:NAME@3,7,11"; a preset, "pmf" or "pixelgen"; or several with weights, ``{lpips: 0.4, pmf: 0.1}``. The time
+            below which pMF looks at a picture is left out here: a pair's target is a function of its noise.
         perceptual_fraction: share of the batch, chosen anew each step, that the costly term sees.
-        feature_blocks: down blocks of the encoder compared, from the picture on; 0 is all.
         feature_scale: pictures are averaged down to this share of their side for the features; 0.5 costs a quarter.
     """
 
@@ -72,9 +73,8 @@ class PairsObjective(Objective):
         latent: Weight = 0.5,
         latent_space: Literal["lift", "encoder"] = "lift",
         perceptual: Weight = 0.5,
-        perceptual_network: Literal["encoder", "lpips"] = "encoder",
+        perceptual_network: PerceptualTerms = "encoder",
         perceptual_fraction: PositiveFraction = 1.0,
-        feature_blocks: Blocks = 0,
         feature_scale: FeatureScale = 1.0,
     ) -> None:
         super().__init__(weight)
@@ -90,19 +90,16 @@ class PairsObjective(Objective):
         self.perceptual_fraction = perceptual_fraction
         self.latent_space = latent_space
         self.shrink = shrink_factor(feature_scale)
-        self._distance: EncoderDistance | LpipsDistance | None = None
+        self._distance: PerceptualDistance | None = None
         if self.weight and self.perceptual:
-            if perceptual_network == "lpips":
-                self._distance = LpipsDistance()
-            else:
-                self._distance = EncoderDistance(EncoderFeatures(teacher, feature_blocks))
+            self._distance = PerceptualDistance(perceptual_network, teacher)
+
+    @classmethod
+    def networks_named(cls, knobs: Mapping[str, Any]) -> list[FeatureSpec]:
+        return networks_of(knobs["perceptual_network"]) if knobs["weight"] and knobs["perceptual"] else []
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any], recipe: Recipe, stage: StageConfig) -> None:
-        if knobs["perceptual_network"] == "lpips" and knobs["feature_blocks"]:
-            raise UserError(
-                "objectives.pairs.feature_blocks chooses blocks of the encoder: leave it out with lpips"
-            )
         if knobs["target"] != "decoder":
             return
         check_latents("objectives.pairs.target=decoder", recipe)
@@ -129,13 +126,18 @@ class PairsObjective(Objective):
             terms["latent"] = self.latent * self._latent(ctx, x, target)
         if self.perceptual:
             some, factor = ctx.choose(self.perceptual_fraction)
+            even = ctx.rand_columns(len(x), self._distance.num_random)
             # Where others have all that were chosen, the term is still there, and so is its gradient.
-            distance = self._compare(x[some], target[some]) if factor else x.sum() * 0
+            distance = (
+                self._compare(x[some], target[some], None if even is None else even[some])
+                if factor
+                else x.sum() * 0
+            )
             terms["perceptual"] = self.perceptual * factor * distance
         return terms
 
-    def _compare(self, x: Tensor, target: Tensor) -> Tensor:
-        return self._distance(shrink(x, self.shrink), shrink(target, self.shrink)).mean()
+    def _compare(self, x: Tensor, target: Tensor, even: Tensor | None) -> Tensor:
+        return self._distance(shrink(x, self.shrink), shrink(target, self.shrink), even).mean()
 
     def _latent(self, ctx: StepContext, x: Tensor, target: Tensor) -> Tensor:
         if self.latent_space == "encoder":

@@ -29,11 +29,11 @@ from l2p import runtime
 from l2p.artifacts import hash_model
 from l2p.config import Count, DTypeName, Int, Seed, Text, Threads, Weight, config
 from l2p.errors import UserError
+from l2p.features import PerceptualDistance
 from l2p.files import write_json
 from l2p.images import Pictures, labelled_grid, save_png, to_uint8
 from l2p.noise import pixel_noise
 from l2p.objectives.energy import energy_distance
-from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, step_distance
 from l2p.objectives.spectrum import spectrum_distance
 from l2p.recipe import REQUIRED, HeadConfig
@@ -143,7 +143,7 @@ def _run(recipe: GrowRecipe, folder: GrowFolder, sizes: list[tuple[int, int]]) -
     if recipe.train == "detail":
         student.core.requires_grad_(False), student.head.inner.requires_grad_(False)
     batches = Batches(recipe, sizes, student, teacher, device, dtype)
-    distance = EncoderDistance(EncoderFeatures(teacher)) if recipe.terms.perceptual else None
+    distance = PerceptualDistance("encoder", teacher) if recipe.terms.perceptual else None
 
     def loss(batch: tuple[Tensor, tuple]) -> dict[str, Tensor]:
         x, given = batch
@@ -174,7 +174,7 @@ def _bands(recipe: GrowRecipe) -> int | None:
 
 
 def terms(
-    x: Tensor, target: Tensor, weights: GrowTerms, fine_patch: int, distance: EncoderDistance | None
+    x: Tensor, target: Tensor, weights: GrowTerms, fine_patch: int, distance: PerceptualDistance | None
 ) -> dict[str, Tensor]:
     """Weighted terms of drawn pictures against renders; those of weight 0 are left out."""
     found = {}

@@ -31,10 +31,10 @@ from l2p.config import (
     config,
 )
 from l2p.evaluation.fidelity import psnr
+from l2p.features import PerceptualDistance
 from l2p.files import atomic_path, write_json
 from l2p.landscapes import load_world
 from l2p.lift import fit_readout, neighbourhoods
-from l2p.objectives.features import EncoderDistance, EncoderFeatures
 from l2p.objectives.pairs import charbonnier, squared_distance, step_distance
 from l2p.patches import patchify
 from l2p.recipe import HeadConfig
@@ -113,7 +113,7 @@ def _run(recipe: HeadRecipe, output: HeadFolder) -> Path:
     latents = encode_pictures(teacher.vae, pictures, recipe.pictures, folder / "latents.npy", device, dtype)
     torch.manual_seed(recipe.seed)
     head = new_head(recipe, config, teacher, pictures, latents).to(device)
-    distance = EncoderDistance(EncoderFeatures(teacher))
+    distance = PerceptualDistance("encoder", teacher)
     loss = partial(_loss, recipe, head, teacher, pictures, latents, precision, distance)
     task = Task(head, recipe.optim, loss, preview=_preview(recipe, teacher, precision))
     seconds = run_task(task, output, "head", device, scaled(dtype))
@@ -152,7 +152,7 @@ def _loss(
     pictures: np.ndarray,
     latents: Tensor,
     precision: partial,
-    distance: EncoderDistance,
+    distance: PerceptualDistance,
     step: int,
 ) -> dict[str, Tensor]:
     rng = np.random.default_rng([recipe.seed, 3, step])

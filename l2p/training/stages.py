@@ -25,7 +25,7 @@ from l2p.images import from_uint8
 from l2p.landscapes import render_batch
 from l2p.lift import Lift, fit_lift, fit_readout, neighbourhoods
 from l2p.noise import pixel_noise
-from l2p.objectives import build_objectives
+from l2p.objectives import build_objectives, networks_seen
 from l2p.objectives.base import Batch
 from l2p.patches import patchify
 from l2p.recipe import HeadConfig, Recipe, StageConfig, StudentConfig
@@ -341,6 +341,9 @@ def train(run: Run, previous: str | None, *, stage: str) -> tuple[dict[str, Any]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.recipe.seed)  # a critic starts alike in every run, resumed or not
         objectives = build_objectives(config.objectives, teacher=run.teacher, lift=run.lift)
+    if run.recipe.student.gradient_checkpointing:
+        for network in (n for o in objectives.values() for n in o.networks if n.spec.kind == "timm"):
+            network.set_gradient_checkpointing()
     student = run.trained_student(previous, run.latest(previous) if previous else None)
     if run.strategy == "fsdp":
         shard_student(student, run.device)
@@ -348,6 +351,10 @@ def train(run: Run, previous: str | None, *, stage: str) -> tuple[dict[str, Any]
     if processes.size() > 1 and keeping != "whole":
         run.held_out  # noqa: B018 - made while the teacher is whole
         shard_frozen(run.teacher.transformer, run.device, keeping == "offloaded")
+        for network in {id(n.module): n for o in objectives.values() for n in o.networks}.values():
+            if network.spec.kind in ("timm", "lpips"):
+                network.module.to(run.device)
+                shard_frozen(network.module, run.device, keeping == "offloaded", network.blocks)
     num_steps = run.recipe.student.num_steps
     if stage == "transfer":
         num_steps = max(MANY_STEPS, num_steps)
@@ -414,6 +421,7 @@ def evaluate_the_student(run: Run, previous: str | None = None) -> tuple[dict[st
         cache=recipe.evaluation.cache,
         progress=run.progress,
         student_folder=path / "student",
+        losses_saw=networks_seen(run.folder.recipe),
     )
     write_report(path, title=recipe.name)
     return metrics["summary"], []

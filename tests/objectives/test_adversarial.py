@@ -36,7 +36,8 @@ class Linear(nn.Module):
 
 def pixels_only(objective, critic):
     """The objective with pictures as their own features."""
-    objective._features, objective.critic, objective.padding = lambda images: [images], critic, 0
+    own = SimpleNamespace(maps=lambda images: [images], spec=SimpleNamespace(kind="encoder"))
+    objective._features, objective.critic, objective.padding = own, critic, 0
     return objective
 
 

@@ -137,7 +137,7 @@ def test_one_picture_is_too_few(context, teacher, lift):
 def test_teacher_features_are_the_tokens_after_a_main_block(tiny_pipeline):
     """Against a hook on diffusers' own layer, at the very latents and time."""
     from l2p import flow
-    from l2p.objectives.features import TransformerFeatures
+    from l2p.features import Probe, load_features
     from l2p.teachers import load_teacher
 
     teacher, seen = load_teacher(tiny_pipeline), []
@@ -147,15 +147,15 @@ def test_teacher_features_are_the_tokens_after_a_main_block(tiny_pipeline):
         z = teacher.encode(images)
         eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
         t = torch.full((2,), 0.2)
-        features = TransformerFeatures(teacher, [0, -1])
-        found = features(z, t, conditioning, eps)
+        features = load_features("transformer@0,-1", teacher)
+        found = features.maps(images, Probe(conditioning, t, eps))
         for layer in (teacher.transformer.layers[0], teacher.transformer.layers[-1]):
             layer.register_forward_hook(lambda *args: seen.append(args[2][:, :16]))
         teacher.velocity(flow.add_noise(z, eps, t), t, conditioning)
     assert all(torch.equal(f.flatten(2).transpose(1, 2), g) for f, g in zip(found, seen, strict=True))
     assert features.channels == [f.shape[1] for f in found]
     with pytest.raises(UserError, match="main blocks 0 to 2, got .3."):
-        TransformerFeatures(teacher, [3])(z, t, conditioning, eps)
+        load_features("transformer@3", teacher).of_latents(z, Probe(conditioning, t, eps))
 
 
 def test_drifting_in_teacher_features_moves_them_to_the_teacher_s(tiny_pipeline, lift, context):
@@ -164,9 +164,7 @@ def test_drifting_in_teacher_features_moves_them_to_the_teacher_s(tiny_pipeline,
 
     teacher = load_teacher(tiny_pipeline)
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    objective = DriftObjective(
-        teacher=teacher, lift=lift, features="teacher", teacher_blocks=[0, 1], grids=[1]
-    )
+    objective = DriftObjective(teacher=teacher, lift=lift, features="transformer@0,1", grids=[1])
     assert not list(objective.parameters())
 
     def step(picture):
@@ -194,8 +192,8 @@ def test_wrong_combinations_are_refused_before_anything_is_loaded():
 
     with pytest.raises(UserError, match="batch_size of at least 2, got 1"):
         check_combinations(StageConfig(batch_size=1, objectives={"drift": {}}), Recipe(name="x"))
-    wrong = {"drift": {"features": "teacher", "feature_scale": 0.5}}
-    with pytest.raises(UserError, match="feature_scale is the encoder's"):
+    wrong = {"drift": {"features": "transformer", "feature_scale": 0.5}}
+    with pytest.raises(UserError, match="feature_scale is of pictures"):
         check_combinations(StageConfig(objectives=wrong), Recipe(name="x"))
-    with pytest.raises(UserError, match="no picture for the encoder: set features: teacher"):
+    with pytest.raises(UserError, match="no picture for encoder: set features: transformer"):
         check_combinations(StageConfig(objectives={"drift": {"space": "latents"}}), Recipe(name="x"))

@@ -137,9 +137,9 @@ def test_the_core_runs_once_and_learns_whatever_the_order(real, step, first):
 
 
 IN_LATENTS = {
-    "adversarial": {"space": "latents", "teacher_blocks": [0, -1], "width": 8},
+    "adversarial": {"space": "latents", "features": "transformer@0,-1", "width": 8},
     "distribution": {"space": "latents", "guidance_scale": 1.0},
-    "drift": {"space": "latents", "features": "teacher", "grids": [1]},
+    "drift": {"space": "latents", "features": "transformer", "grids": [1]},
 }
 
 
@@ -168,13 +168,13 @@ def test_an_objective_in_latents_teaches_the_core_and_asks_neither_head_nor_vae(
 def test_a_latent_critic_sees_reals_and_their_r1_copy_through_one_noise(real, step):
     teacher, lift = real
     objective = OBJECTIVES["adversarial"](teacher=teacher, lift=lift, space="latents", teacher_time=0.5)
-    ctx, seen, features = step(), [], objective._features
+    ctx, seen, look = step(), [], objective._features.of_latents
 
-    def spy(z, t, conditioning, eps):
-        seen.append((z, t, eps))
-        return features(z, t, conditioning, eps)
+    def spy(z, probe):
+        seen.append((z, probe.t, probe.eps))
+        return look(z, probe)
 
-    objective._features = spy
+    objective._features.of_latents = spy
     objective.critic_loss(ctx)
     (fake, *_), (reals, t, eps), (noisy, t_noisy, eps_noisy) = seen
     assert torch.equal(fake, ctx.latents) and torch.equal(reals, ctx.batch.latents)

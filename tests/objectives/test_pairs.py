@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from l2p.errors import UserError
+from l2p.features import PerceptualDistance, load_features, unit
 from l2p.objectives import check_combinations
-from l2p.objectives.features import EncoderDistance, EncoderFeatures, LpipsDistance, unit
 from l2p.objectives.pairs import PairsObjective, charbonnier
 from l2p.recipe import Recipe, StageConfig
 
@@ -122,14 +122,14 @@ def test_frozen_networks_are_invisible_and_still_pass_the_gradient(context, teac
 def test_the_costly_term_sees_a_fraction_chosen_by_the_step(context, teacher, lift):
     seen = []
 
-    class Spy(EncoderDistance):
-        def __call__(self, x, target):
+    class Spy(PerceptualDistance):
+        def __call__(self, x, target, even=None):
             seen.append(x[:, 0, 0, 0].tolist())
-            return super().__call__(x, target)
+            return super().__call__(x, target, even)
 
     pictures = torch.arange(8.0)[:, None, None, None].expand(8, 3, 16, 16) / 8
     objective = PairsObjective(teacher=teacher, lift=lift, perceptual_fraction=0.5)
-    objective._distance = Spy(EncoderFeatures(teacher))
+    objective._distance = Spy("encoder", teacher)
     for seed in (1, 1, 2):
         objective(context(one_step(pictures), seed=seed, count=8))
     assert len(seen[0]) == 4 and seen[0] == seen[1] != seen[2]
@@ -137,7 +137,8 @@ def test_the_costly_term_sees_a_fraction_chosen_by_the_step(context, teacher, li
 
 
 @pytest.mark.parametrize(
-    ("knobs", "maps"), [({}, [8, 4, 2]), ({"feature_blocks": 2, "feature_scale": 0.5}, [4, 2])]
+    ("knobs", "maps"),
+    [({}, [8, 4, 2]), ({"perceptual_network": "encoder@0,1", "feature_scale": 0.5}, [4, 2])],
 )
 def test_fewer_blocks_and_smaller_pictures_cost_less(context, teacher, lift, knobs, maps):
     objective = PairsObjective(teacher=teacher, lift=lift, **knobs)
@@ -159,8 +160,11 @@ def test_features_are_those_inside_the_real_encoder(tiny_pipeline):
     with torch.no_grad():
         teacher.encode(images)
         inside = list(wanted)
-        assert all(torch.equal(f, g) for f, g in zip(EncoderFeatures(teacher)(images), inside, strict=True))
-    distance = EncoderDistance(EncoderFeatures(teacher, blocks=2))
+        assert all(
+            torch.equal(f, g)
+            for f, g in zip(load_features("encoder", teacher).maps(images), inside, strict=True)
+        )
+    distance = PerceptualDistance("encoder@0,1", teacher)
     assert distance(images, images).abs().max() < 1e-6
     assert (distance(images, images.flip(0)) > 1e-3).all()
 
@@ -181,7 +185,7 @@ def test_lpips_offline_is_one_clear_line(monkeypatch, teacher, lift):
         raise URLError("Temporary failure in name resolution")
 
     monkeypatch.setattr(lpips, "LPIPS", offline)
-    with pytest.raises(UserError, match="perceptual_network: encoder") as error:
+    with pytest.raises(UserError, match="choose encoder") as error:
         PairsObjective(teacher=teacher, lift=lift, perceptual_network="lpips")
     assert "\n" not in str(error.value)
 
@@ -189,7 +193,7 @@ def test_lpips_offline_is_one_clear_line(monkeypatch, teacher, lift):
 def test_lpips_not_installed_is_one_clear_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match="needs the lpips package"):
-        LpipsDistance()
+        PerceptualDistance("lpips")
 
 
 def test_lpips_is_the_package_s_own_number(monkeypatch):
@@ -198,7 +202,7 @@ def test_lpips_is_the_package_s_own_number(monkeypatch):
     torch.manual_seed(0)
     network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
     monkeypatch.setattr(lpips, "LPIPS", lambda **kwargs: network)
-    distance = LpipsDistance()
+    distance = PerceptualDistance("lpips")
     x, y = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         assert torch.allclose(distance(x, y), network(x, y).flatten(), rtol=1e-3)
@@ -220,11 +224,21 @@ def test_fresh_noise_breaks_the_pair(context, teacher, lift):
 
 
 def test_blocks_that_the_encoder_lacks(teacher, lift):
-    with pytest.raises(UserError, match="feature_blocks must be 0"):
-        PairsObjective(teacher=teacher, lift=lift, feature_blocks=4)
+    with pytest.raises(UserError, match="the encoder of small has no layer 3, expected -3 to 2"):
+        PairsObjective(teacher=teacher, lift=lift, perceptual_network="encoder@3")
 
 
-def test_lpips_has_no_blocks_of_the_encoder():
-    objectives = {"pairs": {"perceptual_network": "lpips", "feature_blocks": 1}}
-    with pytest.raises(UserError, match="pairs.feature_blocks chooses blocks of the encoder"):
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("lpips@1", "lpips has its own layers"),
+        ("transformer", "sees noised latents"),
+        ("timm:vit_smal_patch16_224", "did you mean vit_small_patch16_224"),
+        ({"encoder": 0.0}, "no term has a weight above 0"),
+        ("vgg", "no feature network 'vgg'"),
+    ],
+)
+def test_networks_that_are_none_are_refused_before_anything_is_loaded(network, message):
+    objectives = {"pairs": {"perceptual_network": network}}
+    with pytest.raises(UserError, match=message):
         check_combinations(StageConfig(objectives=objectives), Recipe())

@@ -19,7 +19,7 @@ import theirs
 
 from l2p import flow
 from l2p.errors import UserError
-from l2p.objectives.features import EncoderFeatures
+from l2p.features import load_features
 from l2p.teachers import FAMILIES, PARTS, Conditioning, load_teacher, tiny
 from l2p.teachers.dit import class_numbers
 from l2p.teachers.schedules import solver_of
@@ -179,7 +179,7 @@ def test_a_parked_text_encoder_comes_back_for_a_new_prompt(monkeypatch):
 def test_the_encoder_of_every_family_compares_pictures(case):
     """What the pairs' perceptual term needs of a teacher: feature maps on a grid, with a gradient."""
     images = torch.rand(2, 3, 64, 64, requires_grad=True)
-    maps = EncoderFeatures(case.teacher)(images)
+    maps = load_features("encoder", case.teacher).maps(images)
     assert all(features.ndim == 4 and len(features) == 2 for features in maps)
     assert torch.autograd.grad(sum(features.square().mean() for features in maps), images)[0].abs().sum() > 0
 

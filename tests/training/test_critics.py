@@ -157,7 +157,7 @@ def test_all_objectives_together_on_a_low_rank_student_of_two_steps(new_run):
     recipe.one_step.objectives = CRITICS | {
         "distribution": {"guidance_scale": 1.0, "decoupled": True, "critic_updates": 1},
         "mean_flow": {"perceptual": 0.1},
-        "drift": {"features": "teacher", "teacher_blocks": [0]},
+        "drift": {"features": "transformer@0"},
     }
     result = distill.run(recipe, progress=False, resume="never")
     last = result["stages"]["one_step"]["figures"]["last_step"]

@@ -11,6 +11,7 @@ Notable:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,14 @@ def shard_student(student: PixelStudent, device: torch.device) -> None:
     student.to(device)
 
 
-def shard_frozen(network: nn.Module, device: torch.device, offload: bool) -> None:
+def shard_frozen(
+    network: nn.Module, device: torch.device, offload: bool, blocks: Sequence[nn.Module] | None = None
+) -> None:
     """Shard the repeating blocks of a frozen network, each gathered for its own pass and let go after it.
 
     Args:
         offload: the shards wait in the CPU's memory.
+        blocks: those that repeat; the members of its lists if None. The rest goes to the device.
     """
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
@@ -129,7 +133,7 @@ def shard_frozen(network: nn.Module, device: torch.device, offload: bool) -> Non
         CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy(),
         mesh_of(device),
     )
-    for block in repeating(network):
+    for block in repeating(network) if blocks is None else blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
 
 

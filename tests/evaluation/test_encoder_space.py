@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from l2p.evaluation.evaluate import encoder_vectors
 from l2p.evaluation.frechet import FeatureStatistics, relative_frechet
-from l2p.evaluation.look import encoder_look
 from l2p.images import from_uint8
 from l2p.landscapes import render_batch
 from l2p.teachers import load_teacher
@@ -33,7 +33,7 @@ def test_the_relative_distance_of_gaussians_is_their_closed_form_whatever_the_un
 
 
 def test_soft_and_pale_pictures_are_far_and_other_renders_are_near():
-    look = encoder_look(load_teacher("landscapes"), torch.float32)
+    look = encoder_vectors(load_teacher("landscapes"), torch.float32)
     first, second = (from_uint8(render_batch(range(i, i + 96), 64, 64)) for i in (0, 1000))
     real = gathered(look(first))
     assert look(first[:2]).shape == (2, 256)
@@ -44,4 +44,4 @@ def test_soft_and_pale_pictures_are_far_and_other_renders_are_near():
 
 
 def test_a_teacher_without_such_an_encoder_has_no_second_space():
-    assert encoder_look(SimpleNamespace(name="bare"), torch.float32) is None
+    assert encoder_vectors(SimpleNamespace(name="bare"), torch.float32) is None
