@@ -22,9 +22,10 @@ from l2p.errors import UserError
 from l2p.evaluation.charts import HEIGHT, LEFT, RIGHT, WIDTH, line_chart
 from l2p.evaluation.history import png_uri, read_history
 from l2p.evaluation.shown import FILE
-from l2p.evaluation.tables import INVENTED, NAMED, table
+from l2p.evaluation.tables import INVENTED, NAMED, Column, table
 from l2p.evaluation.tables import RIGHT as FIGURES
 from l2p.evaluation.tables import number as _number
+from l2p.features import is_non_commercial
 from l2p.files import read_json, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,6 +40,13 @@ PAINTERS = {
 YARDSTICKS = {"vae": "VAE of real renders", "real": "Real renders"}
 MAPS = {"free noise": "Invention map", "departure": "Departure from the teacher"}
 MAP_COLOR = (255, 60, 0)
+SPACE_FIGURES = (  # key, title, decimals, what is better
+    ("frechet", "Fréchet", 3, -1),
+    ("frechet_ratio", "over halves of the reference", 2, -1),
+    ("kernel", "kernel", 5, -1),
+    ("precision", "precision", 2, 1),
+    ("recall", "recall", 2, 1),
+)
 
 
 def write_report(folder: str | Path, title: str | None = None, recipe: str | None = None) -> Path:
@@ -76,6 +84,7 @@ def write_report(folder: str | Path, title: str | None = None, recipe: str | Non
     made = [
         table("Right and sharp", "figures", FIGURES, metrics, labels, yardsticks),
         table("Attribute by attribute", "attributes", NAMED, metrics, labels, yardsticks),
+        table("Feature spaces", "spaces", _space_columns(settings), metrics, labels, yardsticks),
         table("Invented", "invented", INVENTED, metrics, labels, yardsticks),
     ]
     history = read_history(folder, settings)
@@ -219,6 +228,20 @@ def _tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [*tiles, (seams, "seam energy at patch borders", "1.00 is a picture without seams")]
 
 
+def _licence(license: str) -> str:
+    return f"{license} (non-commercial)" if is_non_commercial(license) else license
+
+
+def _space_columns(settings: dict[str, Any]) -> tuple[Column, ...]:
+    """Columns of every feature space, marked where a loss saw it."""
+    columns: list[Column] = []
+    for name, about in (settings.get("features") or {}).items():
+        title = f"{name}, trained on" if about["trained_on"] else name
+        for key, label, digits, better in SPACE_FIGURES:
+            columns.append(Column(("features", name, key), f"{label}: {title}", digits, 1, better))
+    return (*columns, Column("fdr", "FDr, mean over spaces", 2, 1, -1)) if columns else ()
+
+
 def _facts(settings: dict[str, Any], metrics: dict[str, Any]) -> list[tuple[str, str]]:
     facts = []
     if "teacher" in settings:
@@ -242,6 +265,14 @@ def _facts(settings: dict[str, Any], metrics: dict[str, Any]) -> list[tuple[str,
         ]
     if settings.get("clip"):
         facts.append(("CLIP", settings["clip"]))
+    facts += [
+        ("A loss saw", f"{name}; licence: {_licence(text)}")
+        for name, text in (settings.get("losses_saw") or {}).items()
+    ]
+    facts += [
+        ("Feature space", f"{name}; licence: {_licence(about['license'])}")
+        for name, about in (settings.get("features") or {}).items()
+    ]
     facts += [("Not measured", line) for line in settings.get("not_measured", [])]
     number = f", {settings['dtype']}" if "dtype" in settings else ""
     return [

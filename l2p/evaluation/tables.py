@@ -15,7 +15,7 @@ class Column(NamedTuple):
     ``better``: +1 more, -1 less, 0 nearer to 1.
     """
 
-    key: str
+    key: str | tuple[str, ...]
     title: str
     digits: int
     factor: float
@@ -73,6 +73,11 @@ NOTES = {
         "Fréchet",
         "Distance between feature distributions, on the judge’s features; lower is nearer. Real renders of the same "
         "scenes give its floor for this number of pictures. It is not FID.",
+    ),
+    "fdr": (
+        "FDr",
+        "Fréchet distance to the reference over that between two halves of the reference, the mean over the feature spaces. "
+        "A space that a loss saw flatters: it is marked.",
     ),
     "frechet_encoder": (
         "Fréchet, VAE’s features",
@@ -171,10 +176,10 @@ def number(value: float | None, digits: int, factor: float = 1.0) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value * factor:,.{digits}f}"
 
 
-def lookup(values: dict[str, Any], key: str) -> float | None:
-    """The figure at a dotted path; None if it is not there or not finite."""
+def lookup(values: dict[str, Any], key: str | tuple[str, ...]) -> float | None:
+    """The figure at a dotted path, or one in parts; None if it is not there or not finite."""
     found: Any = values
-    for part in key.split("."):
+    for part in key.split(".") if isinstance(key, str) else key:
         found = found.get(part) if isinstance(found, dict) else None
     return found if isinstance(found, (int, float)) and math.isfinite(found) else None
 
@@ -206,7 +211,10 @@ def table(
             text = number(lookup(metrics[name], column.key), column.digits, column.factor)
             cells.append(Cell(text, best, _interval(metrics[name], column)))
         rows.append(Row(label, cells, name in yardsticks))
-    data = {name: {c.key: lookup(metrics[name], c.key) for c in columns} for name in labels}
+    data = {
+        name: {c.key if isinstance(c.key, str) else c.title: lookup(metrics[name], c.key) for c in columns}
+        for name in labels
+    }
     notes = [NOTES[c.key] for c in columns if c.key in NOTES]
     return Table(title, file, [c.title for c in columns], rows, notes, data)
 

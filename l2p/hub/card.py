@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError, printable
+from l2p.features import is_non_commercial
 from l2p.files import DATA, read_json, write_text
+from l2p.objectives import networks_seen
 from l2p.remote import HubName
 from l2p.students.io import read_config
 from l2p.students.lora import ADAPTER
@@ -169,6 +171,9 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
                   f"imported: the values are as published. Licence: {license}."]  # fmt: skip
     else:
         parts += ["## Teacher and licence", f"Teacher: `{origin}`{revision}. Licence: {license}. {binding}."]
+    seen = networks_seen(recipe) if recipe else {}
+    if seen:
+        parts += ["### Networks that a loss saw", _networks(seen, settings)]
     made = f"`recipe.yaml` ({recipe.get('name', 'unnamed')}, seed {recipe.get('seed', 'unknown')}) made it"
     parts += [
         "## Recipe",
@@ -176,6 +181,23 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
     ]
     parts += ["## Limitations", LIMITS.format(size=size)]
     return "\n\n".join(parts).rstrip() + "\n"
+
+
+def _networks(seen: dict[str, str], settings: dict[str, Any]) -> str:
+    rows = ["| network | licence of its weights |", "| --- | --- |"]
+    rows += [f"| `{name}` | {license} |" for name, license in seen.items()]
+    lines = ["\n".join(rows)]
+    barred = [f"`{name}`" for name, license in seen.items() if is_non_commercial(license)]
+    if barred:
+        lines.append(
+            f"**{', '.join(barred)}: for non-commercial use only; ask whether that binds this model.**"
+        )
+    trained = [n for n, about in (settings.get("features") or {}).items() if about.get("trained_on")]
+    if trained:
+        lines.append(
+            f"Distances in the space of {', '.join(f'`{n}`' for n in trained)} are of a space trained on."
+        )
+    return "\n\n".join(lines)
 
 
 def _origin(config: dict[str, Any]) -> dict[str, Any]:

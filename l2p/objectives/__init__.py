@@ -15,6 +15,7 @@ from l2p.config import validate
 from l2p.errors import UserError
 from l2p.features import check_features, license_of
 from l2p.objectives.adversarial import AdversarialObjective
+from l2p.objectives.alignment import AlignmentObjective
 from l2p.objectives.base import Batch, CriticObjective, Objective, StepContext
 from l2p.objectives.color import ColorObjective
 from l2p.objectives.distribution import DistributionObjective
@@ -40,6 +41,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "adversarial": AdversarialObjective,
     "distribution": DistributionObjective,
     "mean_flow": MeanFlowObjective,
+    "alignment": AlignmentObjective,
     "color": ColorObjective,
     "energy": EnergyObjective,
     "spectrum": SpectrumObjective,
@@ -55,6 +57,7 @@ __all__ = [
     "check_combinations",
     "check_objectives",
     "networks_seen",
+    "sees_foreign_networks",
 ]
 
 
@@ -106,6 +109,13 @@ def networks_seen(recipe: Mapping[str, Any]) -> dict[str, str]:
                 for spec in OBJECTIVES[name].networks_named({**defaults, **knobs}):
                     found[spec.identity] = license_of(spec)
     return found
+
+
+def sees_foreign_networks(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether an objective sees networks whose weights are not the teacher's, which cannot be made without numbers."""
+    defaults = {option: default for option, (_, default) in options_of(OBJECTIVES[name]).items()}
+    networks = OBJECTIVES[name].networks_named({**defaults, **options})
+    return any(spec.kind in ("timm", "lpips") for spec in networks)
 
 
 def check_combinations(stage: StageConfig, recipe: Recipe) -> None:

@@ -125,6 +125,11 @@ class StepContext:
         with torch.enable_grad():
             return self.teacher.unpack(self.student.latents(self._seen).float())
 
+    @property
+    def core_features(self) -> Tensor:
+        """The core's features [B, h, w, dim] of the batch's pure noise, which the head reads; the head is not asked."""
+        return self._seen.inputs[0]
+
     def answer(self, space: Literal["pixels", "latents"]) -> Tensor:
         """The student's :attr:`picture`, or the :attr:`latents` that its core guesses."""
         return self.latents if space == "latents" else self.picture

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,8 @@ from torch.utils._pytree import tree_leaves
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.lift import Lift
-from l2p.objectives import OBJECTIVES, check_objectives
+from l2p.objectives import OBJECTIVES, check_objectives, sees_foreign_networks
 from l2p.objectives.base import Batch, Share, StepContext
-from l2p.objectives.spec import options_of
 from l2p.recipe import Recipe, StageConfig
 from l2p.remote import TEXTS, HubName, download
 from l2p.runtime import DTYPES, frozen_dtype
@@ -293,7 +292,7 @@ def stage_bytes(recipe: Recipe, stage: str, checkpointing: bool) -> StageBytes:
     config: StageConfig = getattr(recipe, stage)
     known = check_objectives(config.objectives)
     uncounted = tuple(
-        name for name, knobs in known.items() if name in UNCOUNTED or _sees_foreign(name, knobs)
+        name for name, knobs in known.items() if name in UNCOUNTED or sees_foreign_networks(name, knobs)
     )
     # Which pictures of a batch the costly terms see is chosen at random: one process may get them all.
     counted = {
@@ -380,13 +379,6 @@ def _fits_in_memory(recipe: Recipe, teacher: Teacher) -> bool:
     height, width = recipe.teacher.height, recipe.teacher.width
     values = math.prod(teacher.geometry.latent_shape(height, width))
     return recipe.corpus.num_pairs * (3 * height * width + 4 * values) <= RAM_BUDGET
-
-
-def _sees_foreign(name: str, knobs: Mapping[str, Any]) -> bool:
-    """Whether an objective sees networks whose weights are not the teacher's: those cannot be made without numbers."""
-    defaults = {option: default for option, (_, default) in options_of(OBJECTIVES[name]).items()}
-    networks = OBJECTIVES[name].networks_named({**defaults, **knobs})
-    return any(spec.kind in ("timm", "lpips") for spec in networks)
 
 
 def _start_counting(optimizer: torch.optim.Optimizer) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from l2p.errors import UserError
 from l2p.lift import Lift
-from l2p.objectives import build_objectives
+from l2p.objectives import build_objectives, sees_foreign_networks
 from l2p.recipe import Recipe
 from l2p.students.build import from_teacher, published_student
 from l2p.teachers import LatentGeometry, Teacher, published_as, published_configs
@@ -75,8 +75,7 @@ def _build(recipe: Recipe, teacher: Teacher, size: tuple[int, int]) -> None:
             objectives = {
                 name: options
                 for name, options in config.objectives.items()
-                if options.get("perceptual_network") != "lpips"
-                and options.get("score", "teacher") == "teacher"
+                if not sees_foreign_networks(name, options) and options.get("score", "teacher") == "teacher"
             }
             if not any(options.get("weight", 1.0) for options in objectives.values()):
                 continue
