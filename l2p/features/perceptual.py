@@ -119,10 +119,7 @@ def resolve(name: str) -> tuple[type[MapDistance], str]:
         name = network if colon else usual
     else:
         distance = MapDistance
-    if FeatureSpec.parse(name).kind == "transformer":
-        raise UserError(
-            f"{name!r} sees noised latents, which compares no pictures: choose encoder, lpips or timm:NAME"
-        )
+    FeatureSpec.parse(name)
     return distance, name
 
 

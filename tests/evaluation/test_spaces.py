@@ -107,13 +107,18 @@ def test_folders_of_photographs_in_two_spaces_whatever_the_order(photographs, tm
 
     names = [f"timm:test_vit{layers}={photographs / 'vit.safetensors'}" for layers in ("", "@1,3")]
     asked = [word for name in names for word in ("--features", name)]
-    found, listed = [], pictures.picture_files
+    found = []
     for batch, flip in ((16, False), (3, True)):
         monkeypatch.setattr(spaces, "BATCH", batch)
         monkeypatch.setattr(pictures, "BATCH", batch)
-        if flip:
-            monkeypatch.setattr(pictures, "picture_files", lambda folder: listed(folder)[::-1])
-        arguments = [str(photographs / "one"), "--against", str(photographs / "two"), *asked]
+        sides = [photographs / name for name in ("one", "two")]
+        if flip:  # the same pictures under names in the other order
+            for side in sides:
+                (tmp_path / side.name).mkdir()
+                for k, path in enumerate(sorted(side.iterdir(), reverse=True)):
+                    (tmp_path / side.name / f"{k:02d}.png").write_bytes(path.read_bytes())
+            sides = [tmp_path / side.name for side in sides]
+        arguments = [str(sides[0]), "--against", str(sides[1]), *asked]
         assert main(["evaluate", *arguments, "--out", str(tmp_path / str(batch))]) == 0
         found.append(json.loads((tmp_path / str(batch) / "metrics.json").read_text()))
     one, two = found

@@ -232,7 +232,6 @@ def test_blocks_that_the_encoder_lacks(teacher, lift):
     ("network", "message"),
     [
         ("lpips@1", "lpips has its own layers"),
-        ("transformer", "sees noised latents"),
         ("timm:vit_smal_patch16_224", "did you mean vit_small_patch16_224"),
         ({"encoder": 0.0}, "no term has a weight above 0"),
         ("vgg", "no feature network 'vgg'"),
