@@ -185,6 +185,7 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
 
 def _networks(seen: dict[str, str], settings: dict[str, Any]) -> str:
     rows = ["| network | licence of its weights |", "| --- | --- |"]
+    seen = {_inert(name): _inert(license) for name, license in seen.items()}
     rows += [f"| `{name}` | {license} |" for name, license in seen.items()]
     lines = ["\n".join(rows)]
     barred = [f"`{name}`" for name, license in seen.items() if is_non_commercial(license)]

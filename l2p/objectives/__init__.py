@@ -104,10 +104,14 @@ def networks_seen(recipe: Mapping[str, Any]) -> dict[str, str]:
         config = recipe.get(stage) or {}
         objectives = config.get("objectives") or {} if config.get("enabled", True) else {}
         for name, knobs in objectives.items():
-            if name in OBJECTIVES:
-                defaults = {option: value for option, (_, value) in options_of(OBJECTIVES[name]).items()}
+            if name not in OBJECTIVES or not isinstance(knobs, Mapping):
+                continue
+            defaults = {option: value for option, (_, value) in options_of(OBJECTIVES[name]).items()}
+            try:
                 for spec in OBJECTIVES[name].networks_named({**defaults, **knobs}):
                     found[spec.identity] = license_of(spec)
+            except (UserError, TypeError, ValueError, AttributeError):  # names of another version
+                found[f"{name}: {knobs.get('features', knobs.get('perceptual_network'))}"] = "not recorded"
     return found
 
 

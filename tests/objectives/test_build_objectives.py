@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from l2p.errors import UserError
-from l2p.objectives import OBJECTIVES, Objective, build_objectives, check_objectives
+from l2p.objectives import OBJECTIVES, Objective, build_objectives, check_objectives, networks_seen
 
 
 def test_objectives_are_built_by_name_and_those_of_weight_zero_are_not(teacher, lift):
@@ -118,3 +118,17 @@ def test_a_new_objective_is_one_entry(teacher, lift, context, monkeypatch):
 def test_a_batch_is_cut_and_moved_whole(context):
     batch = context(None).batch.to("cpu")[1:3]
     assert len(batch) == 2 and len(batch.latents) == len(batch.noise) == len(batch.conditioning) == 2
+
+
+def test_the_networks_that_losses_saw_are_read_off_a_recipe_even_of_an_older_version():
+    pairs = {"perceptual_network": {"lpips": 0.4, "pmf": 0.1, "encoder": 0}}
+    recipe = {
+        "one_step": {"objectives": {"pairs": pairs, "drift": {"weight": 0}}},
+        "match": {"objectives": {"drift": {"features": "teacher", "teacher_blocks": [2]}, "pairs": 3}},
+        "transfer": {"enabled": False, "objectives": {"drift": {}}},
+    }
+    assert networks_seen(recipe) == {
+        "lpips": "bsd-2-clause (LPIPS), bsd-3-clause (VGG-16)",
+        "timm:convnextv2_base.fcmae_ft_in22k_in1k": "cc-by-nc-4.0",
+        "drift: teacher": "not recorded",
+    }
