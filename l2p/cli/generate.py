@@ -29,7 +29,7 @@ examples:
   l2p generate runs/quickstart/student "a red house by a lake at dusk"
   l2p generate runs/quickstart/student "snowy mountains at night" --seed 7 --num-images 4 --grid --out night.png
   l2p generate runs/quickstart/student --prompts-file prompts.txt --out pictures --json
-  l2p generate runs/landscapes-512/student "a river at dawn" --height 4096 --width 4096 --memory-budget 1GB
+  l2p generate runs/landscapes-512/student "a river at dawn" --memory-budget 1GB
   l2p generate runs/quickstart/student "a lake at dusk" --lora watercolor.safetensors:0.8
 """
 WHEN_STOPPED = "; the pictures written so far are whole"
@@ -77,7 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--width", type=number_type(PictureSide), help="likewise")
     parser.add_argument(
-        "--steps", type=number_type(SamplingSteps), help="else what the student was trained for"
+        "--steps",
+        type=number_type(SamplingSteps),
+        help="else what the student was trained for; others bring a warning",
     )
     parser.add_argument(
         "--guidance-scale",
@@ -157,6 +159,7 @@ def run(args: argparse.Namespace) -> None:
         pipeline.student.compile_blocks()
     if args.cuda_graphs:
         pipeline.use_cuda_graphs()
+    pipeline.warn_of(prompts, args.steps, args.guidance_scale, args.height, args.width)
     height, width = pipeline.size(args.height, args.width)
     at_once = max(1, min(8, PIXELS_AT_ONCE // (height * width)))
     drawn, pictures = [], []

@@ -24,6 +24,7 @@ from l2p.images import to_uint8
 from l2p.noise import pixel_noise
 from l2p.runtime import autocast, own_memory
 from l2p.students.student import PixelStudent, StudentSpec
+from l2p.students.usage import usage_notes, warn_all
 from l2p.teachers.text import TextEncoder
 
 SIDE = 8  # pixels; other sides are drawn larger and cut
@@ -143,6 +144,7 @@ class PixelPipeline(DiffusionPipeline):
                 f"expected a prompt, num_inference_steps of 1 or more, and output_type pil, np or pt; got {len(prompts)} "
                 f"prompts, {steps} and {output_type!r}"
             )
+        warn_all(usage_notes(spec, num_inference_steps, None, height, width))
         height, width = self._side("height", height), self._side("width", width)
         p = spec.patch_size
         device, dtype = self._execution_device, self.student.dtype

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.images import Pictures, to_uint8
 from l2p.noise import check_generator, noise_of
 from l2p.remote import HubName, download
@@ -25,6 +25,7 @@ from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
 from l2p.students.painting import default_budget, fit_band, paint
 from l2p.students.student import PixelStudent, StudentSpec
+from l2p.students.usage import prompt_notes, usage_notes, warn_all, world_of
 from l2p.teachers import PATTERNS, load_text_encoder
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> Student
         student = merged(student)
         cast_weights(student, picked)
     texts = load_texts(path, student.spec, chosen, picked if dtype == "fp32" else "auto")
-    return StudentPipeline(student, texts, picked)
+    return StudentPipeline(student, texts, picked, world_of(config))
 
 
 def load_texts(
@@ -102,17 +103,22 @@ class StudentPipeline:
 
     Args:
         dtype: of the arithmetic; the student's weights are brought to it, unless it is fp32.
+        world: where the prompts came from that the student was trained on, if that is known: others bring a warning.
 
     Attributes:
         noise_generator: what makes the noise of a seed (:mod:`l2p.noise`); at first the student's own.
     """
 
     def __init__(
-        self, student: PixelStudent, text_encoder: PromptEncoder, dtype: torch.dtype = torch.float32
+        self,
+        student: PixelStudent,
+        text_encoder: PromptEncoder,
+        dtype: torch.dtype = torch.float32,
+        world: str | None = None,
     ) -> None:
         self.student = own_memory(student.eval())
         self.text_encoder = text_encoder
-        self.dtype = dtype
+        self.dtype, self.world = dtype, world
         self.graphs: StepGraphs | None = None
         self.noise_generator = check_generator(student.spec.noise_generator)
         if dtype != torch.float32 and student.quantization is None:
@@ -171,6 +177,7 @@ class StudentPipeline:
         for name, value in (("num_images", num_images), ("num_steps", num_steps), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be 1 or more, got {value}")
+        self.warn_of(prompts, num_steps, None, height, width)
         height, width = self.size(height, width)
         tasks = [
             (prompt, seed + i)
@@ -185,6 +192,21 @@ class StudentPipeline:
         return [
             image for batch in batches for image in self._draw(batch, height, width, num_steps, memory_budget)
         ]
+
+    def warn_of(
+        self,
+        prompts: Sequence[str],
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Warn of values and prompts that the student was not trained for; None stands for its own."""
+        warn_all(usage_notes(self.student.spec, num_steps, guidance_scale, height, width))
+        warn_all(prompt_notes(self.world, prompts))
+        steps = self.student.spec.num_steps if num_steps is None else num_steps
+        if self.graphs is not None and (steps != 1 or self.guidance(guidance_scale) > 1):
+            warn("CUDA graphs serve one step without guidance: these pictures are drawn without them")
 
     @torch.no_grad()
     def paint(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.files import read_json
 from l2p.runtime import own_memory
 from l2p.teachers.chat_template import bound_chat_templates
@@ -197,14 +197,14 @@ class TextEncoder(PromptEncoder):
         )
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask [B, L] of the prompts in the chat template, padded to the longest."""
-        tokens = self.tokenizer(
-            [self.in_template(prompt) for prompt in prompts],
-            padding=True,
-            max_length=MAX_TOKENS,
-            truncation=True,
-            padding_side="right",
-            return_tensors="pt",
+        """Token ids and mask [B, L] of the prompts in the chat template, padded to the longest.
+
+        Of a prompt beyond ``MAX_TOKENS`` the end is cut off, with a warning; what the template puts after it is kept.
+        """
+        texts = [self.in_template(prompt) for prompt in prompts]
+        found = [self._cut(ids, prompt) for ids, prompt in zip(self._ids(texts), prompts, strict=True)]
+        tokens = self.tokenizer.pad(
+            {"input_ids": found}, padding=True, padding_side="right", return_tensors="pt", verbose=False
         )
         known, largest = self.model.get_input_embeddings().num_embeddings, int(tokens.input_ids.max())
         if (
@@ -214,6 +214,21 @@ class TextEncoder(PromptEncoder):
                 f"the tokenizer has a token {largest}, the text encoder knows {known}: they do not belong together"
             )
         return tokens.input_ids, tokens.attention_mask.bool()
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), verbose=False).input_ids
+
+    def _cut(self, ids: list[int], prompt: str) -> list[int]:
+        if len(ids) <= MAX_TOKENS:
+            return ids
+        bare, tail = self._ids([self.in_template("")])[0], 0
+        while tail < len(bare) and bare[-1 - tail] == ids[-1 - tail]:
+            tail += 1
+        warn(
+            f"the prompt {prompt[:40]!r}... has {len(ids)} tokens with its template, of which {MAX_TOKENS} are read: its "
+            "end is cut off"
+        )
+        return ids[: MAX_TOKENS - tail] + ids[len(ids) - tail :]
 
     def features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Caption features [B, L, C] of token ids; differentiable, so that a teacher's training can use it."""
