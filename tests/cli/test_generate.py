@@ -71,7 +71,7 @@ def test_without_a_seed_it_is_drawn_and_told(l2p, student_folder, tmp_path):
         (["--height", "0"], "--height is 0, expected a multiple of 8 from 8 to 8192: try 8"),
         (["--width", "100"], "--width is 100, .*: try 96"),
         (["--width", "80000"], "--width is 80000, .*: try 8192"),
-        (["--height", "abc"], "argument --height: invalid int value: 'abc'"),
+        (["--height", "abc"], "--height is 'abc', expected a whole number"),
         (["--seed", "-1"], "--seed is -1, expected 0 to"),
         (["--num-images", "0"], "--num-images is 0, expected 1 to"),
         (["--steps", "0"], "--steps is 0, expected 1 to"),
