@@ -100,6 +100,7 @@ class CorpusConfig:
     num_pairs: Annotated[Int, Field(ge=2, le=10**9)] = 2500
     prompts: Text = "landscapes"
     num_prompts: Count | None = None
+    held_out: Annotated[Float, Field(ge=0, le=0.5)] = 0.05
     llm: LLMConfig | None = None
     filters: PromptFilters | None = None
     quality: QualityConfig | None = None

@@ -3,10 +3,11 @@
     prompts.jsonl           what is kept, in order; sample i takes the (i mod length)-th
     prompts-dropped.jsonl   what was dropped, why, and by what
     prompts.json            the report: settings, counts, examples; written last, so that where it is all is whole
+    prompts-held-out.jsonl  what is kept from the corpus, for the evaluation: a share of a file's prompts, chosen by their text
     prompts-llm.jsonl       the language model's answers as they came
 
-A corpus whose recipe asks for no filter, no language model and no number of prompts needs no list: its samples take
-their prompts straight from the source.
+A corpus whose recipe asks for no filter, no language model, no number of prompts and no held-out ones needs no list: its
+samples take their prompts straight from the source. So do those of a generator, which makes other prompts for other seeds.
 """
 
 from __future__ import annotations
@@ -24,15 +25,35 @@ from l2p.corpus.sources import read_texts
 from l2p.errors import UserError
 from l2p.files import check_writable
 from l2p.recipe import CorpusConfig
+from l2p.seeds import derive_seed
 from l2p.texts import write_prompts
 
 LIST, REPORT, DROPPED, ANSWERS = "prompts.jsonl", "prompts.json", "prompts-dropped.jsonl", "prompts-llm.jsonl"
+HELD_OUT = "prompts-held-out.jsonl"
+FEW = 20  # prompts of a source from which none are held out: it would have none to spare
 CHUNK = 256  # prompts taken from a source at a time
 PATIENCE = 50  # prompts tried for each that is wanted, before a source is given up
 
 
 def needs_list(config: CorpusConfig) -> bool:
-    return bool(config.filters or config.llm or config.num_prompts)
+    return bool(config.filters or config.llm or config.num_prompts or _holds_out(config))
+
+
+def _holds_out(config: CorpusConfig) -> bool:
+    if not config.held_out or is_endless(config.prompts):
+        return False
+    return len(set(read_texts(config.prompts))) >= FEW
+
+
+def is_held_out(prompt: str, share: float, seed: int) -> bool:
+    """Whether a prompt is one of the share that is kept from a corpus: a function of its text and the corpus' seed alone."""
+    return derive_seed("held-out", seed, prompt) < share * 2**63
+
+
+def held_out_prompts(folder: Path) -> str | None:
+    """The source of the prompts that were kept from the corpus in a folder; None if there are none."""
+    path = folder / HELD_OUT
+    return str(path) if path.is_file() else None
 
 
 def read_report(config: CorpusConfig, folder: Path, seed: int) -> dict[str, Any] | None:
@@ -74,9 +95,21 @@ def make_list(config: CorpusConfig, folder: Path, seed: int) -> dict[str, Any]:
             break
     if not report.kept or (wanted is not None and len(report.kept) < wanted):
         raise UserError(_too_few(report, wanted))
+    share = config.held_out if _holds_out(config) and len(report.kept) >= FEW else 0.0
+    held_out = [prompt for prompt in report.kept if is_held_out(prompt, share, seed)]
+    away = set(held_out)
     write_prompts(folder / DROPPED, report.dropped)
-    write_prompts(folder / LIST, [{"prompt": prompt} for prompt in report.kept])
-    summary = {"settings": _settings(config, seed), "sha256": fingerprint(folder / LIST), **report.summary()}
+    write_prompts(folder / LIST, [{"prompt": prompt} for prompt in report.kept if prompt not in away])
+    if held_out:
+        write_prompts(folder / HELD_OUT, [{"prompt": prompt} for prompt in held_out])
+    else:
+        (folder / HELD_OUT).unlink(missing_ok=True)
+    summary = {
+        "settings": _settings(config, seed),
+        "sha256": fingerprint(folder / LIST),
+        "held_out": len(held_out),
+        **report.summary(),
+    }
     write_sealed(folder / REPORT, summary)
     return summary
 
@@ -111,6 +144,8 @@ def _settings(config: CorpusConfig, seed: int) -> dict[str, Any]:
         "num_prompts": config.num_prompts,
         "filters": _filters_settings(config),
     }
+    if _holds_out(config):
+        settings["held_out"] = config.held_out
     if config.llm is not None:
         kept = ("base_url", "model", "temperature")
         settings["llm"] = {name: getattr(config.llm, name) for name in kept}

@@ -148,6 +148,12 @@ def the_prompts(config: CorpusConfig, folder: Path, seed: int, share: tuple[int,
     return str(folder / LIST)
 
 
+def training_prompts(config: CorpusConfig, folder: Path, seed: int) -> set[str]:
+    """The prompts of a corpus' samples."""
+    source = folder / LIST if (folder / LIST).is_file() else config.prompts
+    return set(prompts_for(source, range(config.num_pairs), seed))
+
+
 def keep_lift(lift: Lift, folder: Path, share: tuple[int, int] = (0, 1)) -> None:
     """Put a lift that tells how it was fitted beside the pairs that it coupled: who shares the corpus takes it from there."""
     if share[0] == 0 and lift.fitted is not None and not (folder / LIFT).exists():

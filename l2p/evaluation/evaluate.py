@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,7 @@ def evaluate(
     student_folder: str | Path | None = None,
     decoder: PidDecoder | None = None,
     losses_saw: dict[str, str] | None = None,
+    seen: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Measure, and write ``output_dir/metrics.json`` and ``output_dir/evaluation/pictures.npz`` (for the report).
 
@@ -87,6 +88,7 @@ def evaluate(
             drawn); "l2p" alone saves the teacher's time and leaves out what compares with it.
         decoder: a pixel diffusion decoder of the teacher's latents; its pictures are measured averaged down to the
             teacher's size, as the others are of that size.
+        seen: the prompts that the student was trained on, to count those of the evaluation among them; None if not known.
         thorough: all figures of all pictures (else the costly ones of the first 48), and the student's pictures are
             kept on the disk, so that a run that was stopped goes on where it was.
         losses_saw: licences of the feature networks that the student's losses saw, by identity
@@ -144,8 +146,10 @@ def evaluate(
     }
     shown = Shown(config.preview_images)
     captions: list[str] = []
+    known = 0  # prompts that the student was trained on
     for indices in _batches(config, progress):
         texts = prompts_for(prompts, indices, EVALUATION_SEEDS)
+        known += 0 if seen is None else sum(text in seen for text in texts)
         seeds = [EVALUATION_SEEDS + index for index in indices]
         drawn = dict(zip(PATHS["vae"], source.get(texts, seeds), strict=True)) if with_teacher else {}
         if decoder is not None:
@@ -203,6 +207,7 @@ def evaluate(
         "num_images": config.num_images,
         "first_seed": EVALUATION_SEEDS + config.seed,
         "prompts": str(prompts),
+        "seen_prompts": None if seen is None else known,
         "height": size[0],
         "width": size[1],
         "patch_size": p,

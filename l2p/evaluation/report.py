@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l2p.corpus.prompts import LANDSCAPES
 from l2p.errors import UserError
 from l2p.evaluation.charts import HEIGHT, LEFT, RIGHT, WIDTH, line_chart
 from l2p.evaluation.history import png_uri, read_history
@@ -251,9 +250,8 @@ def _facts(settings: dict[str, Any], metrics: dict[str, Any]) -> list[tuple[str,
         facts.append(("Beside", settings["against"]))
     facts.append(("Pictures", f"{settings['num_images']} of {settings['height']} × {settings['width']} px"))
     if "first_seed" in settings:
-        unseen = (
-            ", unseen" if settings["prompts"] == LANDSCAPES else ""
-        )  # the lines of a file may be the corpus' own
+        known = settings.get("seen_prompts")  # None: not known
+        unseen = "" if known is None else f", {known} of them in the training corpus" if known else ", unseen"
         facts.append(("Prompts", f"{settings['prompts']}{unseen}; seeds from {settings['first_seed']:,}"))
     if settings.get("sampled_images", settings["num_images"]) < settings["num_images"]:
         facts.append(("Costly figures", f"of the first {settings['sampled_images']} pictures"))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
 from l2p.evaluation.evaluate import evaluate
+
+MOST_MADE = 20_000  # prompts of a corpus that are made anew to tell which the student has seen
 
 
 def evaluate_folder(
@@ -41,6 +44,7 @@ def evaluate_folder(
     """
     import yaml
 
+    from l2p.config import validate
     from l2p.evaluation.report import write_report
     from l2p.lift import Lift
     from l2p.objectives import networks_seen
@@ -67,7 +71,9 @@ def evaluate_folder(
         )
     pipeline = load(student_path, device, dtype)
     spec = pipeline.student.spec
-    config = EvaluationConfig(**recipe.get("evaluation", {}))
+    own = recipe.get("evaluation") if isinstance(recipe.get("evaluation"), dict) else {}
+    known = {item.name for item in fields(EvaluationConfig)}
+    config = validate(EvaluationConfig, {key: own[key] for key in own if key in known}, "evaluation")
     config.num_images = num_images or config.num_images
     config.clip = clip or config.clip
     config.features = list(features) or config.features
@@ -111,7 +117,21 @@ def evaluate_folder(
         student_folder=student_path,
         decoder=painter,
         losses_saw=networks_seen(recipe) if recipe else None,
+        seen=_seen(recipe),
     )
     written = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else None
     write_report(out, f"{recipe.get('name', student_path.name)}: {student_path.name}", written)
     return metrics
+
+
+def _seen(recipe: dict[str, Any]) -> set[str] | None:
+    """The prompts that a student was trained on, where its recipe made them; those of a file are not known here."""
+    from l2p.corpus.prompts import is_endless, prompts_for
+
+    corpus = recipe.get("corpus") if isinstance(recipe.get("corpus"), dict) else {}
+    source, count, seed = corpus.get("prompts"), corpus.get("num_pairs"), recipe.get("seed", 0)
+    if not isinstance(source, str) or type(count) is not int or type(seed) is not int:
+        return None
+    if not is_endless(source) or not 0 < count <= MOST_MADE or seed < 0:
+        return None
+    return set(prompts_for(source, range(count), seed))

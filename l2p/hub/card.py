@@ -111,7 +111,7 @@ def _metadata(config: dict[str, Any], metrics: dict[str, Any], name: str) -> Any
         EvalResult(
             task_type="text-to-image",
             dataset_type=re.sub(r"\W+", "-", Path(world).name).strip("-") or "prompts",
-            dataset_name=f"unseen prompts of {Path(world).name}",
+            dataset_name=f"{_unseen(metrics.get('settings') or {})}prompts of {Path(world).name}",
             metric_type=key,
             metric_name=title,
             metric_value=round(student[key] * factor, 4),
@@ -268,8 +268,15 @@ def _table(
         for name, values in painters.items()
     ]
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    count = f"{settings.get('num_images', 'unknown')} unseen prompts of {settings.get('prompts', 'unknown')}"
+    count = f"{settings.get('num_images', 'unknown')} {_unseen(settings)}prompts of {settings.get('prompts', 'unknown')}"
+    if settings.get("seen_prompts"):
+        count += f", {settings['seen_prompts']} of them in the training corpus"
     return "\n".join([*lines, "", f"{count}, measured in {settings.get('dtype', 'unknown')}."])
+
+
+def _unseen(settings: dict[str, Any]) -> str:
+    """The word "unseen" where no prompt of the evaluation was in the training corpus, as far as was counted."""
+    return "unseen " if settings.get("seen_prompts") == 0 else ""
 
 
 def _painters(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:

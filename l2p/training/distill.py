@@ -20,7 +20,7 @@ from l2p import processes, runtime
 from l2p.artifacts import hash_file, hash_model
 from l2p.corpus import check_solver, prompts_for
 from l2p.corpus.prompts import fingerprint as prompts_fingerprint
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
 from l2p.evaluation.clip import check_clip
 from l2p.files import atomic_path, read_json, remove, write_text
 from l2p.objectives import check_combinations, check_objectives
@@ -94,9 +94,8 @@ def check(recipe: Recipe) -> None:
         check_peft()
     if recipe.evaluation.clip is not None:
         check_clip(recipe.evaluation.clip)
-    for source in (recipe.corpus.prompts, recipe.evaluation.prompts):
-        if source is not None and not source.startswith("hub:"):
-            prompts_for(source, range(1))
+    if recipe.evaluation.prompts is not None and not recipe.evaluation.prompts.startswith("hub:"):
+        prompts_for(recipe.evaluation.prompts, range(1))
 
 
 def check_stages(recipe: Recipe) -> None:
@@ -119,6 +118,10 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
     """What `run` would do, without doing it: a row a stage with `stage`, `state` (done, started, new, off), `work`."""
     check(recipe)
     check_build(recipe)
+    if not recipe.corpus.prompts.startswith("hub:") and not _is_readable(recipe.corpus.prompts):
+        warn(
+            f"corpus.prompts={recipe.corpus.prompts} cannot be read yet, a run needs it"
+        )  # a recipe may be looked at before
     folder = RunFolder(recipe.output_dir, asdict(recipe), inputs_of(recipe, fetch=False))
     folder.check_ours()
     folder.pinned_teacher(recipe.teacher.path, recipe.teacher.revision, fetch=False)
@@ -204,13 +207,21 @@ def inputs_of(recipe: Recipe, fetch: bool = True) -> dict[str, str | None]:
         **{
             key: prompts_fingerprint(source)
             for key, source in prompts.items()
-            if source is not None and (fetch or not source.startswith("hub:"))
+            if source is not None and (fetch or _is_readable(source))
         },
         "student.head.pretrained": hash_model(head) if head and Path(head).is_dir() else None,
         "corpus.filters.blocked_file": _hash_if_there(filters and filters.blocked_file),
         "evaluation.clip": hash_model(clip) if clip and hub is None else hub and cached_commit(hub),
     }
     return {f"{key}.sha256": value for key, value in found.items() if value is not None}
+
+
+def _is_readable(source: str) -> bool:
+    """Whether prompts are here, and not on the Hub or still to be written."""
+    try:
+        return not source.startswith("hub:") and bool(prompts_for(source, range(1)))
+    except UserError:
+        return False
 
 
 def _hash_if_there(path: str | None) -> str | None:

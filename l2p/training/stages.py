@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from l2p import flow, processes
 from l2p.artifacts import differences
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
+from l2p.corpus.prompt_list import held_out_prompts
 from l2p.corpus.prompts import LANDSCAPES
-from l2p.corpus.synthesis import LIFT
+from l2p.corpus.synthesis import LIFT, training_prompts
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.landscapes import render_batch
@@ -410,6 +411,8 @@ def evaluate_the_student(run: Run, previous: str | None = None) -> tuple[dict[st
     pipeline = StudentPipeline(
         merged(load_student(path / "student", run.device)), run.teacher.text_encoder, run.dtype
     )
+    source = recipe.evaluation.prompts or held_out_prompts(run.corpus_folder) or recipe.corpus.prompts
+    seen = training_prompts(recipe.corpus, run.corpus_folder, recipe.seed)
     metrics = evaluate(
         pipeline,
         run.teacher,
@@ -417,14 +420,22 @@ def evaluate_the_student(run: Run, previous: str | None = None) -> tuple[dict[st
         recipe.evaluation,
         path,
         teacher_config=recipe.teacher,
-        prompts=recipe.evaluation.prompts or recipe.corpus.prompts,
+        prompts=source,
+        seen=seen,
         cache=recipe.evaluation.cache,
         progress=run.progress,
         student_folder=path / "student",
         losses_saw=networks_seen(run.folder.recipe),
     )
     write_report(path, title=recipe.name)
-    return metrics["summary"], []
+    known = metrics["settings"]["seen_prompts"]
+    warnings = []
+    if known and recipe.corpus.prompts != LANDSCAPES:
+        warnings = [
+            f"{known} of {recipe.evaluation.num_images} prompts of the evaluation are in the training corpus: set "
+            "corpus.held_out above 0, or evaluation.prompts to a file of others"
+        ]
+    return metrics["summary"], warnings
 
 
 @dataclass(frozen=True)

@@ -112,3 +112,35 @@ def test_a_language_model_writes_what_the_filters_then_see(source, tmp_path, mon
     ]
     assert asked == [["a barn", "lake"]]  # no more than was needed: answers cost money
     assert report["settings"]["llm"]["model"] == "small" and "key_env" not in report["settings"]["llm"]
+
+
+def test_a_share_of_a_file_s_prompts_is_held_out_by_their_text(tmp_path):
+    """Seeded and by text: other orders and repeats change nothing, and what is held out is in no sample."""
+    from l2p.corpus.synthesis import the_prompts, training_prompts
+
+    texts = [f"a lake with {number} boats" for number in range(200)]
+    source = tmp_path / "prompts.txt"
+    source.write_text("\n".join([*texts, *texts[:9]]) + "\n")
+    config = CorpusConfig(prompts=str(source), num_pairs=400)
+    assert prompt_list.needs_list(config)
+    drawn_from = the_prompts(config, tmp_path / "c", 3)
+    held = set(prompts_for(prompt_list.held_out_prompts(tmp_path / "c"), range(200)))
+    trained = training_prompts(config, tmp_path / "c", 3)
+    assert 3 <= len(held) <= 22 and not held & trained and held | trained == set(texts)
+    assert set(prompts_for(drawn_from, range(400), 3)) == trained
+    assert read_sealed(tmp_path / "c" / "prompts.json", "")["held_out"] == len(held)
+
+    source.write_text("\n".join(reversed(texts)) + "\n")
+    prompt_list.make_list(config, tmp_path / "turned", 3)
+    assert set(prompts_for(prompt_list.held_out_prompts(tmp_path / "turned"), range(200))) == held
+    prompt_list.make_list(config, tmp_path / "other", 4)
+    assert set(prompts_for(prompt_list.held_out_prompts(tmp_path / "other"), range(200))) != held
+
+
+@pytest.mark.parametrize("config", [{"held_out": 0.0}, {"prompts": "landscapes"}, {"prompts": "few"}])
+def test_nothing_is_held_out_of_generators_and_short_files(tmp_path, config):
+    (tmp_path / "many.txt").write_text("\n".join(f"{n} boats on a lake" for n in range(99)))
+    (tmp_path / "few.txt").write_text("\n".join(f"{n} boats on a lake" for n in range(9)))
+    names = {"few": str(tmp_path / "few.txt"), "landscapes": "landscapes", None: str(tmp_path / "many.txt")}
+    found = CorpusConfig(**{**config, "prompts": names[config.get("prompts")]})
+    assert not prompt_list.needs_list(found)

@@ -40,6 +40,7 @@ def run_folder(tiny_pipeline, tmp_path_factory) -> Path:
     settings = {
         "num_images": 16,
         "prompts": "landscapes",
+        "seen_prompts": 0,
         "device": "cpu (x86_64)",
         "threads": 2,
         "dtype": "bfloat16",

@@ -116,3 +116,19 @@ def test_odd_figures_do_not_break_it(run_folder, tmp_path):
     }
     card = card_of(bare(run_folder, tmp_path, odd))
     assert card.data.eval_results is None and "True" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (0, "16 unseen prompts of landscapes,"),
+        (None, "16 prompts of landscapes,"),
+        (5, "16 prompts of landscapes, 5 of them in the training corpus,"),
+    ],
+)
+def test_unseen_is_said_of_what_was_counted(seen, words):
+    from l2p.hub.card import _table
+
+    settings = {"num_images": 16, "prompts": "landscapes", "dtype": "bf16", "seen_prompts": seen}
+    metrics = {"settings": settings, "student": {"frechet": 1.0}}
+    assert words in _table(metrics, settings, {"frechet": ("Frechet", 1, 2, "")})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l2p.errors import UserError
+from l2p.errors import UserError, UserNotice
 from l2p.recipe import load_recipe
 from l2p.training import distill
 from l2p.training.preflight import check_build
@@ -68,3 +68,8 @@ def test_the_shipped_recipe_passes_and_draws_no_random_number(plan):
     before = torch.random.get_rng_state()
     assert [row["stage"] for row in plan()][0] == "lift"
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_recipe_whose_prompts_are_not_written_yet_can_be_looked_at(plan):
+    with pytest.warns(UserNotice, match="corpus.prompts=nowhere.txt cannot be read yet, a run needs it"):
+        assert plan("corpus.prompts=nowhere.txt")
