@@ -1,4 +1,4 @@
-"""`python -m l2p_kernels compile | roofline | bench`."""
+"""`python -m l2p_kernels compile | roofline | count | bench`."""
 
 import importlib
 import os
@@ -11,6 +11,7 @@ VERBS = {
         "roofline",
         "operations, bytes and the floor time they imply on four GPUs (counts, not timings)",
     ),
+    "count": ("counts", "instructions of patch attention from its SASS, and a model's estimate of its time"),
     "bench": ("bench", "time every implementation on the device at hand"),
 }
 
@@ -23,7 +24,7 @@ def main() -> int:
         return 0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2
     verb, arguments = sys.argv[1], sys.argv[2:]
     if (
-        verb == "compile" and os.environ.get("TRITON_INTERPRET") == "1"
+        verb in ("compile", "count") and os.environ.get("TRITON_INTERPRET") == "1"
     ):  # interpreted kernels cannot be compiled
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         return subprocess.run(

@@ -58,7 +58,6 @@ class Configuration:
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 1
-    hopper_stages: int | None = None  # where sm_90 takes another number of stages
     matrix: bool = True  # does it multiply matrices?
     aligned: tuple[str, ...] = ()  # integers that are multiples of 16, which the launcher finds out by itself
 
@@ -77,13 +76,13 @@ class Compiled:
     faults: list[str] = field(default_factory=list)
 
 
-def shipped() -> Iterator[Configuration]:
-    """The configurations of every operator."""
+def shipped(arch: str) -> Iterator[Configuration]:
+    """The configurations of every operator on an architecture."""
     from .adaln.shipped import configurations as adaln
     from .patch_attention.shipped import configurations as patch_attention
     from .philox.shipped import configurations as philox
 
-    yield from patch_attention()
+    yield from patch_attention(arch)
     yield from adaln()
     yield from philox()
 
@@ -102,12 +101,7 @@ def build(configuration: Configuration, arch: str):
         if signature[n].startswith("*") or n in configuration.aligned
     }
     source = ASTSource(configuration.kernel, signature, configuration.constants, aligned)
-    stages = (
-        configuration.hopper_stages
-        if arch == "sm_90" and configuration.hopper_stages
-        else configuration.num_stages
-    )
-    options = {"num_warps": configuration.num_warps, "num_stages": stages}
+    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
     return triton.compile(
         source, target=GPUTarget(ARCHS[arch].backend, ARCHS[arch].target, ARCHS[arch].warp), options=options
     )
@@ -181,10 +175,10 @@ def main(arguments: list[str]) -> int:
     print(
         f"{'kernel':44} {'arch':7} {'registers':>9} {'spilled':>7} {'shared':>7} {'occupancy':>9}  matrix instructions"
     )
-    for configuration in shipped():
-        if not any(text in configuration.name for text in options.only):
-            continue
-        for arch in options.arch:
+    for arch in options.arch:
+        for configuration in shipped(arch):
+            if not any(text in configuration.name for text in options.only):
+                continue
             result = measure(configuration, arch)
             results.append(result)
             instructions = " ".join(f"{n} {name}" for name, n in result.instructions.items()) or "-"

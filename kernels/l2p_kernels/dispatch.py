@@ -25,7 +25,7 @@ def choose(operator: str, impl: str, impls: tuple[str, ...], x: Tensor) -> str:
             _say_once(operator, x.device.type, impl, on_gpu and not HAS_TRITON)
     elif impl not in impls:
         raise ValueError(f"impl must be one of auto, {', '.join(impls)}; got {impl!r}")
-    if impl == "triton" and not torch.compiler.is_compiling():
+    if impl.startswith("triton") and not torch.compiler.is_compiling():
         check_triton(x)
     return impl
 

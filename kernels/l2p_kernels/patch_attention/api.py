@@ -1,5 +1,7 @@
 """`patch_attention`: checks what it was given, picks a path, says once which."""
 
+import os
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -7,11 +9,16 @@ from torch.autograd import forward_ad
 from ..dispatch import choose
 from ..registration import floating
 from . import windowed
-from .op import patch_attention_triton, patch_attention_windowed
+from .op import misfit, patch_attention_strips, patch_attention_triton, patch_attention_windowed
 from .reference import patch_attention_reference
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-IMPLS = ("reference", "windowed", "triton", "flex")
+ON_GPU = os.environ.get(
+    "L2P_PATCH_ATTENTION", "triton"
+)  # what `auto` takes there: a constant, as it is traced
+if ON_GPU not in ("triton", "triton_strips"):
+    raise ValueError(f"L2P_PATCH_ATTENTION must be triton or triton_strips; got {ON_GPU!r}")
+IMPLS = ("reference", "windowed", "triton", "triton_strips", "flex")
 
 
 def patch_attention(
@@ -44,8 +51,10 @@ def patch_attention(
             with channel `i + head_dim / 4`: `(a, b) -> (a cos - b sin, a sin + b cos)`.
         scale: factor of the scores, `head_dim ** -0.5` if None.
         impl: `reference` (dense, the specification), `windowed` (tiles through SDPA: the CPU path), `triton` (GPU, or
-            its interpreter), `flex` (FlexAttention; no gradient on a CPU) or `auto`: triton on a GPU, windowed
-            elsewhere. It never changes the result.
+            its interpreter), `triton_strips` (its second version, for tile 8, halo 4, head_dim 32 or 64, in fp16 or
+            bf16), `flex` (FlexAttention; no gradient on a CPU) or `auto`: windowed on a CPU; on a GPU triton, or
+            triton_strips where `L2P_PATCH_ATTENTION=triton_strips` was set before the import and it fits. It never
+            changes the result.
 
     Inputs with a forward-mode tangent (`torch.autograd.forward_ad`) take the windowed path as plain torch, which needs
     SDPA's math backend; the tangent of the output is exact.
@@ -55,9 +64,9 @@ def patch_attention(
 
     Raises:
         ValueError: a shape, dtype, device or option that does not fit; the message names what was got and wanted.
-        RuntimeError: `impl="triton"` with neither a GPU nor the interpreter.
+        RuntimeError: `impl="triton"` or `"triton_strips"` with neither a GPU nor the interpreter.
     """
-    dtype_out = q.dtype
+    dtype_out, wanted = q.dtype, impl
     if not q.is_meta and torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
@@ -65,6 +74,8 @@ def patch_attention(
     _check(q, k, v, tile, halo, q_norm, k_norm, rows, columns)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     impl = choose("patch_attention", impl, IMPLS, q)
+    if wanted == "auto" and impl == "triton" and ON_GPU != impl and misfit(q, tile, halo) is None:
+        impl = ON_GPU
     inputs = (q, k, v, q_norm, k_norm, rows, columns, tile, halo, scale)
     if impl != "reference" and any(_has_tangent(x) for x in (q, k, v)):
         out = windowed.forward(windowed.Grid(*inputs))  # an operator of ours has no forward-mode rule
@@ -72,6 +83,10 @@ def patch_attention(
         out, _ = patch_attention_windowed(*inputs)
     elif impl == "triton":
         out, _ = patch_attention_triton(*inputs)
+    elif impl == "triton_strips":
+        if reason := misfit(q, tile, halo):
+            raise ValueError(f"impl='triton_strips' takes {reason}: take impl='triton'")
+        out, *_ = patch_attention_strips(*inputs)
     elif impl == "flex":
         from .flex import patch_attention_flex
 

@@ -1,4 +1,4 @@
-"""The fast paths as PyTorch operators `torch.ops.l2p_kernels.patch_attention_{windowed,triton}`, with their gradients."""
+"""The fast paths as PyTorch operators `torch.ops.l2p_kernels.patch_attention_{windowed,triton,strips}`, with their gradients."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,18 @@ INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? q_norm, Tensor? k_norm,"
     " Tensor? rows, Tensor? columns, int tile, int halo, float scale"
 )
+
+
+TILE, HALO, HEAD_DIMS = 8, 4, (32, 64)  # what `strips_kernels.py` is written for
+
+
+def misfit(q: Tensor, tile: int, halo: int) -> str | None:
+    """What `impl="triton_strips"` takes and this is not, or None."""
+    if (tile, halo) != (TILE, HALO) or q.shape[-1] not in HEAD_DIMS:
+        return f"tile 8, halo 4 and a head_dim of 32 or 64; got {tile=}, {halo=} and {q.shape[-1]}"
+    if q.device.type == "cuda" and q.dtype == torch.float32:
+        return "fp16 or bf16 on a GPU; got torch.float32"
+    return None
 
 
 def pairs(height: int, width: int, tile: int, halo: int) -> int:
@@ -58,9 +70,36 @@ def _fake_triton(q, *inputs):
     return q.new_empty(q.shape), q.new_empty(q.shape[:4], dtype=torch.float32)
 
 
-_COMMON = {"tensors": 7, "gradients": 5, "outputs": 2, "flops": _flops}
+def _strips(*inputs) -> tuple[Tensor, ...]:
+    from . import strips
+
+    return strips.forward(*inputs)
+
+
+def _strips_backward(*inputs) -> list[Tensor | None]:
+    from . import strips
+
+    return strips.backward(*inputs)
+
+
+def _fake_strips(q, k, v, q_norm, k_norm, rows, *inputs):
+    batch, height, width, heads, head_dim = q.shape
+    tiles = (height + TILE - 1) // TILE * ((width + TILE - 1) // TILE)
+    lse = q.new_empty((batch * heads, tiles, TILE * TILE), dtype=torch.float32)
+    turned = (q.new_empty((batch * heads, height, width, head_dim)) for _ in "qk")
+    table = q.new_empty(0 if rows is None else (height + width, 2, head_dim // 4), dtype=torch.float32)
+    return q.new_empty(q.shape), lse, *turned, table
+
+
+_COMMON = {"tensors": 7, "gradients": 5, "flops": _flops}
 patch_attention_windowed = register(
-    "patch_attention_windowed", INPUTS, forward=_windowed, backward=_windowed_backward, fake=_fake, **_COMMON
+    "patch_attention_windowed",
+    INPUTS,
+    forward=_windowed,
+    backward=_windowed_backward,
+    fake=_fake,
+    outputs=2,
+    **_COMMON,
 )
 patch_attention_triton = register(
     "patch_attention_triton",
@@ -68,6 +107,17 @@ patch_attention_triton = register(
     forward=_triton,
     backward=_triton_backward,
     fake=_fake_triton,
+    outputs=2,
+    keep_outputs=True,
+    **_COMMON,
+)
+patch_attention_strips = register(
+    "patch_attention_strips",
+    INPUTS,
+    forward=_strips,
+    backward=_strips_backward,
+    fake=_fake_strips,
+    outputs=5,
     keep_outputs=True,
     **_COMMON,
 )
