@@ -34,7 +34,8 @@ def test_compile_for_two_architectures(tmp_path):
     assert {row["arch"] for row in rows} == {"sm_90", "sm_120"}
     assert {row["kernel"].split()[0] for row in rows} == set(bench.OPERATORS)
     for row in rows:
-        assert not row["faults"] and row["spilled"] == 0 and row["shared"] <= 101_376 and row["occupancy"] > 0
+        assert not row["faults"] and row["spilled"] == 0 and row["occupancy"] > 0
+        assert row["shared"] <= (232_448 if row["arch"] == "sm_90" else 101_376)
         if "forward bf16" in row["kernel"] or "grad_" in row["kernel"]:
             assert (
                 row["kernel"].startswith("adaln")
