@@ -50,7 +50,7 @@ class Kernel:
 def kernels(version: str, direction: str, head_dim: int, arch: str) -> list[Kernel]:
     def first(name: str, *args: float) -> Kernel:
         kernel = shipped.KERNELS[name]
-        chosen = shipped.configuration(name, kernel, head_dim, hopper=arch == "sm_90")
+        chosen = shipped.configuration(name, kernel, head_dim, major=9 if arch == "sm_90" else None)
         keys, queries = chosen.constants["BK"], chosen.constants["BQ"]
         return Kernel(chosen, keys * queries / 4096, 4096 * 4 // (keys * queries), *args)
 
@@ -67,9 +67,13 @@ def kernels(version: str, direction: str, head_dim: int, arch: str) -> list[Kern
         )
     if direction == "forward":
         walks = strips.options("forward", ARCHS[arch].target)["WALK"]
-        return [turn, launch("forward", 4, 1, 4, 6.25) if walks else launch("forward", 1, 4, 4, 10)]
+        return [
+            turn,
+            launch("forward", 4, 1, 4, 6.25) if walks else launch("forward", 8, 1, 4, 10),
+        ]  # unrolled, with and without masks
     # q' k' v grad out q, grad_q; q' k' v grad k, grad_k grad_v
-    return [launch("grad_q", 1, 4, 7, 13), launch("grad_kv", 1, 4, 7, 13)]
+    steps = (4, 1) if ARCHS[arch].target == 100 else (1, 4)  # unrolled there
+    return [launch("grad_q", *steps, 7, 13), launch("grad_kv", *steps, 7, 13)]
 
 
 @dataclass(frozen=True)

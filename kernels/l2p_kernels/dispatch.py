@@ -1,14 +1,19 @@
 """Which path of an operator runs, said once; and whether Triton can run at all."""
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
+import re
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger("l2p_kernels")
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # a constant: `choose` runs inside traced code
+TRITON_VERSION = (
+    tuple(map(int, re.findall(r"\d+", importlib.metadata.version("triton"))[:2])) if HAS_TRITON else ()
+)
 
 
 def choose(operator: str, impl: str, impls: tuple[str, ...], x: Tensor) -> str:

@@ -54,7 +54,7 @@ def _count(*options):
 @pytest.mark.parametrize("arch", ("sm_90", "sm_100"))
 def test_the_second_version_executes_less_than_half_of_the_first(arch):
     rows = {(row[1], row[2]): row for row in _count("--arch", arch) if len(row) == 13 and row[0] == arch}
-    for kernel, first in (("forward", 3.5), ("grad_q", 1.7), ("grad_kv", 3)):
+    for kernel, first in (("forward", 3), ("grad_q", 1.7), ("grad_kv", 3)):
         old, new = (float(rows[version, kernel][3]) for version in ("triton", "triton_strips"))
         assert old > first * new, (kernel, old, new)
         assert rows["triton_strips", kernel][6] == "0"  # spilled

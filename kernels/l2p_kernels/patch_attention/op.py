@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..dispatch import TRITON_VERSION
 from ..registration import register
 from . import windowed
 from .windows import runs
@@ -14,6 +15,7 @@ INPUTS = (
 
 
 TILE, HALO, HEAD_DIMS = 8, 4, (32, 64)  # what `strips_kernels.py` is written for
+FIRST_TRITON = (3, 8)  # 3.6 spills on sm_80 and sm_120, and makes an empty kernel of one on sm_100
 
 
 def misfit(q: Tensor, tile: int, halo: int) -> str | None:
@@ -22,6 +24,8 @@ def misfit(q: Tensor, tile: int, halo: int) -> str | None:
         return f"tile 8, halo 4 and a head_dim of 32 or 64; got {tile=}, {halo=} and {q.shape[-1]}"
     if q.device.type == "cuda" and q.dtype == torch.float32:
         return "fp16 or bf16 on a GPU; got torch.float32"
+    if q.device.type == "cuda" and TRITON_VERSION < FIRST_TRITON:
+        return f"Triton {'.'.join(map(str, FIRST_TRITON))} or newer on a GPU; got {'.'.join(map(str, TRITON_VERSION))}"
     return None
 
 

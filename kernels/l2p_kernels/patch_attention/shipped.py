@@ -21,17 +21,25 @@ def configurations(arch: str) -> Iterator[Configuration]:
     """bf16, tile 8, halo 4, norms and RoPE on, head_dim 32, 64, 128."""
     for head_dim in (32, 64, 128):
         for name, kernel in KERNELS.items():
-            yield configuration(name, kernel, head_dim, hopper=arch == "sm_90")
+            yield configuration(
+                name, kernel, head_dim, major={"sm_80": 8, "sm_86": 8, "sm_90": 9, "sm_120": 12}.get(arch)
+            )
     for head_dim in HEAD_DIMS:
         for name in STRIPS:
             yield strips_configuration(name, head_dim, arch)
 
 
 def configuration(
-    name: str, kernel, head_dim: int, tile: int = 8, halo: int = 4, dtype: str = "bf16", hopper: bool = False
+    name: str,
+    kernel,
+    head_dim: int,
+    tile: int = 8,
+    halo: int = 4,
+    dtype: str = "bf16",
+    major: int | None = None,
 ) -> Configuration:
     """One kernel as the launcher in `triton.py` starts it, with every option on."""
-    chosen = options(name, tile, head_dim, element_size=2, hopper=hopper)
+    chosen = options(name, tile, head_dim, element_size=2, major=major)
     warps, stages = chosen.pop("num_warps"), chosen.pop("num_stages")
     constants = {"TILE": tile, "HALO": halo, "D": head_dim, **chosen}
     constants |= {"NORM_Q": True, "NORM_K": True, "ROPE": True}

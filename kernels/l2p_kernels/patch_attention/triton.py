@@ -11,7 +11,7 @@ LOG2_E = 1.4426950408889634
 HOLDS_QUERIES = ("forward", "grad_q")
 
 
-def options(kernel: str, tile: int, head_dim: int, element_size: int, hopper: bool) -> dict[str, int]:
+def options(kernel: str, tile: int, head_dim: int, element_size: int, major: int | None) -> dict[str, int]:
     """Block sizes and warps of a kernel; `python -m l2p_kernels compile` checks them for spills and shared memory.
 
     A program holds one block (queries, or keys for their gradients) and streams the other past it. The held side is 64
@@ -22,12 +22,19 @@ def options(kernel: str, tile: int, head_dim: int, element_size: int, hopper: bo
     streamed = max(16, min(64, 4096 // (wide * element_size))) if kernel in HOLDS_QUERIES else 16
     queries, keys = (held, streamed) if kernel in HOLDS_QUERIES else (streamed, held)
     # One stage spends the fewest registers, except where pipelining moves wgmma's held operands to shared memory.
-    stages = 2 if hopper and wide > 64 and kernel not in HOLDS_QUERIES else 1
+    # `major`: of an NVIDIA GPU's capability.
+    pipelined = {
+        8: wide == 32 and kernel == "forward",
+        9: wide > 64 and kernel not in HOLDS_QUERIES,
+        12: wide == 64 and kernel == "forward",
+    }
+    stages = 2 if pipelined.get(major) else 1
     return {"BD": wide, "BQ": queries, "BK": keys, "num_warps": 4 if wide <= 64 else 8, "num_stages": stages}
 
 
-def _is_hopper(x: Tensor) -> bool:
-    return x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9
+def _major(x: Tensor) -> int | None:
+    on_nvidia = x.is_cuda and torch.version.hip is None
+    return torch.cuda.get_device_capability(x.device)[0] if on_nvidia else None
 
 
 def flags(q_norm: Tensor | None, k_norm: Tensor | None, rows: Tensor | None) -> dict[str, bool]:
@@ -59,7 +66,7 @@ def forward(q, k, v, q_norm, k_norm, rows, columns, tile, halo, scale) -> tuple[
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         q.new_empty(q.shape[:4], dtype=torch.float32),
     )
-    chosen = options("forward", tile, head_dim, q.element_size(), _is_hopper(q))
+    chosen = options("forward", tile, head_dim, q.element_size(), _major(q))
     tiles = triton.cdiv(height, tile) * triton.cdiv(width, tile) * triton.cdiv(tile * tile, chosen["BQ"])
     kernels.forward_kernel[(tiles * heads, batch)](
         q, k, v, q_norm, k_norm, packed_table(rows, columns), out, lse,
@@ -79,7 +86,7 @@ def backward(
     table = packed_table(rows, columns)
     switches = flags(q_norm, k_norm, rows)
     for_q, for_kv = (
-        options(kernel, tile, head_dim, q.element_size(), _is_hopper(q)) for kernel in ("grad_q", "grad_kv")
+        options(kernel, tile, head_dim, q.element_size(), _major(q)) for kernel in ("grad_q", "grad_kv")
     )
     scores_scale = scale * LOG2_E
 
