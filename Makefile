@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 , := ,
 STAMP := $(VENV)/.installed-$(subst $(,),-,$(EXTRA))$(if $(TORCH),-torch-$(TORCH))
 
-.PHONY: help install quickstart test slow test-scale teacher teachers judge ablation lint docs docs-serve clean
+.PHONY: help install quickstart test slow test-scale teacher teachers judge gpu-proof ablation lint docs docs-serve clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,6 +55,9 @@ teachers: $(STAMP)  ## measure the conformance table of docs/teachers.md anew
 
 judge: $(STAMP)  ## train the bundled judge anew (minutes)
 	@$(BIN)/l2p train-judge recipes/judge-landscapes.yaml
+
+gpu-proof: $(STAMP)  ## does it work on this GPU, and how fast? 8 minutes, no network; writes docs/gpu/
+	@$(BIN)/python -m l2p.bench.gpu_proof $(if $(WHEELS),--wheels $(WHEELS))
 
 ablation: $(STAMP)  ## compare the objectives, a run a row (hours)
 	@$(BIN)/l2p ablate recipes/ablation.yaml

@@ -79,7 +79,9 @@ class Launches(TorchDispatchMode):
         if views or name in NOTHING or not any(self._here(x) for x in tensors):
             return out
         self.kernels[name] += 1
-        self.bytes[name] += sum(x.numel() * x.element_size() for x in tensors if self._here(x))
+        self.bytes[name] += sum(x.nbytes for x in tensors if self._here(x))
+        if name.endswith("_") and name not in ("copy_", "fill_", "zero_"):  # in place: read, and written
+            self.bytes[name] += sum(x.nbytes for x in tree_leaves(args[0]) if self._here(x))
         return out
 
     def _here(self, x: Tensor) -> bool:

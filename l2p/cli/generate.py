@@ -122,7 +122,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cuda-graphs",
         action="store_true",
-        help="launch a one-step student's step in one call: for many pictures of one size and one length of prompt",
+        help="launch a one-step student's step in one call: for many pictures of one size",
     )
     parser.add_argument(
         "--noise-generator",

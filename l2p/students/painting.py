@@ -207,6 +207,14 @@ class _Levels:
         return host[:-1].reshape(self.shape)
 
 
+def to_levels(pictures: Tensor) -> Pictures:
+    """:func:`l2p.images.to_uint8` of [B, 3, H, W], made where the pictures are. Raises: ValueError for NaN."""
+    batch, _, height, width = pictures.shape
+    levels = _Levels(batch, height, width, pictures.device)
+    levels.put(0, pictures)
+    return levels.arrays()
+
+
 def on_host(x: Tensor) -> NDArray[np.uint8]:
     """A copy of `x` in pinned memory, which a GPU writes at the full speed of its bus; waits for it."""
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)

@@ -14,23 +14,23 @@ from torch import Tensor
 
 from l2p.errors import UserError, warn
 from l2p.images import Pictures, to_uint8
-from l2p.noise import check_generator, noise_of
+from l2p.noise import PhiloxNoise, check_generator, noise_of
+from l2p.patches import unpatchify
 from l2p.remote import HubName, download
 from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
 from l2p.students.cores.z_image import ZImageCore
 from l2p.students.external_lora import merge_loras
-from l2p.students.graphs import StepGraphs, check_cuda_graphs
+from l2p.students.graphs import StepGraphs, check_cuda_graphs, check_one_step
 from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
-from l2p.students.painting import default_budget, fit_band, paint
+from l2p.students.painting import default_budget, fit_band, paint, to_levels
 from l2p.students.student import PixelStudent, StudentSpec
 from l2p.students.usage import prompt_notes, usage_notes, warn_all, world_of
 from l2p.teachers import PATTERNS, load_text_encoder
 
 if TYPE_CHECKING:
     from l2p.flow import Noise
-    from l2p.noise import PhiloxNoise
     from l2p.teachers.protocol import Conditioning
     from l2p.teachers.text import PromptEncoder
 
@@ -228,18 +228,23 @@ class StudentPipeline:
         conditioning = self.text_encoder(prompts).to(self.device)
         steps = self.student.spec.num_steps if num_steps is None else num_steps
         one_step = steps == 1 and self.guidance(guidance_scale) <= 1
+        if self.graphs is not None:
+            check_one_step(steps, self.guidance(guidance_scale))
         if one_step and self.graphs is None:
             with self.arithmetic():
                 return paint(self.student, noise, conditioning, height, width, memory_budget)
         if isinstance(self.student.head, PatchHead):
             budget = default_budget(self.device) if memory_budget is None else memory_budget
             self.student.head.band_height = fit_band(self.student, noise.shape, budget)
-        whole = noise.rows(0, noise.shape[2])
+        if one_step and self.student.spec.noise_in_span and isinstance(noise, PhiloxNoise):
+            whole = unpatchify(self.student.from_span(noise.latents()), self.student.spec.patch_size)
+        else:
+            whole = noise.rows(0, noise.shape[2])
         if one_step:
             with self.arithmetic():
                 pictures = self.graphs(whole.to(self.device), conditioning)
-        else:
-            pictures = self.sample(conditioning, whole, num_steps, guidance_scale)
+            return to_levels(pictures[:, :, :height, :width])
+        pictures = self.sample(conditioning, whole, num_steps, guidance_scale)
         return to_uint8(pictures[:, :, :height, :width])
 
     def noise(self, seeds: Sequence[int], height: int, width: int) -> Noise | PhiloxNoise:

@@ -34,12 +34,15 @@ class Conditioning:
     """Encoded prompts: ``embeds`` [B, L, C], zero beyond ``lengths`` [B] (int64).
 
     The lengths stay on the CPU: they decide shapes, and asking a GPU for them would stop it in every step.
-    ``pooled`` [B, P] is one vector a prompt, for families that read one (FLUX.1, SD3, SDXL).
+    ``pooled`` [B, P] is one vector a prompt, for families that read one (FLUX.1, SD3, SDXL). Where ``device_lengths`` [B] are
+    given, on the features' device, they are the prompts' own and ``lengths`` the shapes that these are padded to: so one CUDA
+    graph serves prompts of several lengths (Z-Image alone reads them).
     """
 
     embeds: Tensor
     lengths: Tensor
     pooled: Tensor | None = None
+    device_lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -63,7 +66,8 @@ class Conditioning:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
         pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
-        return Conditioning(self.embeds.to(device=device, dtype=dtype), self.lengths, pooled)
+        embeds = self.embeds.to(device=device, dtype=dtype)
+        return Conditioning(embeds, self.lengths, pooled, self.device_lengths)
 
     def expand(self, batch: int) -> Conditioning:
         """One prompt for the whole batch."""

@@ -87,7 +87,7 @@ def forward_embedded(
     batch, height, width, _ = x.shape
     count = height * width
     lengths = conditioning.lengths.tolist()
-    padded = [_round_up(length) for length in lengths]
+    padded = [padded_length(length) for length in lengths]
     longest, mixed = max(padded), min(padded) != max(padded)
     image_rope, caption_rope = _rope(transformer, height, width, padded if mixed else padded[:1], x.device)
 
@@ -97,7 +97,7 @@ def forward_embedded(
     blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
     fused = Fused(blocks, c) if all(z_image_fused.suits(block, x) for block in blocks) else None
     if count % MULTIPLE:
-        pads = transformer.x_pad_token.expand(batch, _round_up(count) - count, -1)
+        pads = transformer.x_pad_token.expand(batch, padded_length(count) - count, -1)
         x = torch.cat([x, pads], dim=1)
     for layer in transformer.noise_refiner:
         x = _run(transformer, fused, layer, x, None, image_rope, c)
@@ -106,7 +106,9 @@ def forward_embedded(
     embeds = conditioning.embeds[:, :longest]
     embeds = F.pad(embeds, (0, 0, 0, longest - embeds.shape[1]))
     caption = transformer.cap_embedder(embeds)
-    caption = torch.where(_below(lengths, index)[..., None], caption, transformer.cap_pad_token)
+    told = conditioning.device_lengths
+    own = _below(lengths, index) if told is None else index < told[:, None]
+    caption = torch.where(own[..., None], caption, transformer.cap_pad_token)
     keys = _below(padded, index) if mixed else None
     for layer in transformer.context_refiner:
         caption = _run(transformer, fused, layer, caption, keys, caption_rope)
@@ -148,7 +150,8 @@ def _below(limits: list[int], index: Tensor) -> Tensor:
     return torch.stack([index < limit for limit in limits])
 
 
-def _round_up(count: int) -> int:
+def padded_length(count: int) -> int:
+    """Tokens of a caption of so many, or of an image, as the transformer sees it."""
     return count + -count % MULTIPLE
 
 
@@ -186,7 +189,7 @@ def _rope_tables(
 
     # A table first made under inference mode could not be trained with later.
     with torch.inference_mode(False), torch.device("cpu"):
-        image = torch.zeros(_round_up(height * width), 3, dtype=torch.int32)
+        image = torch.zeros(padded_length(height * width), 3, dtype=torch.int32)
         image[: height * width, 0] = caption + 1
         image[: height * width, 1:] = torch.cartesian_prod(torch.arange(height), torch.arange(width))
         words = torch.zeros(caption, 3, dtype=torch.int32)

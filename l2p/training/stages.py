@@ -347,7 +347,7 @@ def train(run: Run, previous: str | None, *, stage: str) -> tuple[dict[str, Any]
             network.set_gradient_checkpointing()
     student = run.trained_student(previous, run.latest(previous) if previous else None)
     if run.strategy == "fsdp":
-        shard_student(student, run.device)
+        shard_student(student, run.device, run.dtype)
     keeping = run.recipe.parallel.teacher
     if processes.size() > 1 and keeping != "whole":
         run.held_out  # noqa: B018 - made while the teacher is whole

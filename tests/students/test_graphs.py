@@ -5,11 +5,14 @@ So a value that Python took from the first noise or caption, or a tensor made ou
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import ZImageTransformer2DModel  # noqa: F401 - imported here, as it reads torch.cuda.Stream
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,6 +25,7 @@ from l2p.students.grow import grow
 from l2p.students.pipeline import StudentPipeline
 from l2p.students.presets import random_student
 from l2p.teachers.protocol import Conditioning
+from l2p.teachers.z_image_forward import _rope_tables
 
 
 class Recorder(TorchDispatchMode):
@@ -66,6 +70,10 @@ def captures(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(graphs, "check_cuda_graphs", lambda device: None)
+    monkeypatch.setattr(graphs, "_memory", lambda device: 10**9)
+    monkeypatch.setattr(
+        graphs, "_reserved", lambda device: 100 * sum(recorder.calls != [] for recorder in made)
+    )
     return made
 
 
@@ -99,28 +107,61 @@ def test_a_replay_draws_what_the_student_draws(student, captures, dtype, within)
             found = drawn(noise, conditioning)
         assert (found - wanted).norm() < within * wanted.norm()
     assert len(captures) == 1 and captures[0].replays == 4  # one of them for the comparison
-    other = words(student, 1, (7, 6))
-    torch.testing.assert_close(
-        drawn(noise, other), student(noise, torch.ones(2), other), rtol=1e-4, atol=1e-4
-    )
-    assert len(captures) == 2  # another length is another graph
+    for lengths, count in (((32, 1), 1), ((7, 33), 2)):  # captions are padded to a multiple of 32
+        other = words(student, 1, lengths)
+        with torch.no_grad(), runtime.autocast("cpu", dtype):
+            wanted, found = student(noise, torch.ones(2), other), drawn(noise, other)
+        assert (found - wanted).norm() < within * wanted.norm()
+        assert len(captures) == count
 
 
-def test_only_the_latest_graphs_are_kept(captures):
+@torch.no_grad()
+def test_twenty_prompts_are_two_graphs(captures):
+    student = random_student("tiny", 64, 64)
+    drawn, noise = StepGraphs(student), torch.randn(1, 3, 16, 16)
+    for length in [*range(20, 51, 2), 21, 31, 32, 33]:
+        given = words(student, length, (length,))
+        expected = student(noise, torch.ones(1), given)
+        torch.testing.assert_close(drawn(noise, given), expected, rtol=1e-4, atol=1e-4)
+    assert len(captures) == 2
+
+
+def test_graphs_are_bounded_by_their_bytes(captures, monkeypatch):
+    monkeypatch.setattr(graphs, "_memory", lambda device: 20_000)
+    student = random_student("tiny", 64, 64)
+    drawn = StepGraphs(student)  # a picture of 16 x 16 is 3,072 bytes
+    for length in (20, 40, 70, 100, 130):
+        drawn(torch.zeros(1, 3, 16, 16), words(student, 0, (length,)))
+    assert len(captures) == 5 and len(drawn._captured) == 3
+    drawn(torch.zeros(1, 3, 16, 16), words(student, 0, (120,)))
+    assert len(captures) == 5
+
+
+def test_a_graph_holds_the_tables_that_it_reads(captures):
     student = random_student("tiny", 64, 64)
     drawn = StepGraphs(student)
-    for length in range(3, 3 + graphs.GRAPHS + 2):
-        drawn(torch.zeros(1, 3, 16, 16), words(student, 0, (length,)))
-    assert len(captures) == graphs.GRAPHS + 2 and len(drawn._captured) == graphs.GRAPHS
-    drawn(torch.zeros(1, 3, 16, 16), words(student, 0, (length,)))
-    assert len(captures) == graphs.GRAPHS + 2
+    drawn(torch.zeros(1, 3, 16, 16), words(student, 0, (3,)))
+    captures[0].calls.clear()
+    table = weakref.ref(_rope_tables(*_tables(student, 1, 1, 32))[0])
+    _rope_tables.cache_clear()
+    gc.collect()
+    assert table() is not None
+    drawn._captured.clear()
+    gc.collect()
+    assert table() is None
+
+
+def _tables(student, height, width, caption):
+    config = student.core.transformer.config
+    family = (config.rope_theta, tuple(config.axes_dims), tuple(config.axes_lens))
+    return *family, height, width, caption, torch.device("cpu")
 
 
 def test_a_graph_that_draws_something_else_is_refused(captures, monkeypatch):
     student = random_student("tiny", 64, 64)
     monkeypatch.setattr(Recorder, "replay", lambda self: self.calls[-1][3].mul_(1.1))
     with pytest.raises(
-        UserError, match=r"draws another picture \(relative difference 0.1, .*leave out"
+        UserError, match=r"draws another picture \(relative difference [0-9.]+, at most 0.03\): leave out"
     ) as error:
         StepGraphs(student)(torch.randn(1, 3, 16, 16), words(student, 0, (3,)))
     assert "\n" not in str(error.value)
@@ -150,6 +191,17 @@ def test_a_pipeline_draws_its_pictures_by_graphs(captures, monkeypatch):
     found = pipeline.paint(["a lake"], [3], 56, 64)
     assert len(captures) == 1 and found.shape == wanted.shape
     assert abs(found.astype(int) - wanted.astype(int)).max() <= 1
+
+
+def test_what_graphs_cannot_serve_is_one_line(captures, monkeypatch):
+    monkeypatch.setattr("l2p.students.pipeline.check_cuda_graphs", lambda device: None)
+    student = random_student("tiny", 64, 64)
+    pipeline = StudentPipeline(student, lambda prompts: words(student, 0, (5,)))
+    pipeline.use_cuda_graphs()
+    for arguments, what in (((2,), "takes 2 steps"), ((1, 10**9, 3.0), "takes guidance of 3")):
+        with pytest.raises(UserError, match=f"{what}: leave out --cuda-graphs"):
+            pipeline.paint(["a lake"], [3], 64, 64, *arguments)
+    assert not captures
 
 
 @pytest.mark.parametrize("command", [["bench", "--preset", "tiny"], ["generate", "landscapes-128", "a lake"]])

@@ -63,3 +63,17 @@ def test_state_round_trips_and_a_foreign_one_is_refused():
     assert torch.equal(twin.average["weight"], ema.average["weight"])
     with pytest.raises(ValueError, match="another network"):
         EMA(nn.Linear(2, 2, bias=False), decay=0.9).load_state_dict(ema.state_dict())
+
+
+def test_on_a_gpu_all_weights_move_in_one_launch():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from l2p.bench.launches import counted, fake
+
+    with torch.device("meta"):
+        network = nn.Sequential(*(nn.Linear(8, 8) for _ in range(50)))
+    with FakeTensorMode():
+        ema = EMA(fake(network), decay=0.9)
+        with counted() as count:
+            ema.update(network)
+    assert count.total == 1 and count.kernels == {"_foreach_lerp_": 1} and not count.waits

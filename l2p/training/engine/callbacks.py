@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +21,7 @@ import torch
 from l2p import processes
 from l2p.errors import UserError
 from l2p.training.engine.after_step import AfterStep
-from l2p.training.engine.log import CsvLog
+from l2p.training.engine.log import READ_EVERY, CsvLog, waits
 from l2p.training.engine.module import StepModule
 from l2p.training.engine.sharded import is_sharded
 from l2p.training.engine.stopping import SIGNALS, StopRequest
@@ -28,6 +29,9 @@ from l2p.training.engine.stopping import SIGNALS, StopRequest
 
 class NaNGuard(pl.Callback):
     """Clips gradients by their norm, and stops the stage before a non-finite number reaches the weights.
+
+    On a GPU it asks every :data:`READ_EVERY` steps and before a checkpoint is written: the weights may then be broken, the
+    checkpoint never is.
 
     Args:
         gradient_clip: largest gradient norm; 0 clips nothing, the norm is still measured and guarded.
@@ -37,9 +41,12 @@ class NaNGuard(pl.Callback):
 
     def __init__(self, gradient_clip: float, checkpoint: Path, section: str):
         self.gradient_clip, self.checkpoint, self.section = gradient_clip, checkpoint, section
+        self._finite: torch.Tensor | None = None  # on a GPU: whether all was since the last look
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: StepModule, loss: torch.Tensor) -> None:
         loss = pl_module.terms["loss"]  # of all processes
+        if waits(loss):
+            return self._remember(loss)
         if not torch.isfinite(loss):
             bad = [
                 name
@@ -55,9 +62,33 @@ class NaNGuard(pl.Callback):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip or math.inf)
         norm = norm.full_tensor() if is_sharded(norm) else norm
         pl_module.terms["grad_norm"] = norm.detach()
+        if waits(norm) and getattr(trainer.precision_plugin, "scaler", None) is None:
+            self._remember(norm)
+            if (trainer.global_step + 1) % READ_EVERY == 0:
+                self._look(trainer, pl_module)
+            return
         # In fp16 an overflowing gradient is daily bread: the scaler skips that step and lowers its scale.
         if not torch.isfinite(norm) and getattr(trainer.precision_plugin, "scaler", None) is None:
             self._stop(trainer, pl_module, f"the gradient norm is {float(norm)}")
+
+    def _remember(self, value: torch.Tensor) -> None:
+        finite = torch.isfinite(value.detach()).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+
+    def _look(self, trainer: pl.Trainer, pl_module: StepModule) -> None:
+        finite, self._finite = self._finite, None
+        if finite is not None and not finite:
+            self._stop(
+                trainer, pl_module, f"a loss or a gradient of the last {READ_EVERY} steps is not finite"
+            )
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: StepModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._look(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: StepModule) -> None:
+        self._look(trainer, pl_module)
 
     def _stop(self, trainer: pl.Trainer, pl_module: StepModule, what: str) -> None:
         stage, step = pl_module.stage_name, trainer.global_step

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p.training.engine.after_step import AfterStep
+from l2p.training.engine.sharded import is_sharded
 
 
 class EMA:
@@ -43,8 +44,11 @@ class EMA:
         """Move the average towards the module's present weights."""
         self.num_updates += 1
         weight = 1 - self.decay_at(self.num_updates)
-        for name, parameter in self._parameters(module):
-            self.average[name].lerp_(parameter.detach().float(), weight)
+        pairs = [(self.average[name], p.detach()) for name, p in self._parameters(module)]
+        if not pairs:
+            return
+        averages, weights = ([_here(x) for x in side] for side in zip(*pairs, strict=True))
+        torch._foreach_lerp_(averages, [x.float() for x in weights], weight)  # a few launches for all of them
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
@@ -84,6 +88,11 @@ class EMA:
 
     def _parameters(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in module.named_parameters() if name in self.average)
+
+
+def _here(x: Tensor) -> Tensor:
+    """This process' share of a tensor."""
+    return x.to_local() if is_sharded(x) else x
 
 
 class EMACallback(AfterStep):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
@@ -16,6 +17,13 @@ from l2p import processes
 from l2p.files import write_text
 from l2p.training.engine.after_step import AfterStep
 from l2p.training.engine.module import StepModule
+
+READ_EVERY = 16  # steps between two looks at a GPU's numbers, each of which waits for it; a CPU's are read in every step
+
+
+def waits(value: torch.Tensor) -> bool:
+    """Whether reading a value stops the device that computes it."""
+    return value.device.type == "cuda"
 
 
 class _Writer(ExperimentWriter):
@@ -53,7 +61,10 @@ class CsvLogger(CSVLogger):
 
 
 class CsvLog(AfterStep):
-    """Logs every step to the CSV file and to the other loggers: seconds, learning rate, and every term."""
+    """Logs every step to the CSV file and to the other loggers: seconds, learning rate, and every term.
+
+    A GPU's terms are read :data:`READ_EVERY` steps at a time, and before a checkpoint is written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.logger = CsvLogger(path)
@@ -61,6 +72,7 @@ class CsvLog(AfterStep):
         self.psnr: float | None = None  # set by a preview, written with the same step
         self._started = time.monotonic()
         self._opened = False
+        self._pending: list[tuple[int, dict[str, Any], dict[str, torch.Tensor], float | None]] = []
 
     @property
     def seconds(self) -> float:
@@ -79,14 +91,37 @@ class CsvLog(AfterStep):
             self._opened = True
         row: dict[str, Any] = {"seconds": round(self.seconds, 3)}
         row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row |= {name: float(value) for name, value in pl_module.terms.items()}
-        self.logger.log_metrics({**row, "psnr": "" if self.psnr is None else self.psnr}, step)
-        self.logger.save()
-        if self.psnr is not None:
-            row["psnr"] = self.psnr
-        for logger in trainer.loggers:
-            logger.log_metrics(row, step)
+        self._pending.append((step, row, dict(pl_module.terms), self.psnr))
         self.psnr = None
+        if len(self._pending) == READ_EVERY or not any(map(waits, pl_module.terms.values())):
+            self.flush(trainer)
+
+    def flush(self, trainer: pl.Trainer) -> None:
+        """Write the rows whose numbers were not read yet."""
+        if not self._pending:
+            return
+        values = [value.double().flatten() for *_, terms, _ in self._pending for value in terms.values()]
+        read = iter(torch.cat(values).tolist())
+        for step, row, terms, psnr in self._pending:
+            row |= {name: next(read) for name in terms}
+            self.logger.log_metrics({**row, "psnr": "" if psnr is None else psnr}, step)
+            if psnr is not None:
+                row["psnr"] = psnr
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step)
+        self._pending = []
+        self.logger.save()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: StepModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.flush(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: StepModule) -> None:
+        self.flush(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: StepModule, exception: BaseException) -> None:
+        self.flush(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}

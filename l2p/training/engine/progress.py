@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from l2p.training.engine.after_step import AfterStep
+from l2p.training.engine.log import READ_EVERY
 from l2p.training.module import DistillModule
 
 CONSOLE = Console(stderr=True)
@@ -81,15 +82,17 @@ class TrainingBar(AfterStep):
 
     def __init__(self, title: str, total: int, visible: bool = True):
         self.bar = Bar(title, total, visible)
+        self._note = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: DistillModule) -> None:
         self.bar.start(trainer.global_step)
 
     def after_step(self, trainer: pl.Trainer, pl_module: DistillModule) -> None:
-        note = "  ".join(
-            f"{name.rpartition('/')[2]} {float(value):.3g}" for name, value in pl_module.terms.items()
-        )
-        self.bar.update(trainer.global_step, note)
+        if pl_module.device.type != "cuda" or trainer.global_step % READ_EVERY == 0:
+            self._note = "  ".join(
+                f"{name.rpartition('/')[2]} {float(value):.3g}" for name, value in pl_module.terms.items()
+            )
+        self.bar.update(trainer.global_step, self._note)
 
     def teardown(self, trainer: pl.Trainer, pl_module: DistillModule, stage: str) -> None:
         self.bar.stop()
