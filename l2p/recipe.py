@@ -110,7 +110,6 @@ class CorpusConfig:
     shard_size: Annotated[Int, Field(ge=1, le=10**6)] = 500
     image_format: Literal["png", "webp"] = "png"
     latents: bool = True
-    trajectory_points: CountOrZero = 0
     noise_generator: Literal["philox", "mt19937"] = "philox"
     path: Text | None = None
 

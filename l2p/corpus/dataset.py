@@ -18,7 +18,6 @@ from l2p.corpus.samples import (
     IMAGES,
     LATENT,
     OLD_LATENT,
-    TRAJECTORY,
     decode_facts,
     decode_image,
     decode_tensors,
@@ -39,20 +38,16 @@ class CorpusDataset(Dataset):
     Args:
         folder: of a corpus, complete or still growing.
         num_samples: use the first so many that were drawn; None takes all.
-        trajectory: read the points on the way as well.
 
     Raises:
-        UserError: no corpus there, fewer pairs than asked for, no trajectory, or a shard that is missing, truncated or
+        UserError: no corpus there, fewer pairs than asked for, or a shard that is missing, truncated or
             corrupt.
     """
 
-    def __init__(self, folder: str | Path, num_samples: int | None = None, trajectory: bool = False) -> None:
+    def __init__(self, folder: str | Path, num_samples: int | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.parts: list[str] = self.manifest["parts"]
-        if trajectory and TRAJECTORY not in self.parts:
-            raise UserError(f"{self.folder} has no trajectories: draw it with corpus.trajectory_points")
-        self.read_parts = [part for part in self.parts if trajectory or part != TRAJECTORY]
         self._paths: list[Path] = []
         self._starts: list[int] = []  # place of the first sample of each shard
         self._offsets: list[np.ndarray] = []  # int64 [count, parts, (offset, bytes)]
@@ -85,7 +80,7 @@ class CorpusDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         """Pair ``index``: ``image`` uint8 numpy [H, W, 3], ``latent`` float32 tensor [c, h, w], ``seed``, ``prompt``.
 
-        Without ``latent`` where the corpus keeps none; with ``points`` [K, c, h, w] and ``times`` [K] where asked for.
+        Without ``latent`` where the corpus keeps none.
 
         Raises:
             UserError: the sample's bytes are corrupt; the line names the file.
@@ -98,11 +93,7 @@ class CorpusDataset(Dataset):
         found: dict = {}
         try:
             places = zip(self.parts, self._offsets[shard][index - self._starts[shard]], strict=True)
-            members = {
-                part: self._read(shard, int(offset), int(size))
-                for part, (offset, size) in places
-                if part in self.read_parts
-            }
+            members = {part: self._read(shard, int(offset), int(size)) for part, (offset, size) in places}
             facts = decode_facts(members)
             if facts["index"] != self.indices[index]:
                 raise ValueError("the sample is not what its name says")

@@ -2,7 +2,6 @@
 
     .png | .webp                the picture, lossless
     .latent.safetensors         latent [c, h, w] float16: the very one that the picture was decoded from
-    .trajectory.safetensors     points [K, c, h, w] float16 on the way there, times [K] float32
     .json                       index, seed, prompt; score, where a scorer gave one; the CRC-32 of every member
 
 Plain webdataset reads them; `.latent.npy` is how corpora of format 1 keep the latent.
@@ -22,12 +21,7 @@ import numpy as np
 from l2p.images import open_picture
 
 IMAGES = (".png", ".webp")
-LATENT, OLD_LATENT, TRAJECTORY, FACTS = (
-    ".latent.safetensors",
-    ".latent.npy",
-    ".trajectory.safetensors",
-    ".json",
-)
+LATENT, OLD_LATENT, FACTS = ".latent.safetensors", ".latent.npy", ".json"
 OLD_PARTS = (".png", OLD_LATENT, FACTS)
 PARTS = (".png", LATENT, FACTS)
 
@@ -39,7 +33,6 @@ class Sample:
     Attributes:
         image: uint8 [H, W, 3].
         latent: [c, h, w], kept as float16; None where a corpus keeps none.
-        points, times: [K, c, h, w] and [K]: the latents on the way, and when.
         score: what a scorer gave the picture.
     """
 
@@ -48,8 +41,6 @@ class Sample:
     prompt: str
     image: np.ndarray
     latent: np.ndarray | None = None
-    points: np.ndarray | None = None
-    times: np.ndarray | None = None
     score: float | None = None
 
     def members(self, parts: Sequence[str]) -> dict[str, bytes]:
@@ -71,10 +62,7 @@ class Sample:
             return buffer.getvalue()
         from safetensors.numpy import save
 
-        if part == LATENT:
-            return save({"latent": np.ascontiguousarray(self.latent, np.float16)})
-        points, times = np.ascontiguousarray(self.points, np.float16), np.asarray(self.times, np.float32)
-        return save({"points": points, "times": times})
+        return save({"latent": np.ascontiguousarray(self.latent, np.float16)})
 
 
 def _canonical(facts: dict[str, Any]) -> bytes:

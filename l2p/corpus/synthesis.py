@@ -22,9 +22,8 @@ from l2p import flow, images, runtime
 from l2p.corpus.prompt_list import LIST, make_list, needs_list, read_report
 from l2p.corpus.prompts import fingerprint, prompts_for, short_name
 from l2p.corpus.quality import Scorer
-from l2p.corpus.samples import FACTS, LATENT, TRAJECTORY, Sample
+from l2p.corpus.samples import FACTS, LATENT, Sample
 from l2p.corpus.shards import ShardWriter
-from l2p.corpus.trajectory import Recorder
 from l2p.errors import UserError
 from l2p.locks import locked
 from l2p.noise import latent_noise
@@ -73,11 +72,6 @@ def synthesize(
         UserError: the folder holds a corpus made with other settings or is in use, the prompts cannot be read, the disk
             is full, or the teacher drew numbers that are not finite.
     """
-    if config.trajectory_points >= config.num_inference_steps:
-        raise UserError(
-            f"corpus.trajectory_points is {config.trajectory_points}, expected fewer than the "
-            f"{config.num_inference_steps} steps of corpus.num_inference_steps"
-        )
     solver = _solver(teacher, config, teacher_steps)
     folder = Path(folder)
     with locked(folder, "corpus.path", f".lock-{share[0]}"):
@@ -100,8 +94,6 @@ def synthesize(
             "shard_size": config.shard_size,
             "noise_generator": config.noise_generator,
         }
-        if config.trajectory_points:
-            settings["trajectory_points"] = config.trajectory_points
         if config.quality:
             settings["quality"] = asdict(config.quality)
         writer = ShardWriter(folder, settings, config.num_pairs, parts_of(config), share)
@@ -164,7 +156,6 @@ def parts_of(config: CorpusConfig) -> list[str]:
     """Suffixes of a sample's members."""
     parts = [f".{config.image_format}"]
     parts += [LATENT] if config.latents else []
-    parts += [TRAJECTORY] if config.trajectory_points else []
     return [*parts, FACTS]
 
 
@@ -187,18 +178,15 @@ def _draw(
     conditioning = teacher.encode_prompts(
         prompts
     )  # outside autocast: the encoder's cache outlives this stage
-    recorder = Recorder(teacher)
-    sampler = recorder.teacher if config.trajectory_points else teacher
 
     def draw(some: slice) -> tuple[Tensor, Tensor]:
-        z = sampler.sample(
+        z = teacher.sample(
             eps_z[some], conditioning[some], config.num_inference_steps, guidance_scale, solver=solver
         )
         z = z.to(torch.float16)  # as it is kept, so that the picture is the very one of the kept latent
         return z, teacher.decode(z.float()).float()
 
-    whole = [slice(None)]  # the recorder wants its points in order
-    parts = whole if config.trajectory_points else shares(len(seeds), teacher.device)
+    parts = shares(len(seeds), teacher.device)
     with runtime.autocast(teacher.device, dtype), runtime.weights_in_autocast_dtype(teacher.transformer):
         drawn = side_by_side(draw, parts, teacher.device)
     z, pictures = (torch.cat(parts) for parts in zip(*drawn, strict=True))
@@ -207,7 +195,6 @@ def _draw(
             f"the teacher drew numbers that are not finite for the seeds {seeds[0]} to {seeds[-1]} in {dtype}: "
             "try dtype=fp32, or dtype=bf16 instead of fp16"
         )
-    points, times = recorder.pick(config.trajectory_points)
     images_, latents = images.to_uint8(pictures), z.cpu().numpy()
     return [
         Sample(
@@ -216,8 +203,6 @@ def _draw(
             prompts[row],
             np.ascontiguousarray(images_[row]),
             latents[row] if config.latents else None,
-            points[row] if points is not None else None,
-            times,
         )
         for row, index in enumerate(indices)
     ]

@@ -308,7 +308,7 @@ class RunFolder(TrainingFolder):
     stages = STAGES
     no_effect = (
         *NO_EFFECT, "path", "cache", "latency_runs", "peak_memory", "min_r2", "image_format",
-        "latents", "trajectory_points", "accumulate",
+        "latents", "accumulate",
     )  # fmt: skip
     owned = (
         "recipe.yaml",

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from l2p.corpus import CorpusDataset, read_manifest
 from l2p.corpus.dataset import verify
 from l2p.errors import UserError
-from l2p.noise import latent_noise
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -98,30 +96,11 @@ def test_a_corpus_without_latents(corpora, tmp_path):
     assert not dataset.has_latents and "latent" not in dataset[3]
 
 
-def test_trajectory_points_are_those_of_the_teacher_s_own_steps(corpora, tmp_path):
-    """Each is where the sampler stops when it is told to stop at that time; the first Euler step leaves the noise."""
-    config = replace(corpora.CONFIG, num_inference_steps=5, trajectory_points=3)
-    folder = corpora.draw(tmp_path / "c", config, guidance_scale=0.5)
-    sample = CorpusDataset(folder, trajectory=True)[4]
-    assert "points" not in CorpusDataset(folder)[4]
-    teacher, times = corpora.ArithmeticTeacher(), [0.8, 0.4, 0.2]  # of 0.8, 0.6, 0.4, 0.2
-    torch.testing.assert_close(sample["times"], torch.tensor(times))
-    eps = teacher.unpack(latent_noise("philox", [sample["seed"]], 16, 24, corpora.lift().basis))
-    words = teacher.encode_prompts([sample["prompt"]])
-    for t, point in zip(times, sample["points"], strict=True):
-        z = teacher.sample(eps, words, 5, 0.5, stop_at=t + 1e-4)
-        torch.testing.assert_close(point, z[0].half().float())
-    with pytest.raises(UserError, match="trajectory_points is 5, expected fewer than the 5 steps"):
-        corpora.draw(tmp_path / "d", replace(config, trajectory_points=5))
-    with pytest.raises(UserError, match="has no trajectories"):
-        CorpusDataset(corpora.draw(tmp_path / "e"), trajectory=True)
-
-
 def test_plain_webdataset_and_tar_read_every_member(corpora, tmp_path):
     webdataset = pytest.importorskip("webdataset")
     from safetensors.numpy import load
 
-    config = replace(corpora.CONFIG, num_inference_steps=4, trajectory_points=2, image_format="webp")
+    config = replace(corpora.CONFIG, num_inference_steps=4, image_format="webp")
     folder = corpora.draw(tmp_path / "c", config)
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     found = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
@@ -130,11 +109,10 @@ def test_plain_webdataset_and_tar_read_every_member(corpora, tmp_path):
     for sample, mine in zip(found, (ours[i] for i in range(11)), strict=True):
         assert np.array_equal(sample["webp"], mine["image"]) and sample["json"]["prompt"] == mine["prompt"]
         assert np.array_equal(load(sample["latent.safetensors"])["latent"], mine["latent"].half().numpy())
-        assert load(sample["trajectory.safetensors"])["points"].shape == (2, 4, 8, 12)
     listed = subprocess.run(
         ["tar", "-tf", urls[0]], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert listed[:4] == [
+    assert listed[:3] == [
         f"00000000{part}" for part in json.loads((folder / "manifest.json").read_text())["parts"]
     ]
 
