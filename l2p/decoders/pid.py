@@ -116,7 +116,7 @@ class LatentConditioning(Conditioning):
         """Latents beside captions of the same number, or of one that serves all."""
         captions = captions if len(captions) == len(latents) else captions.expand(len(latents))
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
-        return cls(captions.embeds, captions.lengths, captions.pooled, latents, levels)
+        return cls(*vars(captions).values(), latents=latents, sigma=levels)
 
     @property
     def captions(self) -> Conditioning:
