@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from l2p.errors import UserError, UserNotice
-from l2p.evaluation import figures, look, memory
+from l2p.evaluation import figures, memory
 from l2p.evaluation.figures import Figures
 
 
@@ -41,9 +42,10 @@ def test_a_second_feature_space_that_is_missing_says_so(monkeypatch):
     def refuse(*args):
         raise UserError("the teacher x has no VAE encoder with down blocks")
 
-    monkeypatch.setattr(look, "EncoderLook", refuse)
+    module = importlib.import_module("l2p.evaluation.evaluate")
+    monkeypatch.setattr(module, "load_features", refuse)
     with pytest.warns(UserNotice, match="left out: the teacher x has no VAE encoder"):
-        assert look.encoder_look(None, torch.float32) is None
+        assert module.encoder_vectors(None, torch.float32) is None
 
 
 @pytest.mark.skipif(not memory.STATUS.is_file(), reason="needs /proc")
