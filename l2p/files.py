@@ -80,7 +80,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
     Each writer has a sibling of its own, so several processes may write one path at once: the last to finish wins, and
     no reader sees a mixture. After an exception the sibling is removed and `path` is as before; an `OSError` that a
-    library tells in words alone is raised as one. After a kill the sibling stays behind under a hidden name until
+    library tells in words alone is raised as one, and one that names no file names `path`. After a kill the sibling stays behind under a hidden name until
     another writer comes to the folder (:func:`sweep`). The sibling keeps the suffix, from which savers tell the format.
     """
     path = Path(path)
@@ -97,6 +97,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         if (number := re.search(r"\(os error (\d+)\)$", str(error))) and not isinstance(error, OSError):
             # safetensors is written in Rust and tells of a full disk in words alone
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the system does not say where a write failed
         raise
 
 

@@ -117,7 +117,7 @@ def explain(error: Exception) -> str | None:
         return f"file too large for this disk, or for `ulimit -f`{_named(error)}"
     if isinstance(error, PermissionError):
         return f"permission denied{_named(error)}"
-    if isinstance(error, OSError) and error.strerror and error.filename:
+    if isinstance(error, OSError) and error.strerror:  # the machine's: a disk that breaks names no file
         return f"{error.strerror.lower()}{_named(error)}"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in (
         "l2p",
