@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 , := ,
 STAMP := $(VENV)/.installed-$(subst $(,),-,$(EXTRA))$(if $(TORCH),-torch-$(TORCH))
 
-.PHONY: help install quickstart test slow test-scale teacher teachers judge gpu-proof ablation lint docs docs-serve clean
+.PHONY: help install quickstart test slow faults test-scale teacher teachers judge gpu-proof ablation lint docs docs-serve clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,13 +36,16 @@ quickstart: $(STAMP)  ## distil the bundled teacher into a one-step pixel studen
 	@$(BIN)/l2p distill recipes/quickstart.yaml
 
 # The tests are many small tensors: more threads than two only wait for each other.
-test slow test-scale: export OMP_NUM_THREADS ?= 2
+test slow faults test-scale: export OMP_NUM_THREADS ?= 2
 
 test: $(STAMP)  ## the whole suite but the slow tests
 	@$(BIN)/python -m pytest
 
 slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow
+
+faults: $(STAMP)  ## kills, signals, full disks and damaged bytes put into every command (minutes)
+	@$(BIN)/python -m pytest -m 'slow or not slow' tests/faults
 
 test-scale: $(STAMP)  ## the proofs on several processes, and the planner's
 	@$(BIN)/python -m pytest -m 'slow or not slow' tests/training/test_processes.py tests/training/test_memory.py

@@ -138,6 +138,7 @@ class PipelineEncoder(PromptEncoder):
         """Write each text encoder and tokenizer into a folder of its own, named as in the pipeline."""
         for name, part in self.pipeline.components.items():
             if name.startswith(("text_encoder", "tokenizer")) and part is not None:
+                forget_last_call(part)
                 part.save_pretrained(Path(folder) / name)
 
     @classmethod
@@ -252,6 +253,7 @@ class TextEncoder(PromptEncoder):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``folder/text_encoder`` and ``folder/tokenizer`` as a diffusers pipeline has them."""
         self.model.save_pretrained(Path(folder) / "text_encoder")
+        forget_last_call(self.tokenizer)
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
 
     @classmethod
@@ -330,3 +332,11 @@ def read_model(folder: Path, part: str, loader, dtype: torch.dtype | Literal["au
 def _unreadable(folder: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return UserError(f"cannot load the text encoder in {folder}: {reason}")
+
+
+def forget_last_call(tokenizer: Any) -> None:
+    """A fast tokenizer keeps the truncation and padding of its last call, and would write them into its file."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()

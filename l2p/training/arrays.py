@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,6 +14,8 @@ from filelock import FileLock
 from l2p.artifacts import UNKNOWN, differences, plain, read_sealed, record_of, say, write_sealed
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, remove
+
+DAMAGED_ARRAY = (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError)  # what NumPy raises
 
 
 def fill_array(
@@ -115,10 +118,13 @@ def _changed(path: Path, done: Path, about: dict) -> str | None:
         return UNKNOWN
     try:
         there = read_sealed(record_of(path), "")["made_from"]
-        sizes = np.load(path, mmap_mode="r").shape, np.load(done, mmap_mode="r").dtype
-    except (UserError, KeyError, ValueError, EOFError, OSError):
+        array, flags = np.load(path, mmap_mode="r"), np.load(done, mmap_mode="r")
+    except (UserError, KeyError, TypeError, *DAMAGED_ARRAY):
         return UNKNOWN
-    if list(sizes[0]) != about["shape"] or sizes[1] != np.uint32:
+    parts = -(-about["shape"][0] // about["chunk"])
+    if (list(array.shape), array.dtype.name) != (about["shape"], about["dtype"]) or (
+        (flags.shape, flags.dtype) != ((parts,), np.uint32)
+    ):
         return differences(there, about) or UNKNOWN
     return differences(there, about) or None
 

@@ -111,11 +111,19 @@ class TrainingFolder:
     def claim(self) -> None:
         """Mark the folder as ours. Raises UserError as :meth:`check_ours`."""
         self.check_ours()
-        if not (self.path / MARK).is_file():
+        try:
+            read_sealed(self.path / MARK, "it is written anew, and names on the Hub are pinned anew")
+        except UserError as error:
+            if (self.path / MARK).is_file():
+                say(str(error))
             write_sealed(self.path / MARK, {"kind": self.kind, "pins": {}})
 
     def _mark(self) -> dict[str, Any]:
-        mark = read_sealed(self.path / MARK, "delete this file and run again")
+        """What the mark says; a damaged one still marks the folder as ours, and :meth:`claim` writes it anew."""
+        try:
+            mark = read_sealed(self.path / MARK, "")
+        except UserError:
+            mark = {}
         return {"kind": self.kind, "pins": {}} | mark
 
     def pinned(self, key: str, wanted: str, find: Callable[[], str | None]) -> str | None:

@@ -59,7 +59,7 @@ def largest(world, name: str) -> int:
     return max(path.stat().st_size for path in kept.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize(("name", "code"), [("generate", errno.EIO), ("export", errno.EROFS)])
+@pytest.mark.parametrize(("name", "code"), [("generate", errno.EIO), ("generate", errno.EROFS)])
 def test_a_disk_that_fails(world, name, code):
     check_operations(world, name, code, 2)
 
