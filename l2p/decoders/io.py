@@ -44,7 +44,9 @@ def save_decoder(
     """
     folder = Path(folder)
     if folder.exists() and not _is_decoder(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there and is no decoder, so it is left alone: choose another folder")
+        raise UserError(
+            f"{folder} is there and is no decoder, so it is left alone: move it away, or choose another folder"
+        )
     config = {"format_version": FORMAT_VERSION, "written_by": __version__, "class": CLASS_NAME}
     config |= {**asdict(student.spec), **(extra or {})}
     state = {

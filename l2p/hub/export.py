@@ -66,7 +66,7 @@ def to_diffusers(student: Path, out: Path) -> Path:
         out.is_dir() and (not any(out.iterdir()) or (out / "model_index.json").is_file())
     ):
         raise UserError(
-            f"{out} holds something that is no pipeline, so it is left alone: choose another folder"
+            f"{out} holds something that is no pipeline, so it is left alone: move it away, or choose another folder"
         )
     loaded = load_student(student)
     refuse_other_readers(loaded.spec, student)

@@ -109,7 +109,7 @@ def to_onnx(student: Path, out: Path) -> Path:
 def _check_replaceable(out: Path, file: str) -> None:
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / file).is_file())):
         raise UserError(
-            f"{out} holds something that is no such export, so it is left alone: choose another folder"
+            f"{out} holds something that is no such export, so it is left alone: move it away, or choose another folder"
         )
 
 

@@ -154,7 +154,7 @@ def _check_out(out: Path) -> None:
         raise UserError(f"cannot write a folder {out}: there is a file of that name")
     if out.is_dir() and any(out.iterdir()) and not _is_imported(out):
         raise UserError(
-            f"{out} holds files that `l2p import` did not write, so it is left alone: choose another folder"
+            f"{out} holds files that `l2p import` did not write, so it is left alone: move it away, or choose another folder"
         )
 
 

@@ -123,7 +123,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"cannot save a student as {folder}: there is a file of that name")
     if folder.is_dir() and any(folder.iterdir()) and not is_student(folder):
         raise UserError(
-            f"{folder} holds files that are no student, so it is left alone: choose another folder"
+            f"{folder} holds files that are no student, so it is left alone: move it away, or choose another folder"
         )
 
 
