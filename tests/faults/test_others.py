@@ -48,7 +48,7 @@ def test_an_endpoint_that_breaks(world, monkeypatch, fault):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     fake = Fake()
     try:
-        llm = (f"corpus.llm.base_url={fake.url}", "corpus.llm.model=fake", "corpus.num_prompts=4")
+        llm = (f"corpus.llm.base_url={fake.url}", "corpus.llm.model=fake", "corpus.num_prompts=3")
 
         def quick() -> None:
             from l2p.corpus import llm as client
