@@ -129,6 +129,12 @@ def download(
     return patient(fetch, name)
 
 
+def forget_commits(repo: str) -> None:
+    """Read the branches and tags of a repository anew from now on: this process itself has changed it."""
+    for key in [key for key in _commits if key[0].repo == repo]:
+        del _commits[key]
+
+
 def _check_space(name: HubName, wanted: dict[str, Any]) -> None:
     """Raises UserError where what is still to be fetched is more than the cache's disk can take."""
     from huggingface_hub import constants, snapshot_download

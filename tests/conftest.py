@@ -71,3 +71,9 @@ def chromium():
     started.set_script_timeout(300)
     yield started
     started.quit()
+
+
+@pytest.fixture(autouse=True)
+def _no_commit_of_an_earlier_hub(monkeypatch):
+    """Each test has a Hub of its own, and a process keeps the commit that it read first."""
+    monkeypatch.setattr("l2p.remote._commits", {})

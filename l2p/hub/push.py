@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from l2p.errors import UserError
 from l2p.files import PathLike
 from l2p.hub.stage import stage
-from l2p.remote import HubName, differing, patient
+from l2p.remote import HubName, differing, forget_commits, patient
 from l2p.students.lora import ADAPTER, ADAPTER_CONFIG
 from l2p.students.named import PATTERNS, resolve_student
 
@@ -130,6 +130,7 @@ class _Upload:
         deleted = self._patient(lambda: self._stale(self.revision))
         # A lost answer to a pull request would open a second one; a branch is only moved from where it was seen.
         commit = patient(self._commit, HubName(repo, self.revision), network=not self.create_pr)
+        forget_commits(repo)
         where = commit.pr_revision if self.create_pr else commit.oid
         wrong = self._patient(lambda: differing(self.api, repo, where, self.files))
         if wrong:

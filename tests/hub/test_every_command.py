@@ -48,7 +48,7 @@ def test_the_one_that_measures(l2p, published, monkeypatch):
 
     def measured(folder, **options):
         given.update(folder=folder, **options)
-        return {"summary": {}, "alarms": []}
+        return {"summary": {}, "alarms": [], "student": {}}
 
     monkeypatch.setattr("l2p.evaluation.saved.evaluate_folder", measured)
     code, _, err = l2p("evaluate", NAME)
@@ -81,7 +81,7 @@ def test_the_ones_that_serve(l2p, published, served, tmp_path):
 
 
 def test_the_one_that_grows(l2p, published, tiny_pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr("l2p.training.grow.fit", lambda *_, **__: 0.0)
+    monkeypatch.setattr("l2p.training.grow.run_task", lambda *_, **__: 0.0)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: grown\npictures: {sizes: [[64, 64]]}\n")
     more = ["factor=2", "head.width=32", "head.num_blocks=1", "terms.perceptual=0"]

@@ -53,7 +53,7 @@ def test_portable_attention_is_the_specification(height, width, tile, halo):
     norms = 1 + 0.1 * torch.randn(2, 16, generator=generator)
     rope = torch.randn(height, 4, generator=generator), torch.randn(width, 4, generator=generator)
     out = patch_attention(q, k, v, tile=tile, halo=halo, q_norm=norms[0], k_norm=norms[1], rope=rope)
-    expected = patch_attention_reference(q, k, v, None, None, *norms, *rope, tile, halo, 16**-0.5)
+    expected = patch_attention_reference(q, k, v, *norms, *rope, tile, halo, 16**-0.5)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
