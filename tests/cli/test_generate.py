@@ -72,7 +72,7 @@ def test_without_a_seed_it_is_drawn_and_told(l2p, student_folder, tmp_path):
         (["--width", "100"], "--width is 100, .*: try 96"),
         (["--width", "80000"], "--width is 80000, .*: try 8192"),
         (["--height", "abc"], "--height is 'abc', expected a whole number"),
-        (["--seed", "-1"], "--seed is -1, expected 0 to"),
+        (["--seed", "-1"], "--seed is -1, expected at least 0"),
         (["--num-images", "0"], "--num-images is 0, expected 1 to"),
         (["--steps", "0"], "--steps is 0, expected 1 to"),
         (["--prompts-file", "nowhere.txt"], "no such file or directory: nowhere.txt"),

@@ -169,6 +169,7 @@ def test_a_student_of_a_u_net_has_a_core_of_its_own(student_config, kind, tmp_pa
 
 
 def test_a_saved_student_reads_prompts_as_its_teacher_does(family, student_config, tmp_path):
+    from l2p.noise import pixel_noise
     from l2p.students.pipeline import load
 
     teacher, lift = family
@@ -181,5 +182,6 @@ def test_a_saved_student_reads_prompts_as_its_teacher_does(family, student_confi
     p = teacher.geometry.token_pixels
     (picture,) = pipeline.generate(words(teacher)[0], seeds=1, height=2 * p, width=2 * p)
     one = pipeline.text_encoder(words(teacher)[:1])
-    drawn = to_uint8(pipeline.sample(one, flow.noise([1], 3, 2 * p, 2 * p)))[0]
+    noise = pixel_noise(pipeline.student.spec.noise_generator, [1], 2 * p, 2 * p, pipeline.student.basis)
+    drawn = to_uint8(pipeline.sample(one, noise))[0]
     assert picture.size == (2 * p, 2 * p) and abs(np.asarray(picture).astype(int) - drawn).max() <= 1
