@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
 from l2p.lift import Lift
