@@ -116,7 +116,8 @@ def _bound(module: str) -> set[str]:
             names.add(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            found = (name for target in targets for name in ast.walk(target))  # a, b = ... names both
+            names |= {name.id for name in found if isinstance(name, ast.Name)}
     return names
 
 
