@@ -12,8 +12,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from l2p.errors import UserError, printable
 from l2p.files import read_json
 from l2p.students.named import resolve_student, student_help
@@ -120,6 +118,7 @@ def _print_part(facts: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     config = facts["config"]
@@ -207,6 +206,7 @@ def count_parameters(folder: Path) -> int:
 
 def _print_counted(facts: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -245,6 +245,7 @@ def _steps(config: dict[str, Any]) -> str:
 
 def _print(facts: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     config, recipe = facts["config"], facts["recipe"] or {}

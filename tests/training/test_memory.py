@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from l2p.lift import Lift
 from l2p.objectives import build_objectives
+from l2p.runtime import has_fast_bf16
 from l2p.students.build import from_teacher
 from l2p.teachers import load_teacher
 from l2p.training import memory
@@ -38,7 +39,8 @@ def allocated(run) -> int:
 @pytest.mark.parametrize(
     "dtype, checkpointing",
     [
-        ("bf16", False),
+        # A CPU that emulates bf16 keeps copies in fp32 that no count of tensors sees.
+        ("bf16" if has_fast_bf16(torch.device("cpu")) else "fp32", False),
         pytest.param("fp32", False, marks=pytest.mark.slow),
         pytest.param("fp32", True, marks=pytest.mark.slow),
     ],
