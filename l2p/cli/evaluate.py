@@ -13,7 +13,6 @@ from typing import Any
 
 from l2p.cli.options import PairCount, number_type
 from l2p.errors import UserError
-from l2p.picture_folder import holds_pictures
 from l2p.students.named import resolve_student, results_folder, student_help
 
 EXAMPLES = """\
@@ -97,6 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from l2p.evaluation.gate import Condition
+    from l2p.picture_folder import holds_pictures
 
     conditions = [Condition.parse(text) for text in args.fail_if]
     paths = _paths(args.paths)
@@ -117,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str, ...]) -> dict[str, Any]:
+    from l2p.picture_folder import holds_pictures
     from l2p.students.io import read_config
 
     against = args.against
@@ -187,7 +188,7 @@ def _tell(args: argparse.Namespace, metrics: dict[str, Any], out: Path) -> None:
         print(f"  {name.replace('_', ' '):<24}{'-' if value is None else f'{value:.3f}'}")
     for line in metrics["alarms"]:
         print(f"  {'alarm':<24}{line}")
-    for name, values in metrics["student"].get("features", {}).items():
+    for name, values in metrics.get("student", {}).get("features", {}).items():
         told = {key: values.get(key) for key in ("frechet", "frechet_ratio", "kernel", "precision", "recall")}
         seen = ", trained on" if metrics["settings"]["features"][name]["trained_on"] else ""
         line = ", ".join(f"{key} {value:.4g}" for key, value in told.items() if value is not None)

@@ -50,7 +50,7 @@ def make_jobs(teacher: str, prompts: Path, student: Path, recipes: Path) -> dict
         "distill",
         f"""device: cpu
 teacher: {{path: {teacher}, num_inference_steps: 1, height: 64, width: 64}}
-corpus: {{num_pairs: 4, num_inference_steps: 1, prompts: {prompts}, batch_size: 4, shard_size: 2}}
+corpus: {{num_pairs: 4, num_inference_steps: 1, prompts: {prompts}, batch_size: 2, shard_size: 2}}
 lift: {{num_images: 8, min_r2: -1}}
 student: {{head: {{fine_patch: 8, width: 32, num_blocks: 1, head_dim: 16, tile: 4, halo: 2}}}}
 transfer: {{enabled: false}}
