@@ -57,7 +57,7 @@ class Clip:
         from transformers import CLIPModel, CLIPProcessor
 
         from l2p.remote import TEXTS, HubName, download
-        from l2p.teachers.installed import ATTENTION
+        from l2p.teachers.installed import attention_of
 
         name = None if Path(path).is_dir() else HubName.of_input(str(path))
         if name is None and not Path(path).is_dir():
@@ -66,7 +66,7 @@ class Clip:
         folder = Path(path) if name is None else download(name, (*TEXTS, "*.safetensors"))
         try:
             self._model = CLIPModel.from_pretrained(
-                folder, use_safetensors=True, attn_implementation=ATTENTION
+                folder, use_safetensors=True, attn_implementation=attention_of(CLIPModel, folder)
             )
             self._model = self._model.to(device).eval()
             self._processor = CLIPProcessor.from_pretrained(folder)

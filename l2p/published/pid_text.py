@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from l2p.errors import UserError
 from l2p.remote import TEXTS, HubName, download
-from l2p.teachers.installed import ATTENTION
+from l2p.teachers.installed import attention_of
 
 ENCODER = "google/gemma-2-2b-it"
 LENGTH = 300
@@ -83,7 +83,7 @@ class CaptionReader:
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
-                attn_implementation=ATTENTION,
+                attn_implementation=attention_of(AutoModel, folder),
             )
         except Exception as error:  # transformers and safetensors each raise their own kinds
             raise UserError(

@@ -11,9 +11,6 @@ from l2p.errors import UserError
 from l2p.files import read_json
 
 LIBRARIES = ("diffusers", "transformers")
-ATTENTION = (
-    "sdpa"  # never what a config says: transformers takes a name with a slash for code to fetch from the Hub
-)
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
@@ -35,6 +32,19 @@ def model_class(folder: Path, name: Any) -> Any:
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise UserError(f"{folder} names no model of transformers: {name!r}")
     return found
+
+
+def attention_of(loader: Any, folder: Path) -> str:
+    """How a class of transformers computes attention here: torch's own product, or written out where it has no other way.
+
+    Never what a config says: transformers takes a name with a slash for code to fetch from the Hub.
+    """
+    if hasattr(loader, "_model_mapping"):  # an automatic class: the one that it would choose
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        loader = loader._model_mapping[type(config)]
+    return "sdpa" if getattr(loader, "_supports_sdpa", False) else "eager"
 
 
 def check_pipeline_folder(folder: Path, index: Mapping[str, Any]) -> None:

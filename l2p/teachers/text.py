@@ -15,7 +15,7 @@ from l2p.errors import UserError, warn
 from l2p.files import read_json
 from l2p.runtime import own_memory
 from l2p.teachers.chat_template import bound_chat_templates
-from l2p.teachers.installed import ATTENTION, diffusers_class, model_class
+from l2p.teachers.installed import attention_of, diffusers_class, model_class
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
@@ -314,7 +314,7 @@ def read_model(folder: Path, part: str, loader, dtype: torch.dtype | Literal["au
             dtype=dtype or torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_of(loader, folder / part),
             output_loading_info=True,
         )
     except Exception as error:  # transformers and safetensors each raise their own kinds

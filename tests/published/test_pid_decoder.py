@@ -79,7 +79,8 @@ def test_flux2_latents_come_loose_or_packed(tiny_pid_net):
 def test_seed_and_caption_decide(decoder, latents):
     first = decoder.decode(latents, 0.0, seed=1, num_inference_steps=2)
     assert torch.equal(first, decoder.decode(latents, 0.0, seed=1, num_inference_steps=2))
-    torch.testing.assert_close(decoder.decode(latents[1:], 0.0, seed=2, num_inference_steps=2), first[1:])
+    alone = decoder.decode(latents[1:], 0.0, seed=2, num_inference_steps=2)
+    torch.testing.assert_close(alone, first[1:], rtol=1e-5, atol=1e-4)  # sums in another order
     assert not torch.equal(first, decoder.decode(latents, 0.0, seed=3, num_inference_steps=2))
     text = torch.ones(1, 3, 16)  # one caption for both
     assert not torch.equal(first, decoder.decode(latents, 0.0, text, seed=1, num_inference_steps=2))
