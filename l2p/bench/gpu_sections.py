@@ -120,7 +120,8 @@ def env(to: Findings) -> None:
 
 def correct(to: Findings) -> None:
     """Every operator on the device against fp64, outputs and gradients, in the number formats that models use."""
-    from l2p_kernels import adaln, patch_attention, philox_normal
+    from l2p_kernels import patch_attention, philox_normal
+    from l2p_kernels.adaln.api import adaln
     from l2p_kernels.bench import worst_error
     from l2p_kernels.patch_attention.cases import Case, errors_against_reference
 
@@ -189,7 +190,8 @@ def kernels(to: Findings) -> None:
     """patch_attention at 4096 px of `base` against its floor and beside other ways; adaln and noise against the memory."""
     import importlib.util
 
-    from l2p_kernels import adaln, patch_attention, philox_normal
+    from l2p_kernels import patch_attention, philox_normal
+    from l2p_kernels.adaln.api import adaln
     from l2p_kernels.patch_attention import bench
     from l2p_kernels.patch_attention.op import pairs
 
