@@ -172,13 +172,11 @@ def networks_of(terms: str | Mapping[str, float]) -> list[FeatureSpec]:
 
 
 def weights_of(terms: str | Mapping[str, float]) -> dict[str, float]:
-    """Weights by name, those of 0 left out. Raises: UserError where none is left, or one is below 0."""
-    if not isinstance(terms, str | Mapping) or any(
-        isinstance(w, bool) or not isinstance(w, int | float)
-        for w in dict({} if isinstance(terms, str) else terms).values()
-    ):
+    """Weights by name, those of 0 left out. Raises: UserError where none is left, one is below 0, or one is no number."""
+    given = {terms: 1.0} if isinstance(terms, str) else terms
+    if not isinstance(given, Mapping) or not all(type(weight) in (int, float) for weight in given.values()):
         raise UserError(f"perceptual_network is {terms!r}, expected a name, or names with their weights")
-    found = {terms: 1.0} if isinstance(terms, str) else {str(name): float(w) for name, w in terms.items()}
+    found = {str(name): float(weight) for name, weight in given.items()}
     if any(not math.isfinite(weight) or weight < 0 for weight in found.values()):
         raise UserError(f"perceptual_network: weights must be finite and at least 0, got {dict(found)}")
     found = {name: weight for name, weight in found.items() if weight}
