@@ -39,8 +39,8 @@ def load(path: str, device: str = "auto", dtype: str = "auto") -> StudentPipelin
     device: "auto", "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto", "bf16", "fp16" or "fp32".
     Raises UserError when the folder holds no student or its weights do not fit.
     """
-    from l2p.students.named import resolve_student
     from l2p.students.pipeline import load as load_pipeline
+    from l2p.students.resolve import resolve_student
 
     return load_pipeline(resolve_student(path), device=device, dtype=dtype)
 

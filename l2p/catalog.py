@@ -7,7 +7,7 @@ def catalog() -> dict[str, list[str]]:
     """Sorted names by kind: ``students``, ``teachers``, ``decoders``, ``published`` (teachers on the Hub) and ``recipes``."""
     from l2p.decoders.io import bundled_decoders
     from l2p.shipped_recipes import shipped_recipes
-    from l2p.students.named import bundled_students
+    from l2p.students.resolve import bundled_students
     from l2p.teachers import BUNDLED, FAMILIES
 
     return {

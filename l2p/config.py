@@ -181,7 +181,13 @@ def _message(found: Any, path: Sequence[str | int], parent: Any, node: Any) -> s
     )
 
 
+# Keys of recipes and student configs that were written before they had the field's names -> the names of today.
+RENAMED_KEYS = {"latest_time": "max_timestep", "noise_in_span": "project_noise"}
+
+
 def _unknown(path: Sequence[str | int], known: Sequence[str]) -> str:
+    if (now := RENAMED_KEYS.get(str(path[-1]))) in known:
+        return f"unknown key {dotted(path)}: it is called {dotted([*path[:-1], now])} now"
     near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
     hint = f"did you mean {dotted([*path[:-1], near[0]])}?" if near else f"expected one of {', '.join(known)}"
     return f"unknown key {shown_text(dotted(path))}: {hint}"

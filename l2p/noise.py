@@ -22,7 +22,7 @@ from torch import Tensor
 from l2p import flow
 from l2p.errors import UserError
 from l2p.patches import patchify, pixels
-from l2p.runtime import exact
+from l2p.runtime import no_autocast
 
 Generator = Literal["philox", "mt19937"]
 GENERATORS: tuple[str, ...] = get_args(Generator)
@@ -69,7 +69,7 @@ class PhiloxNoise:
         p = self.patch_size
         first, last = start // p, -(-stop // p)
         free = self._drawn(FREE, len(self._basis), first, last)
-        with exact(free):
+        with no_autocast(free):
             tokens = free.add_((self.latents(first, last) - free @ self._basis) @ self._basis.T)
         x = pixels(tokens, p)[:, start - first * p : stop - first * p]
         return x.permute(0, 3, 1, 2).contiguous()

@@ -167,8 +167,8 @@ def _train_blocks(value: Any) -> Any:
 class StudentConfig:
     patch_size: Side = 16
     num_steps: SamplingSteps = 1
-    latest_time: Annotated[Float, Field(ge=0.5, le=1)] = 1.0
-    noise_in_span: bool = False
+    max_timestep: Annotated[Float, Field(ge=0.5, le=1)] = 1.0
+    project_noise: bool = False
     interval: bool = False
     random_core: bool = False
     core: Literal["tiny", "base", "large"] | None = None

@@ -128,7 +128,7 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextM
     return torch.autocast(torch.device(device).type, dtype)
 
 
-def exact(x: torch.Tensor) -> AbstractContextManager:
+def no_autocast(x: torch.Tensor) -> AbstractContextManager:
     """Context in which products with `x` keep its dtype, whatever autocast is on; the meta device knows none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
@@ -160,7 +160,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
         weight.data = weight.data.to(dtype)
 
 
-def own_memory(module: nn.Module) -> nn.Module:
+def realign_tensors(module: nn.Module) -> nn.Module:
     """Copy weights that lie where no allocator puts them, as those of a mapped file do. Returns the module.
 
     Where a tensor begins decides how a CPU's matrix product is rounded, so that the same weights from another file would
@@ -211,7 +211,7 @@ def check_compiler(device: torch.device) -> None:
         raise UserError("compiling for a CPU needs a C++ compiler: install g++, or go without --compile")
 
 
-def hush_loaders() -> None:
+def silence_libraries() -> None:
     """Keeps transformers and diffusers from drawing bars and giving advice while they load; downloads keep their bars.
 
     Where torchao is installed, diffusers imports it, and torch advises torchao's developers on its enums.

@@ -80,4 +80,4 @@ def chromium():
 @pytest.fixture(autouse=True)
 def _no_commit_of_an_earlier_hub(monkeypatch):
     """Each test has a Hub of its own, and a process keeps the commit that it read first."""
-    monkeypatch.setattr("l2p.remote._commits", {})
+    monkeypatch.setattr("l2p.hub.client._commits", {})

@@ -327,3 +327,8 @@ def test_a_core_from_nothing_must_train_whole(write, rest):
         UserError, match="student.core is base, which starts with random weights: all of it must train"
     ):
         load_recipe(write(f"name: x\nstudent:\n  core: base\n  {rest}\n"))
+
+
+def test_a_renamed_key_is_named_by_its_present_name():
+    with pytest.raises(UserError, match="student.latest_time: it is called student.max_timestep now"):
+        load_recipe(RECIPES / "quickstart.yaml", ["student.latest_time=0.9"])

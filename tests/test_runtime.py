@@ -92,7 +92,7 @@ def test_loaders_are_hushed_and_downloads_are_not():
     import transformers
     from huggingface_hub.utils import are_progress_bars_disabled
 
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     for library in (transformers, diffusers):
         assert not library.utils.logging.is_progress_bar_enabled()
     assert not are_progress_bars_disabled()
@@ -125,11 +125,13 @@ def test_weights_of_a_mapped_file_get_memory_of_their_own(tmp_path):
     state = load_file(tmp_path / "a.safetensors")
     layer.load_state_dict({name: state[name] for name in ("weight", "bias")}, assign=True)
     assert any(p.data_ptr() % runtime.ALIGNMENT for p in layer.parameters())
-    assert runtime.own_memory(layer) is layer
+    assert runtime.realign_tensors(layer) is layer
     assert not any(p.data_ptr() % runtime.ALIGNMENT for p in layer.parameters())
     places = [p.data_ptr() for p in layer.parameters()]
     assert torch.equal(layer.weight, state["weight"]) and torch.equal(layer.bias, state["bias"])
-    assert places == [p.data_ptr() for p in runtime.own_memory(layer).parameters()]  # they have it already
+    assert places == [
+        p.data_ptr() for p in runtime.realign_tensors(layer).parameters()
+    ]  # they have it already
 
 
 def test_a_cpu_is_named():

@@ -262,7 +262,7 @@ def step(to: Findings) -> None:
         _core_and_head(to, pipeline, words)
     if to.on_gpu:
         torch.cuda.reset_peak_memory_stats(to.device)
-    to.timed("prompt to 8 bits", lambda: pipeline.paint([PROMPT], [1], side, side), rounds=10)
+    to.timed("prompt to 8 bits", lambda: pipeline.generate_arrays([PROMPT], [1], side, side), rounds=10)
     if not to.on_gpu:
         return
     to.figure("peak memory", f"{torch.cuda.max_memory_allocated(to.device) / 1e9:.2f} GB")
@@ -280,7 +280,7 @@ def step(to: Findings) -> None:
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen_by:
-            pipeline.paint([PROMPT], [3], side, side)
+            pipeline.generate_arrays([PROMPT], [3], side, side)
             to.wait()
         events = [e for e in seen_by.key_averages() if str(e.device_type).endswith("CUDA")]
         spent = sum(e.self_device_time_total for e in events) / 1e3
@@ -295,7 +295,7 @@ def step(to: Findings) -> None:
 
 
 def _core_and_head(to: Findings, pipeline: Any, words: Any) -> None:
-    from l2p.students.painting import to_levels
+    from l2p.students.tiled_inference import to_levels
 
     student, side, t = pipeline.student, pipeline.student.spec.height, torch.ones(1, device=to.device)
     x = pipeline.noise([1], side, side).rows(0, side).to(to.device)

@@ -19,8 +19,8 @@ from l2p.bench.clock import Clock
 from l2p.bench.count import CAPTION
 from l2p.errors import UserError
 from l2p.noise import PhiloxNoise
-from l2p.students import painting, presets
 from l2p.students import pipeline as drawing
+from l2p.students import presets, tiled_inference
 from l2p.students.heads import PatchHead
 from l2p.students.pipeline import StudentPipeline
 from l2p.teachers import build
@@ -96,14 +96,16 @@ def student(job: Job, clock: Clock, head: str = "patch", num_steps: int = 1) -> 
         clock.wrap(network.core, "embed", "core")
         clock.wrap(network.core, "run", "core")
         clock.wrap(network.head, "rows" if isinstance(network.head, PatchHead) else "forward", "head")
-    for module in (painting, drawing):
+    for module in (tiled_inference, drawing):
         clock.wrap(module, "to_uint8", "to 8-bit")
 
     def draw(number: int) -> np.ndarray:
         encoder.forget()
         seeds = range(number * job.batch, (number + 1) * job.batch)
         prompts = [PROMPTS[seed % len(PROMPTS)] for seed in seeds]
-        return pipeline.paint(prompts, list(seeds), job.height, job.width, num_steps, job.memory_budget)
+        return pipeline.generate_arrays(
+            prompts, list(seeds), job.height, job.width, num_steps, job.memory_budget
+        )
 
     return Path(draw, _parameters(network, encoder.model), num_steps)
 
@@ -133,8 +135,8 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
     if job.compile:
         for layer in transformer.layers:
             layer.compile()
-    painter = pid_decoder(job, preset, sizes, shrink) if decoder == "pid" else None
-    unit = 16 if painter else 1  # whole tokens: what is beyond is cut off
+    pixel_decoder = pid_decoder(job, preset, sizes, shrink) if decoder == "pid" else None
+    unit = 16 if pixel_decoder else 1  # whole tokens: what is beyond is cut off
     side = [-(-length // shrink // unit) * unit for length in (job.height, job.width)]
     latent = (sizes.latent_channels, side[0] // 8, side[1] // 8)
     pipeline = build.build_pipeline(_vae_or_shape(vae, sizes), transformer, encoder.model, encoder.tokenizer)
@@ -153,10 +155,10 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
             conditioning = drawer.encode_prompts([PROMPTS[seed % len(PROMPTS)] for seed in seeds])
             with runtime.autocast(device, dtype):
                 z = drawer.sample(z, conditioning, job.teacher_steps)
-        if painter is not None:
-            captions = painter.student.empty
+        if pixel_decoder is not None:
+            captions = pixel_decoder.student.empty
             painted = [
-                clock.call("decode", painter.paint, z[i : i + 1], 0.0, captions, seed)
+                clock.call("decode", pixel_decoder.decode_array, z[i : i + 1], 0.0, captions, seed)
                 for i, seed in enumerate(seeds)
             ]
             return np.stack(painted)[:, : job.height, : job.width]
@@ -164,7 +166,7 @@ def teacher(job: Job, clock: Clock, decoder: str = "vae", shrink: int = 1) -> Pa
         arrays = images.to_uint8(pictures)
         return arrays if shrink == 1 else clock.call("lanczos", _lanczos, arrays, job.width, job.height)
 
-    last = vae if painter is None else painter.student
+    last = vae if pixel_decoder is None else pixel_decoder.student
     return Path(draw, _parameters(transformer, last, encoder.model), job.teacher_steps)
 
 
@@ -184,7 +186,7 @@ def pid_decoder(job: Job, preset: presets.Preset, sizes: build.VAESizes, scale: 
     network.to_empty(device=job.device)
     presets.randomise(network)
     return PidDecoder(
-        network, 1, runtime.DTYPES[job.dtype], memory_budget=job.memory_budget or painting.BUDGET
+        network, 1, runtime.DTYPES[job.dtype], memory_budget=job.memory_budget or tiled_inference.BUDGET
     )
 
 

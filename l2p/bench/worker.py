@@ -40,7 +40,7 @@ def serve(settings: dict[str, Any], told: TextIO) -> None:
     threads = settings.pop("threads")
     runtime.setup(threads)
     runtime.keep_freed_memory()
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     job = Job(**settings)
     clock = Clock(torch.device(job.device))
     path = PATHS[job.path](job, clock)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         return
     from l2p import runtime
 
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     out = ablation.run(tasks, config)
     print((out / "table.md").read_text(), end="")
     print(f"\nall rows: {out / 'results.csv'}")

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     from l2p.artifacts import UNKNOWN, say, why_not
 
     runtime.setup(args.threads)
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     tools = Tools(args)
     rows, failures = [], 0
     for number, (name, prompt) in enumerate(tasks):
@@ -226,7 +226,7 @@ class Tools:
         if self._decoder is None:
             from l2p.decoders.decode import PidDecoder, VaeDecoder
             from l2p.runtime import parse_bytes
-            from l2p.students.painting import BUDGET
+            from l2p.students.tiled_inference import BUDGET
 
             if self.student is None:
                 self._decoder = VaeDecoder(self.teacher, self.args.scale or 1, self.dtype)

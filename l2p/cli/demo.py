@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from l2p.cli.review import add_address
-from l2p.students.named import resolve_student, student_help
+from l2p.students.resolve import resolve_student, student_help
 
 EXAMPLES = """\
 examples:
@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> None:
     check_address(args.host, args.port)
     folder = resolve_student(args.student)
     from l2p import runtime
-    from l2p.review.demo import Painter, demo_app
+    from l2p.review.demo import DemoModels, demo_app
     from l2p.review.serving import serve
 
     runtime.setup()
-    runtime.hush_loaders()
-    painter = Painter(folder, args.device, args.dtype, name=Path(args.student).name, decoder=args.pid)
-    serve(demo_app(painter, args.host), args.host, args.port, "demo")
+    runtime.silence_libraries()
+    models = DemoModels(folder, args.device, args.dtype, name=Path(args.student).name, decoder=args.pid)
+    serve(demo_app(models, args.host), args.host, args.port, "demo")

@@ -48,28 +48,28 @@ def run(args: argparse.Namespace) -> None:
         return _run_tiny(recipe, args)
     if args.dry_run:
         return _print_plan(recipe)
-    from l2p import processes, runtime
+    from l2p import distributed, runtime
     from l2p.training import distill
 
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     result = distill.run(recipe, resume=args.resume)
-    if processes.place().rank == 0:
+    if distributed.place().rank == 0:
         _print_result(result)
 
 
 def _run_tiny(recipe: Recipe, args: argparse.Namespace) -> None:
-    from l2p import processes, runtime
+    from l2p import distributed, runtime
     from l2p.training import distill
     from l2p.training.tiny import prepare, shrunk
 
     small = shrunk(recipe)
     if args.dry_run:
         return _print_plan(small)
-    runtime.hush_loaders()
-    here = processes.place()
+    runtime.silence_libraries()
+    here = distributed.place()
     device = runtime.pick_device(small.device, here.local_rank if here.size > 1 else None)
-    with processes.together(device, small.parallel.timeout_minutes):
-        processes.from_first(lambda: prepare(recipe, small))
+    with distributed.process_group(device, small.parallel.timeout_minutes):
+        distributed.run_on_rank0(lambda: prepare(recipe, small))
         result = distill.run(small, resume="never" if args.resume == "auto" else args.resume)
     if here.rank > 0:
         return

@@ -13,7 +13,7 @@ from typing import Any
 
 from l2p.cli.options import PairCount, number_type
 from l2p.errors import UserError
-from l2p.students.named import resolve_student, results_folder, student_help
+from l2p.students.resolve import resolve_student, results_folder, student_help
 
 EXAMPLES = """\
 examples:
@@ -140,7 +140,7 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
     from l2p import runtime
 
     runtime.setup()
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     progress = args.json != "-"
     if pictures:
         from l2p.evaluation.pictures import draw_pictures, evaluate_pictures

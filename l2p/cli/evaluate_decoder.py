@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     from l2p.teachers import load_teacher
 
     runtime.setup(args.threads)
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     device = runtime.pick_device(args.device)
     dtype = runtime.pick_dtype(args.dtype, device)
     student = load_decoder(args.weights, device)

@@ -31,5 +31,5 @@ def run(args: argparse.Namespace) -> None:
     from l2p import runtime
     from l2p.hub.export import export
 
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     print(export(args.student, args.to, args.out))

@@ -22,7 +22,7 @@ from l2p.cli.options import (
 )
 from l2p.config import SamplingSteps
 from l2p.errors import UserError
-from l2p.students.named import resolve_student, student_help
+from l2p.students.resolve import resolve_student, student_help
 
 EXAMPLES = """\
 examples:
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
     budget = runtime.parse_bytes(args.memory_budget) if args.memory_budget else None
     runtime.setup()
     runtime.keep_freed_memory()
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     pipeline = l2p.load(student, device=args.device, dtype=args.dtype)
     for source, weight in map(parse_lora, args.lora):
         pipeline.load_lora(source, weight)
@@ -167,7 +167,9 @@ def run(args: argparse.Namespace) -> None:
         batch = tasks[start : start + at_once]
         started = time.perf_counter()
         texts, seeds = zip(*batch, strict=True)
-        images = pipeline.paint(texts, seeds, height, width, args.steps, budget, args.guidance_scale)
+        images = pipeline.generate_arrays(
+            texts, seeds, height, width, args.steps, budget, args.guidance_scale
+        )
         seconds = (time.perf_counter() - started) / len(batch)
         for (prompt, number), image, name in zip(batch, images, names[start:], strict=False):
             path = folder / name

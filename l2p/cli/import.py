@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from l2p.published.pid import NOTICE
     from l2p.published.pid import PiDVariant as PiD
 
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     if args.list or args.keys:
         print(tables.list_variants() if args.list else tables.list_keys(args.keys))
         return

@@ -14,7 +14,7 @@ from typing import Any
 
 from l2p.errors import UserError, printable
 from l2p.files import read_json
-from l2p.students.named import resolve_student, student_help
+from l2p.students.resolve import resolve_student, student_help
 
 PRESET_NAMES = (
     "tiny",
@@ -146,7 +146,7 @@ def gather_preset(name: str) -> dict[str, Any]:
     from l2p import runtime
     from l2p.bench.count import SIDES, count
 
-    runtime.hush_loaders()  # the network is built, though without weights
+    runtime.silence_libraries()  # the network is built, though without weights
 
     return {"preset": name, "dtype": "bf16", "pictures": [count(name, side) for side in SIDES]}
 
@@ -162,7 +162,7 @@ def gather_recipe(path: str) -> dict[str, Any]:
     from l2p.recipe import load_recipe
     from l2p.students.build import published_student
 
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     recipe = load_recipe(path)
     teacher = recipe.teacher
     size = (teacher.height, teacher.width)
@@ -268,12 +268,12 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(name, escape(printable(value)))
     console = Console(highlight=False)
     console.print(table)
-    painters = facts["metrics"] or {}
+    methods = facts["metrics"] or {}
     figures = ("attribute_accuracy", "frechet", "psnr_to_teacher", "latency_ms")
-    if "student" in painters:
-        table = Table("painter", *(name.replace("_", " ") for name in figures))
+    if "student" in methods:
+        table = Table("method", *(name.replace("_", " ") for name in figures))
         for name in ("teacher", "teacher_one_step", "lift", "student"):
-            known = painters.get(name)
+            known = methods.get(name)
             found = [known.get(figure) if isinstance(known, dict) else None for figure in figures]
             numbers = (f"{x:,.3f}" if isinstance(x, (int, float)) else "-" for x in found)
             table.add_row(name.replace("_", " "), *numbers)

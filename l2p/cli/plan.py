@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from l2p.training.plan import plan
 
     vram = runtime.parse_bytes(args.vram)
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     rows = plan(load_recipe(args.recipe, args.overrides), args.gpus, vram)
     if args.json:
         print(json.dumps(rows, indent=2))

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from l2p import runtime
     from l2p.hub.push import push
 
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     pushed = push(
         args.student,
         args.name,

@@ -13,7 +13,7 @@ from typing import Any
 
 from l2p.cli.options import PictureCount, Port, number_type
 from l2p.errors import UserError
-from l2p.students.named import results_folder, student_help
+from l2p.students.resolve import results_folder, student_help
 
 EXAMPLES = """\
 examples:

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         return _print_plan(synthesize.plan(recipe, share[1]), args.json)
     if args.check:
         return _print_check(synthesize.verified(recipe), args.json)
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     done = synthesize.run(recipe, share=share, prompts_only=args.prompts_only)
     print(json.dumps(done, indent=2, ensure_ascii=False)) if args.json else _print(done, share)
 

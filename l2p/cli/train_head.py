@@ -27,5 +27,5 @@ def run(args: argparse.Namespace) -> None:
     from l2p.training import head
 
     recipe = load_recipe(args.recipe, args.overrides, schema=head.HeadRecipe)
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     print(f"the head is in {head.run(recipe, resume=args.resume)}")

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from l2p.training import pid
 
     recipe = load_recipe(args.recipe, args.overrides, schema=pid.PidRecipe)
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     resume = args.resume == "auto"
     if args.tiny:
         from l2p.training.tiny_others import prepare_decoder, shrunk_decoder

@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> None:
     if args.pictures_only:
         print(f"the pictures are in {teacher.draw_pictures(recipe)}")
         return
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     print(f"the teacher is in {teacher.run(recipe, resume=args.resume)}")

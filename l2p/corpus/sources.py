@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from l2p.errors import UserError
-from l2p.remote import HubName, download
+from l2p.hub.client import HubName, download
 from l2p.texts import FORMATS, read_prompts, read_table
 
 HUB = "hub:"

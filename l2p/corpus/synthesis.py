@@ -27,7 +27,7 @@ from l2p.corpus.shards import ShardWriter
 from l2p.errors import UserError
 from l2p.locks import locked
 from l2p.noise import latent_noise
-from l2p.side_by_side import shares, side_by_side
+from l2p.parallel import parallel_map, shares
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -188,7 +188,7 @@ def _draw(
 
     parts = shares(len(seeds), teacher.device)
     with runtime.autocast(teacher.device, dtype), runtime.weights_in_autocast_dtype(teacher.transformer):
-        drawn = side_by_side(draw, parts, teacher.device)
+        drawn = parallel_map(draw, parts, teacher.device)
     z, pictures = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     if not (z.isfinite().all() and pictures.isfinite().all()):
         raise UserError(

@@ -117,11 +117,11 @@ def _take_core(student: PidStudent, transformer: nn.Module) -> None:
     state[f"{first}.weight"] = torch.zeros_like(core.embedder.weight)
     state[f"{first}.bias"] = torch.zeros_like(core.embedder.bias)
     core.transformer.load_state_dict(state, strict=True)
-    weight, bias = ZImageCore.read_in(transformer)
+    weight, bias = ZImageCore.input_proj_weights(transformer)
     student.latent_in.weight.copy_(weight)
     student.latent_in.bias.copy_(bias)
     ZImageCore.copy_norm(student.final, transformer)
-    weight, bias = ZImageCore.write_out(transformer)
+    weight, bias = ZImageCore.output_proj_weights(transformer)
     student.final.linear.weight.copy_(weight)
     student.final.linear.bias.copy_(bias)
 

@@ -21,7 +21,7 @@ from l2p.decoders.tiles import ramps, spans
 from l2p.errors import UserError
 from l2p.images import Pictures, to_uint8
 from l2p.runtime import autocast
-from l2p.students.painting import BUDGET, CORE_WIDTHS
+from l2p.students.tiled_inference import BUDGET, CORE_WIDTHS
 
 if TYPE_CHECKING:
     from l2p.decoders.sources import Source
@@ -103,10 +103,10 @@ class PidDecoder:
         captions = self.student.empty
         if source.prompt is not None and self.texts is not None:
             captions = self.texts([source.prompt]).to(self.student.device)
-        picture = self.paint(source.latents.to(self.student.device), source.sigma, captions, seed)
+        picture = self.decode_array(source.latents.to(self.student.device), source.sigma, captions, seed)
         return picture[: source.height * spec.scale, : source.width * spec.scale]
 
-    def paint(self, z: Tensor, sigma: float, captions: Conditioning, seed: int = 0) -> Pictures:
+    def decode_array(self, z: Tensor, sigma: float, captions: Conditioning, seed: int = 0) -> Pictures:
         """The picture uint8 [h f s, w f s, 3] of latents [1, c, h, w], padding and all."""
         spec, k = self.student.spec, self.student.spec.packing
         rows, columns = z.shape[2] // k, z.shape[3] // k

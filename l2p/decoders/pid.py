@@ -135,7 +135,7 @@ class LatentConditioning(Conditioning):
         )
 
 
-class PidSeen(NamedTuple):
+class PidCoreOutput(NamedTuple):
     """What the core makes of latents and noisy picture.
 
     Attributes:
@@ -182,9 +182,9 @@ class PidStudent(PixelStudent):
         """The caption of pictures without one."""
         return Conditioning(self.no_caption, torch.tensor([self.spec.empty_length], device="cpu"))
 
-    def look(
+    def forward_features(
         self, x_t: Tensor, t: Tensor, conditioning: LatentConditioning, r: Tensor | None = None
-    ) -> PidSeen:
+    ) -> PidCoreOutput:
         """The core's part of :meth:`forward`.
 
         Args:
@@ -237,14 +237,14 @@ class PidStudent(PixelStudent):
                 for d, (r, c_) in zip(draft, window, strict=True)
             ]
             draft = torch.stack(parts)
-        return PidSeen((features, c, x_t, t), z_0, draft.float())
+        return PidCoreOutput((features, c, x_t, t), z_0, draft.float())
 
-    def paint(self, seen: PidSeen, draft: Tensor | None = None) -> Tensor:
+    def forward_head(self, core_output: PidCoreOutput, draft: Tensor | None = None) -> Tensor:
         """The head's part: x_0 [B, 3, H, W]."""
-        return self.head(*seen.inputs, draft=seen.draft if draft is None else draft)
+        return self.head(*core_output.inputs, draft=core_output.draft if draft is None else draft)
 
-    def latents(self, seen: PidSeen) -> Tensor:
-        return seen.z_0
+    def latents(self, core_output: PidCoreOutput) -> Tensor:
+        return core_output.z_0
 
     def check(self, z: Tensor, x_t: Tensor | None = None) -> None:
         """Raises UserError for latents [B, c, h, w] that are not this decoder's, or a picture that is not theirs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l2p.evaluation import color, marks
+from l2p.evaluation import color, patch_artifacts
 from l2p.evaluation.bootstrap import wilson_interval
 
 REPEATED_PICTURES = 0.1
@@ -28,9 +28,9 @@ def alarms(metrics: dict[str, Any]) -> list[str]:
             f"times those beside them, limit {seams['limit']:g}"
         )
     share = student.get("grid_share")
-    if share is not None and share > max(marks.ALARM, 2 * reference.get("grid_share", 0.0)):
+    if share is not None and share > max(patch_artifacts.ALARM, 2 * reference.get("grid_share", 0.0)):
         lines.append(
-            f"marks that repeat with the patch: {100 * share:.1f} % of the fine structure, limit {100 * marks.ALARM:g} %"
+            f"marks that repeat with the patch: {100 * share:.1f} % of the fine structure, limit {100 * patch_artifacts.ALARM:g} %"
         )
     repeated = student.get("repeated_pictures")
     if repeated is not None and repeated > REPEATED_PICTURES + reference.get("repeated_pictures", 0.0):

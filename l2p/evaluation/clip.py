@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2p.errors import UserError
 from l2p.evaluation.distances import KEPT
-from l2p.evaluation.kernel import squared_mmd
+from l2p.evaluation.kid import squared_mmd
 from l2p.files import read_json
 from l2p.images import to_uint8
 
@@ -27,7 +27,7 @@ SCALE = 1000.0  # the factor in front, both as in the paper of CMMD
 
 def check_clip(path: str) -> None:
     """Raises: UserError for what cannot be a CLIP: neither a Hub name nor a folder with a CLIP's config and weights."""
-    from l2p.remote import HubName
+    from l2p.hub.client import HubName
 
     folder = Path(path)
     if not folder.is_dir():
@@ -56,7 +56,7 @@ class Clip:
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        from l2p.remote import TEXTS, HubName, download
+        from l2p.hub.client import TEXTS, HubName, download
         from l2p.teachers.installed import attention_of
 
         name = None if Path(path).is_dir() else HubName.of_input(str(path))
@@ -85,7 +85,7 @@ class Clip:
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [B, d] of prompts; what is longer than CLIP reads is cut off."""
-        if self._told[0] != tuple(texts):  # the same prompts are asked for once a painter
+        if self._told[0] != tuple(texts):  # the same prompts are asked for once a method
             longest = self._model.config.text_config.max_position_embeddings
             inputs = self._processor.tokenizer(
                 list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l2p.evaluation.fidelity import check_pair
+from l2p.evaluation.psnr_ssim import check_pair
 
 CELLS = 4  # a side of the grid on which local casts are sought
 ALARM = 5.0  # a cast that nobody overlooks; 1 is just visible

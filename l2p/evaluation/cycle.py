@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l2p.evaluation.fidelity import check_pair
+from l2p.evaluation.psnr_ssim import check_pair
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ from l2p.decoders.early_stop import sample
 from l2p.decoders.pid import PidStudent
 from l2p.decoders.sources import Source
 from l2p.evaluation.color import color_drift
-from l2p.evaluation.fidelity import psnr
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance
 from l2p.evaluation.judge import Judge, load_judge
 from l2p.evaluation.native import native_crops
+from l2p.evaluation.psnr_ssim import psnr
 from l2p.evaluation.seams import seam_index, seam_ratio
 from l2p.evaluation.spectrum import high_frequency_energy
 from l2p.features import PerceptualDistance, unit

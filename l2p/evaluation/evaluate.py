@@ -1,8 +1,8 @@
 """Evaluation of a one-step student beside its teacher, on captions and seeds that neither training nor corpus saw.
 
-All four painters get the same pixel noise ``eps`` of a seed; the teacher starts at ``A^T eps``. Objects of the result:
+All four methods get the same pixel noise ``eps`` of a seed; the teacher starts at ``A^T eps``. Objects of the result:
 ``teacher`` (its own many steps), ``teacher_one_step``, ``lift`` (the student before any training), ``student``, and as
-yardsticks ``real`` (renders of the same scenes: the judge's ceiling and the floor of the Frechet distance) and ``vae``
+baselines ``real`` (renders of the same scenes: the judge's ceiling and the floor of the Frechet distance) and ``vae``
 (those renders through the teacher's encoder and decoder: what no student of this teacher can be blamed for).
 """
 
@@ -26,23 +26,23 @@ from l2p.errors import UserError, warn
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.attributes import named_labels
 from l2p.evaluation.clip import Clip
-from l2p.evaluation.gather import Gathered
+from l2p.evaluation.collection import Gathered
 from l2p.evaluation.invention import departure_map, has_free_noise, student_invention
 from l2p.evaluation.judge import load_judge
 from l2p.evaluation.latency import paths_latency
 from l2p.evaluation.memory import peak_memory
 from l2p.evaluation.perceptual import backbone_available
 from l2p.evaluation.references import TeacherPictures, remembered
-from l2p.evaluation.shown import Shown
+from l2p.evaluation.sample_store import Shown
 from l2p.evaluation.spaces import describe
 from l2p.features import load_features
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, to_uint8
 from l2p.landscapes import render_batch
 from l2p.noise import pixel_noise
+from l2p.parallel import parallel_map, shares
 from l2p.runtime import autocast, device_name, return_free_memory
 from l2p.seeds import SEEDS
-from l2p.side_by_side import shares, side_by_side
 from l2p.students.io import tensors_of
 from l2p.students.pipeline import StudentPipeline
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from l2p.teachers import Teacher
 
 EVALUATION_SEEDS = SEEDS["evaluation"].start
-PAINTERS = ("teacher", "teacher_one_step", "lift", "student")
+METHODS = ("teacher", "teacher_one_step", "lift", "student")
 PATHS = {"vae": ("teacher", "teacher_one_step"), "l2p": ("lift", "student")}
 QUICK_LIMIT = 48  # pictures that the costly figures look at unless the evaluation is thorough
 DRAWS = {False: 4, True: 8}  # of the invention map, quick and thorough
@@ -123,22 +123,22 @@ def evaluate(
     source = TeacherPictures(
         teacher, basis, teacher_config, dtype, Path(cache or kept / "teacher"), pipeline.noise_generator
     )
-    painters = {"student": pipeline}
+    methods = {"student": pipeline}
     if with_teacher:
-        painters = {"lift": StudentPipeline(lift_student, teacher.text_encoder, dtype), **painters}
+        methods = {"lift": StudentPipeline(lift_student, teacher.text_encoder, dtype), **methods}
     keys = {
-        name: {"weights": hash_tensors(tensors_of(painter.student)), "size": size, "dtype": str(dtype)}
-        | {"steps": painter.student.spec.num_steps, "device": device.type, "noise_generator": pipeline.noise_generator}
-        for name, painter in painters.items()
+        name: {"weights": hash_tensors(tensors_of(method.student)), "size": size, "dtype": str(dtype)}
+        | {"steps": method.student.spec.num_steps, "device": device.type, "noise_generator": pipeline.noise_generator}
+        for name, method in methods.items()
     }  # fmt: skip
-    yardsticks = ("real",) * known_world + ("vae",) * (known_world and with_teacher)
+    baselines = ("real",) * known_world + ("vae",) * (known_world and with_teacher)
     decoded = ("pid",) * (decoder is not None)
-    names = (*(PATHS["vae"] if with_teacher else ()), *decoded, *painters, *yardsticks)
+    names = (*(PATHS["vae"] if with_teacher else ()), *decoded, *methods, *baselines)
     # seams are sought at the token's side, the fine token's and the VAE's own cell
     periods = tuple(dict.fromkeys((p, teacher.geometry.compression, 4)))
     limit = None if thorough else QUICK_LIMIT
     repeats = {"real": None, "teacher": None, "vae": "real"}
-    repeats |= {name: "teacher" if with_teacher else None for name in ("pid", *PAINTERS[1:])}
+    repeats |= {name: "teacher" if with_teacher else None for name in ("pid", *METHODS[1:])}
     encoder = encoder_vectors(teacher, dtype) if known_world else None
     spaces = [load_features(name, teacher) for name in config.features]
     sets = {
@@ -155,17 +155,17 @@ def evaluate(
         if decoder is not None:
             drawn["pid"] = _decoded(decoder, source.latents(texts, seeds), texts, seeds, size)
         noise = pixel_noise(pipeline.noise_generator, seeds, *size, basis)
-        for name, painter in painters.items():
+        for name, method in methods.items():
             if thorough:
                 key = {**keys[name], "prompts": texts, "seeds": seeds}
                 drawn[name] = remembered(
                     kept / name,
                     key,
                     ("pictures",),
-                    lambda: {"pictures": _paint(painter, texts, noise, name)},  # noqa: B023 - called at once
+                    lambda: {"pictures": _paint(method, texts, noise, name)},  # noqa: B023 - called at once
                 )["pictures"]
             else:
-                drawn[name] = _paint(painter, texts, noise, name)
+                drawn[name] = _paint(method, texts, noise, name)
         if known_world:
             drawn["real"] = render_batch(seeds, *size)
         if "vae" in sets:
@@ -176,16 +176,16 @@ def evaluate(
         latents = source.latents(texts, seeds) if cycles else None
 
         def measure(gathered: Gathered) -> None:
-            z = latents if gathered.name in PAINTERS else None  # noqa: B023 - called at once
+            z = latents if gathered.name in METHODS else None  # noqa: B023 - called at once
             gathered.update(images, labels, z, source.encode, texts)  # noqa: B023
 
-        side_by_side(measure, sets.values(), device)
+        parallel_map(measure, sets.values(), device)
         shown.add(drawn)
         return_free_memory()
         captions += texts[: max(0, config.preview_images - len(captions))]
 
     asked = source if with_teacher else None
-    latency = paths_latency(asked, painters, captions or texts, config, size, EVALUATION_SEEDS)
+    latency = paths_latency(asked, methods, captions or texts, config, size, EVALUATION_SEEDS)
     metrics = _metrics(sets, latency, judge)
     # a student that sees no free noise cannot draw anew: where it departs from its teacher is shown instead
     maps, kind = {}, "free noise" if has_free_noise(pipeline.student.spec) else "departure"
@@ -200,7 +200,7 @@ def evaluate(
     if config.peak_memory and student_folder is not None:
         drawers = {"student": {"student": student_folder}}
         drawers |= {"teacher": {"teacher": teacher_config}} if with_teacher else {}
-        peaks = side_by_side(lambda who: peak_memory(size, device, dtype, **who), drawers.values(), device)
+        peaks = parallel_map(lambda who: peak_memory(size, device, dtype, **who), drawers.values(), device)
         for name, peak in zip(drawers, peaks, strict=True):
             metrics[name]["peak_memory_mb"] = peak
     metrics["settings"] = {
@@ -273,10 +273,10 @@ def _decoded(
     return to_uint8(F.avg_pool2d(from_uint8(np.stack(pictures)), decoder.scale))
 
 
-def _paint(painter: StudentPipeline, texts: list[str], noise: torch.Tensor, name: str) -> Pictures:
-    conditioning, device = painter.text_encoder(texts), painter.student.device
+def _paint(method: StudentPipeline, texts: list[str], noise: torch.Tensor, name: str) -> Pictures:
+    conditioning, device = method.text_encoder(texts), method.student.device
     parts = shares(len(noise), device)
-    drawn = side_by_side(lambda some: painter.sample(conditioning[some], noise[some]), parts, device)
+    drawn = parallel_map(lambda some: method.sample(conditioning[some], noise[some]), parts, device)
     pictures = torch.cat(drawn)
     if not torch.isfinite(pictures).all():
         raise UserError(

@@ -9,9 +9,9 @@ from l2p.evaluation.attributes import AttributeScore
 from l2p.evaluation.bootstrap import wilson_interval
 from l2p.evaluation.detail import detail_energy
 from l2p.evaluation.distances import KEPT, distances
-from l2p.evaluation.fidelity import psnr
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, gaussian_distance
 from l2p.evaluation.judge import Judge
+from l2p.evaluation.psnr_ssim import psnr
 from l2p.evaluation.seams import seam_index, seam_ratio
 from l2p.landscapes import ATTRIBUTES
 

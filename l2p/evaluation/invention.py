@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from l2p import flow
-from l2p.evaluation.fidelity import check_pair
+from l2p.evaluation.psnr_ssim import check_pair
 from l2p.patches import patchify, unpatchify
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def invention_map(draws: Tensor) -> Tensor:
 
 def has_free_noise(spec: StudentSpec) -> bool:
     """Whether any noise reaches the student that its teacher's picture does not depend on."""
-    return not spec.noise_in_span or spec.num_steps > 1  # later steps see what the first one left of it
+    return not spec.project_noise or spec.num_steps > 1  # later steps see what the first one left of it
 
 
 def departure_map(images: Tensor, reference: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def median_latency(
 
 def paths_latency(
     source: TeacherPictures | None,
-    painters: Mapping[str, StudentPipeline],
+    methods: Mapping[str, StudentPipeline],
     captions: Sequence[str],
     config: EvaluationConfig,
     size: tuple[int, int],
@@ -71,22 +71,22 @@ def paths_latency(
 
         return draw
 
-    def student(painter: StudentPipeline) -> Callable[[int], object]:
+    def student(method: StudentPipeline) -> Callable[[int], object]:
         def draw(number: int) -> object:
             seed = first_seed + number % config.num_images
-            return painter.generate(
+            return method.generate(
                 captions[number % len(captions)], seeds=seed, height=size[0], width=size[1]
             )
 
         return draw
 
     def forget() -> None:
-        for encoder in {id(painter): painter.text_encoder for painter in painters.values()}.values():
+        for encoder in {id(method): method.text_encoder for method in methods.values()}.values():
             encoder.forget()
 
     paths = {}
     if source is not None:
         paths = {"teacher": teacher(source.config.num_inference_steps), "teacher_one_step": teacher(1)}
-    paths |= {name: student(painter) for name, painter in painters.items()}
-    device = next(iter(painters.values())).device
+    paths |= {name: student(method) for name, method in methods.items()}
+    device = next(iter(methods.values())).device
     return median_latency(paths, config.latency_runs, device, before=forget)

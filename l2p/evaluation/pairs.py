@@ -11,8 +11,8 @@ from torch import Tensor
 from l2p.evaluation.bootstrap import bootstrap_interval
 from l2p.evaluation.color import color_difference, color_drift
 from l2p.evaluation.cycle import downsample_consistency
-from l2p.evaluation.fidelity import psnr, ssim
 from l2p.evaluation.perceptual import backbone_available, dists_distance, lpips_distance
+from l2p.evaluation.psnr_ssim import psnr, ssim
 
 FACTOR = 8  # pixels averaged before pictures are compared from afar
 

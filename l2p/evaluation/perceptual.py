@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p.errors import UserError
-from l2p.evaluation.fidelity import check_pair
+from l2p.evaluation.psnr_ssim import check_pair
 
 if TYPE_CHECKING:
     from l2p.features import PerceptualDistance

@@ -17,10 +17,10 @@ from l2p.corpus.prompts import is_endless, prompts_for, prompts_of
 from l2p.errors import UserError, warn
 from l2p.evaluation.alarms import alarms
 from l2p.evaluation.clip import Clip
+from l2p.evaluation.collection import Gathered
 from l2p.evaluation.distances import distances
 from l2p.evaluation.evaluate import machine, not_measured
-from l2p.evaluation.gather import Gathered
-from l2p.evaluation.shown import Shown
+from l2p.evaluation.sample_store import Shown
 from l2p.evaluation.spaces import Spaces, describe
 from l2p.features import FeatureNetwork, load_features
 from l2p.files import check_writable, write_json

@@ -21,8 +21,8 @@ from l2p.artifacts import digest, hash_tensors, say
 from l2p.files import atomic_path
 from l2p.images import Pictures, to_uint8
 from l2p.noise import pixel_noise
+from l2p.parallel import parallel_map, shares
 from l2p.patches import patchify
-from l2p.side_by_side import shares, side_by_side
 
 if TYPE_CHECKING:
     from l2p.recipe import TeacherConfig
@@ -103,7 +103,7 @@ class TeacherPictures:
             runtime.autocast(teacher.device, self.dtype),
             runtime.weights_in_autocast_dtype(teacher.transformer),
         ):
-            return torch.cat(side_by_side(draw, shares(len(eps), teacher.device), teacher.device))
+            return torch.cat(parallel_map(draw, shares(len(eps), teacher.device), teacher.device))
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Pictures:
@@ -125,7 +125,7 @@ class TeacherPictures:
 
     def _in_parts(self, function: Callable[[Tensor], Any], batch: Tensor) -> list[Any]:
         parts = [batch[some] for some in shares(len(batch), self.teacher.device)]
-        return side_by_side(function, parts, self.teacher.device)
+        return parallel_map(function, parts, self.teacher.device)
 
 
 def remembered(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from l2p.errors import UserError
 from l2p.evaluation.charts import HEIGHT, LEFT, RIGHT, WIDTH, line_chart
 from l2p.evaluation.history import png_uri, read_history
-from l2p.evaluation.shown import FILE
+from l2p.evaluation.sample_store import FILE
 from l2p.evaluation.tables import INVENTED, NAMED, Column, table
 from l2p.evaluation.tables import RIGHT as FIGURES
 from l2p.evaluation.tables import number as _number
@@ -28,7 +28,7 @@ from l2p.features import is_non_commercial
 from l2p.files import read_json, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAINTERS = {
+METHODS = {
     "teacher": "Teacher, {steps} steps (vae)",
     "teacher_one_step": "Teacher, one step (vae)",
     "pid": "Teacher, {steps} steps (pid)",
@@ -36,7 +36,7 @@ PAINTERS = {
     "against": "Beside: {against}",
     "student": "Student, {student_steps} (l2p)",
 }
-YARDSTICKS = {"vae": "VAE of real renders", "real": "Real renders"}
+BASELINES = {"vae": "VAE of real renders", "real": "Real renders"}
 MAPS = {"free noise": "Invention map", "departure": "Departure from the teacher"}
 MAP_COLOR = (255, 60, 0)
 SPACE_FIGURES = (  # key, title, decimals, what is better
@@ -79,12 +79,12 @@ def write_report(folder: str | Path, title: str | None = None, recipe: str | Non
         }
         for k, caption in enumerate(captions)
     ]
-    yardsticks = {name: text for name, text in YARDSTICKS.items() if name in metrics}
+    baselines = {name: text for name, text in BASELINES.items() if name in metrics}
     made = [
-        table("Right and sharp", "figures", FIGURES, metrics, labels, yardsticks),
-        table("Attribute by attribute", "attributes", NAMED, metrics, labels, yardsticks),
-        table("Feature spaces", "spaces", _space_columns(settings), metrics, labels, yardsticks),
-        table("Invented", "invented", INVENTED, metrics, labels, yardsticks),
+        table("Right and sharp", "figures", FIGURES, metrics, labels, baselines),
+        table("Attribute by attribute", "attributes", NAMED, metrics, labels, baselines),
+        table("Feature spaces", "spaces", _space_columns(settings), metrics, labels, baselines),
+        table("Invented", "invented", INVENTED, metrics, labels, baselines),
     ]
     history = read_history(folder, settings)
     history.recipe = history.recipe or recipe
@@ -107,7 +107,7 @@ def write_report(folder: str | Path, title: str | None = None, recipe: str | Non
         map_kind=kind,
         map_name=MAPS[kind],
         tables=[item for item in made if item],
-        plots=_plots(metrics, {**labels, **yardsticks}),
+        plots=_plots(metrics, {**labels, **baselines}),
         history=history,
         longest=max((stage["seconds"] for stage in history.stages), default=0.0),
         chart={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT},
@@ -140,11 +140,11 @@ def json_uri(value: Any) -> str:
 
 
 def _pictures(path: Path) -> tuple[list[str], dict[str, NDArray[np.uint8]], NDArray[np.float16] | None]:
-    """Captions, pictures by painter, and invention maps where there are some."""
+    """Captions, pictures by method, and invention maps where there are some."""
     if not path.is_file():
         raise UserError(f"{path} is missing: run the evaluation first")
     with np.load(path, allow_pickle=False) as file:
-        pictures = {name: file[name] for name in PAINTERS if name in file}
+        pictures = {name: file[name] for name in METHODS if name in file}
         maps = file["invention"].astype(np.float32) if "invention" in file else None
         return [str(text) for text in file["captions"]], pictures, maps
 
@@ -170,7 +170,7 @@ def _labels(metrics: dict[str, Any], pictures: dict[str, Any]) -> dict[str, str]
         "against": Path(settings.get("against", "")).name,
     }
     labels = {
-        key: text.format(**names) for key, text in PAINTERS.items() if key in metrics and key in pictures
+        key: text.format(**names) for key, text in METHODS.items() if key in metrics and key in pictures
     }
     if steps is None:
         labels["student"] = Path(settings.get("student") or settings["pictures"]).name

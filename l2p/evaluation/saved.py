@@ -92,7 +92,7 @@ def evaluate_folder(
     lift_student = from_teacher(teacher, lift, student_config, (named.height, named.width))
     out = Path(out) if out else student_path.resolve().parent / f"evaluation-{student_path.resolve().name}"
     source = prompts or recipe_prompts(student_path, recipe)
-    painter = None
+    method = None
     if decoder is not None:
         from l2p.decoders.decode import PidDecoder
         from l2p.decoders.io import load_decoder
@@ -102,7 +102,7 @@ def evaluate_folder(
             raise UserError(
                 f"the decoder {decoder} is of other latents than those of {named.path}: name one with --pid"
             )
-        painter = PidDecoder(network, None, pipeline.dtype, teacher.encode_prompts)
+        method = PidDecoder(network, None, pipeline.dtype, teacher.encode_prompts)
     metrics = evaluate(
         pipeline,
         teacher,
@@ -115,7 +115,7 @@ def evaluate_folder(
         paths=paths,
         thorough=True,
         student_folder=student_path,
-        decoder=painter,
+        decoder=method,
         losses_saw=networks_seen(recipe) if recipe else None,
         seen=_seen(recipe),
     )

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p.evaluation.coverage import precision_recall
 from l2p.evaluation.distances import KEPT, K
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance
-from l2p.evaluation.kernel import kernel_distance
+from l2p.evaluation.kid import kernel_distance
+from l2p.evaluation.precision_recall import precision_recall
 from l2p.features import FeatureNetwork
 from l2p.images import to_uint8
-from l2p.runtime import exact
+from l2p.runtime import no_autocast
 
 BATCH = 16  # pictures in one pass of a network
 
@@ -45,7 +45,7 @@ class SpaceFigures:
     def update(self, images: Tensor) -> None:
         """Add pictures [B, 3, H, W] in [-1, 1]."""
         keys = [zlib.crc32(picture.tobytes()) for picture in to_uint8(images)]
-        with exact(images):
+        with no_autocast(images):
             vectors = torch.cat([self.network.vectors(part.float()) for part in images.split(BATCH)])
         vectors = vectors.to("cpu", torch.float64)
         if not torch.isfinite(vectors).all():

@@ -10,7 +10,7 @@ from l2p.landscapes import ATTRIBUTES
 
 
 class Column(NamedTuple):
-    """A figure: its path in a painter's object, title, decimals, factor, and what is better.
+    """A figure: its path in a method's object, title, decimals, factor, and what is better.
 
     ``better``: +1 more, -1 less, 0 nearer to 1.
     """
@@ -86,7 +86,7 @@ NOTES = {
     ),
     "attribute_accuracy_by_attribute.time": (
         "Attribute by attribute",
-        "The same for one attribute at a time, over the prompts that name it: an object that a painter leaves out "
+        "The same for one attribute at a time, over the prompts that name it: an object that a method leaves out "
         "shows here. The row of real renders is the judge’s own accuracy.",
     ),
     "kernel": ("Kernel", "The same without assuming a Gaussian, and unbiased: about 0 where sets do not differ."),
@@ -98,7 +98,7 @@ NOTES = {
     "cmmd": ("CMMD", "Distance between sets of CLIP’s embeddings, times 1000; about 0 where they do not differ."),
     "psnr_to_teacher": (
         "PSNR",
-        "Picture by picture against the teacher’s many steps from the same noise. Alone it must not rank painters: it "
+        "Picture by picture against the teacher’s many steps from the same noise. Alone it must not rank methods: it "
         "rewards softness.",
     ),
     "detail_ratio": (
@@ -109,7 +109,7 @@ NOTES = {
         "Seams",
         "Gradient energy on patch borders over the energy elsewhere, relative to clean pictures; 1 is no seam.",
     ),
-    "latency_ms": ("Latency", "One picture, prompt to 8-bit, text encoder included; median, painters taking turns."),
+    "latency_ms": ("Latency", "One picture, prompt to 8-bit, text encoder included; median, methods taking turns."),
     "peak_memory_mb": (
         "Peak memory",
         "One picture in a process of its own, weights and text encoder included: resident memory gained on a CPU, the "
@@ -156,7 +156,7 @@ class Cell:
 class Row:
     name: str
     cells: list[Cell]
-    yardstick: bool = False
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,28 +189,28 @@ def table(
     file: str,
     columns: tuple[Column, ...],
     metrics: dict[str, Any],
-    painters: dict[str, str],
-    yardsticks: dict[str, str],
+    methods: dict[str, str],
+    baselines: dict[str, str],
 ) -> Table | None:
-    """A table of those columns for which a painter has a figure; None if there is none.
+    """A table of those columns for which a method has a figure; None if there is none.
 
     Args:
-        painters: name to label, which compete for the mark; yardsticks: those which do not.
+        methods: name to label, which compete for the mark; baselines: those which do not.
     """
-    columns = tuple(c for c in columns if any(lookup(metrics[name], c.key) is not None for name in painters))
+    columns = tuple(c for c in columns if any(lookup(metrics[name], c.key) is not None for name in methods))
     if not columns:
         return None
-    labels = {name: text for name, text in {**painters, **yardsticks}.items() if name in metrics}
+    labels = {name: text for name, text in {**methods, **baselines}.items() if name in metrics}
     rows = []
     for name, label in labels.items():
         cells = []
         for column in columns:
-            merits = [m for painter in painters if (m := _merit(metrics[painter], column)) is not None]
-            own = _merit(metrics[name], column) if name in painters else None
+            merits = [m for method in methods if (m := _merit(metrics[method], column)) is not None]
+            own = _merit(metrics[name], column) if name in methods else None
             best = own is not None and own == max(merits)
             text = number(lookup(metrics[name], column.key), column.digits, column.factor)
             cells.append(Cell(text, best, _interval(metrics[name], column)))
-        rows.append(Row(label, cells, name in yardsticks))
+        rows.append(Row(label, cells, name in baselines))
     data = {
         name: {c.key if isinstance(c.key, str) else c.title: lookup(metrics[name], c.key) for c in columns}
         for name in labels

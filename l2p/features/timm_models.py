@@ -190,7 +190,7 @@ def _fetch(spec: FeatureSpec) -> Path:
 
 
 def _download(repo: str, spec: FeatureSpec, files: tuple[str, ...]) -> Path:
-    from l2p.remote import HubName, download
+    from l2p.hub.client import HubName, download
 
     name = HubName.parse(repo)
     if name is None:

@@ -13,15 +13,15 @@ from typing import Any
 from l2p.errors import UserError, printable
 from l2p.features import is_non_commercial
 from l2p.files import DATA, read_json, write_text
+from l2p.hub.client import HubName
 from l2p.objectives import networks_seen
-from l2p.remote import HubName
 from l2p.students.io import read_config
 from l2p.students.lora import ADAPTER
 from l2p.students.weights import read_entries
 
 LICENSES = "apache-2.0 mit openrail creativeml-openrail-m openrail++ bsd-3-clause cc-by-4.0 cc-by-nc-4.0 cc0-1.0 gemma"
 MARKUP = frozenset("<>&|`[]*!\\")  # of Markdown and HTML
-PAINTERS = {
+METHODS = {
     "teacher": "teacher, {teacher_steps} and VAE",
     "teacher_one_step": "teacher, 1 step and VAE",
     "lift": "lift, no training",
@@ -160,7 +160,7 @@ def _body(folder: Path, config: dict[str, Any], metrics: dict[str, Any], name: s
         parts += ["## Quantised", _quantized(config["quantization"], settings)]
     parts += ["## Time and memory", _costs(folder, metrics, settings)]
     parts += ["## Evaluation", _table(metrics, settings, RIGHT)]
-    if any(_is_number(values.get(key)) for values in _painters(metrics).values() for key in INVENTED):
+    if any(_is_number(values.get(key)) for values in _methods(metrics).values() for key in INVENTED):
         parts += ["### What was invented or lost on the way", _table(metrics, settings, INVENTED)]
     binding = "The student's weights began as the teacher's, so the teacher's licence binds them"
     if str(license) == "unknown":
@@ -236,14 +236,14 @@ def _costs(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> s
     kinds = ", ".join(sorted({entry.dtype for entry in entries}))
     lines = [f"Weights in memory, without the text encoder: {weights / 1e6:,.1f} MB ({kinds})."]
     costs = {"latency_ms": "median time, ms", "peak_memory_mb": "peak memory, MB"}
-    painters = _painters(metrics)
-    costs = {k: title for k, title in costs.items() if any(_is_number(v.get(k)) for v in painters.values())}
+    methods = _methods(metrics)
+    costs = {k: title for k, title in costs.items() if any(_is_number(v.get(k)) for v in methods.values())}
     if costs:
         where = f"{settings.get('device')}, {settings.get('threads')} threads, {settings.get('dtype')}"
         size = f"{settings.get('width')} x {settings.get('height')} px"
         rows = [f"| one picture of {size} on {where} | {' | '.join(costs.values())} |"]
         rows.append("| --- |" + " --- |" * len(costs))
-        for name, values in painters.items():
+        for name, values in methods.items():
             if any(_is_number(values.get(key)) for key in costs):
                 cells = [_cell(values.get(key), 1, 1, "") for key in costs]
                 rows.append(f"| {_called(name, settings)} | {' | '.join(cells)} |")
@@ -258,14 +258,14 @@ def _costs(folder: Path, metrics: dict[str, Any], settings: dict[str, Any]) -> s
 def _table(
     metrics: dict[str, Any], settings: dict[str, Any], columns: dict[str, tuple[str, int, int, str]]
 ) -> str:
-    painters = _painters(metrics)
-    shown = {k: c for k, c in columns.items() if any(_is_number(v.get(k)) for v in painters.values())}
+    methods = _methods(metrics)
+    shown = {k: c for k, c in columns.items() if any(_is_number(v.get(k)) for v in methods.values())}
     if not shown:
         return "Not measured."
     head = ["", *(title for title, *_ in shown.values())]
     rows = [
         [_called(name, settings), *(_cell(values.get(key), *shown[key][1:]) for key in shown)]
-        for name, values in painters.items()
+        for name, values in methods.items()
     ]
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     count = f"{settings.get('num_images', 'unknown')} {_unseen(settings)}prompts of {settings.get('prompts', 'unknown')}"
@@ -279,13 +279,13 @@ def _unseen(settings: dict[str, Any]) -> str:
     return "unseen " if settings.get("seen_prompts") == 0 else ""
 
 
-def _painters(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: metrics[name] for name in PAINTERS if isinstance(metrics.get(name), dict)}
+def _methods(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: metrics[name] for name in METHODS if isinstance(metrics.get(name), dict)}
 
 
 def _called(name: str, settings: dict[str, Any]) -> str:
     counts = {key: settings.get(key, "unknown") for key in ("teacher_steps", "student_steps")}
-    return PAINTERS[name].format(**{key: f"{n} step{'' if n == 1 else 's'}" for key, n in counts.items()})
+    return METHODS[name].format(**{key: f"{n} step{'' if n == 1 else 's'}" for key, n in counts.items()})
 
 
 def _cell(value: Any, factor: int, decimals: int, unit: str) -> str:

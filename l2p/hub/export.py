@@ -11,7 +11,7 @@ from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path, write_json, write_text
 from l2p.hub.program import to_onnx, to_torch_export
 from l2p.students.io import read_config
-from l2p.students.named import resolve_student
+from l2p.students.resolve import resolve_student
 
 CARD = """\
 ---

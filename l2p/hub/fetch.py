@@ -7,9 +7,9 @@ from pathlib import Path
 
 from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path
-from l2p.remote import HubName, download
+from l2p.hub.client import HubName, download
 from l2p.students.io import check_replaceable, read_config
-from l2p.students.named import PATTERNS
+from l2p.students.resolve import PATTERNS
 
 
 def pull(student: str, out: PathLike | None = None, endpoint: str | None = None) -> Path:

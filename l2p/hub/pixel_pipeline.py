@@ -22,8 +22,8 @@ from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
 from l2p.noise import pixel_noise
-from l2p.runtime import autocast, own_memory
-from l2p.students.student import PixelStudent, StudentSpec
+from l2p.runtime import autocast, realign_tensors
+from l2p.students.student import PixelStudent, StudentSpec, current_keys
 from l2p.students.usage import usage_notes, warn_all
 from l2p.teachers.text import TextEncoder
 
@@ -42,7 +42,7 @@ class PixelStudentModel(ModelMixin, PixelStudent, ConfigMixin):
 
     @register_to_config
     def __init__(self, student_spec: dict[str, Any]) -> None:
-        PixelStudent.__init__(self, StudentSpec(**student_spec))
+        PixelStudent.__init__(self, StudentSpec(**current_keys(student_spec)))
         self._gradient_checkpointing_func = None  # what ModelMixin's own __init__ would set
 
     @classmethod
@@ -67,7 +67,9 @@ class PixelPipeline(DiffusionPipeline):
 
     def __init__(self, student: PixelStudentModel, text_encoder: torch.nn.Module, tokenizer: Any) -> None:
         super().__init__()
-        self.register_modules(student=own_memory(student), text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(
+            student=realign_tensors(student), text_encoder=text_encoder, tokenizer=tokenizer
+        )
 
     @classmethod
     def from_pretrained(
@@ -82,7 +84,7 @@ class PixelPipeline(DiffusionPipeline):
         Raises:
             UserError: not such a folder, or weights that do not fit.
         """
-        from l2p.remote import TEXTS, HubName, download
+        from l2p.hub.client import TEXTS, HubName, download
 
         folder = Path(path)
         name = None if folder.is_dir() else HubName.of_input(str(path))

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from l2p.errors import UserError
 from l2p.files import PathLike
+from l2p.hub.client import HubName, differing, forget_commits, patient
 from l2p.hub.stage import stage
-from l2p.remote import HubName, differing, forget_commits, patient
 from l2p.students.lora import ADAPTER, ADAPTER_CONFIG
-from l2p.students.named import PATTERNS, resolve_student
+from l2p.students.resolve import PATTERNS, resolve_student
 
 DEFAULT_REVISION = "main"
 

@@ -17,9 +17,9 @@ import torch
 from l2p.errors import UserError
 from l2p.files import PathLike, read_json, write_json, write_text
 from l2p.hub.card import write_card
+from l2p.hub.client import HubName, commit_of
 from l2p.images import labelled_grid, save_png
 from l2p.keys import KEY
-from l2p.remote import HubName, commit_of
 from l2p.students.io import FORMAT_KEYS, load_student, read_config, save_student
 from l2p.students.lora import merged
 from l2p.students.pipeline import text_encoder_folder

@@ -38,9 +38,9 @@ from l2p.config import (
 from l2p.corpus.prompts import LANDSCAPES, prompts_for
 from l2p.errors import UserError
 from l2p.features import FeatureSpec, Probe, load_features, shrink, shrink_factor
-from l2p.objectives.base import CriticObjective, StepContext, held
+from l2p.objectives.base import CriticObjective, StepContext, call_frozen
 from l2p.objectives.latents import check_latents
-from l2p.runtime import exact
+from l2p.runtime import no_autocast
 from l2p.seeds import SEEDS
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ class AdversarialObjective(CriticObjective):
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
         answer, conditioning = ctx.answer(self.space), ctx.batch.conditioning
         (maps,) = self._maps(ctx, conditioning, answer.float())
-        with exact(answer):
-            logits = held(self.critic, maps, captions(conditioning))
+        with no_autocast(answer):
+            logits = call_frozen(self.critic, maps, captions(conditioning))
             return {"generator": generator_loss(logits, self.loss)}
 
     def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ class AdversarialObjective(CriticObjective):
             (fake_maps,) = self._maps(ctx, prompted, fake)
             noisy = [real + self.r1_noise * ctx.randn(*real.shape)] if self.r1 else []
             real_maps, *noisy_maps = self._maps(ctx, conditioning, real, *noisy)
-        with exact(fake):
+        with no_autocast(fake):
             caption = captions(conditioning)
             on_real = self.critic(real_maps, caption)
             terms = {"loss": critic_loss(on_real, self.critic(fake_maps, captions(prompted)), self.loss)}
@@ -158,7 +158,7 @@ class AdversarialObjective(CriticObjective):
             found = [self._features.of_latents(z, Probe(conditioning, t, eps)) for z in answers]
             return [[_normalised(f) for f in maps] for maps in found]
         images = random_offset(torch.cat(answers), self.padding, ctx.generator)
-        with exact(images):
+        with no_autocast(images):
             found = [f.float() for f in self._features.maps(shrink(images, self.shrink))]
             if self._features.spec.kind != "encoder":
                 found = [_normalised(f) for f in found]

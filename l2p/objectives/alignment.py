@@ -20,7 +20,7 @@ from l2p.config import LearningRate, Text, Weight, Width
 from l2p.errors import UserError
 from l2p.features import FeatureSpec, load_features
 from l2p.features.base import widened
-from l2p.objectives.base import CriticObjective, StepContext, held
+from l2p.objectives.base import CriticObjective, StepContext, call_frozen
 
 if TYPE_CHECKING:
     from l2p.lift import Lift
@@ -78,7 +78,7 @@ class AlignmentObjective(CriticObjective):
             )
 
     def forward(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {"cosine": alignment_loss(held(self.projector, ctx.core_features), self._wanted(ctx))}
+        return {"cosine": alignment_loss(call_frozen(self.projector, ctx.core_features), self._wanted(ctx))}
 
     def critic_loss(self, ctx: StepContext) -> dict[str, Tensor]:
         projected = self.projector(ctx.core_features.detach().float())

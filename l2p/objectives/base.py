@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from l2p import flow, processes
+from l2p import distributed, flow
 from l2p.config import CriticUpdates, LearningRate, Weight
 from l2p.errors import UserError
 from l2p.features import FeatureNetwork, FeatureSpec, PerceptualDistance
@@ -23,7 +23,7 @@ from l2p.seeds import derive_seed
 if TYPE_CHECKING:
     from l2p.lift import Lift
     from l2p.recipe import Recipe, StageConfig
-    from l2p.students.student import PixelStudent, Seen
+    from l2p.students.student import CoreOutput, PixelStudent
     from l2p.teachers import Conditioning, Teacher
 
 
@@ -50,7 +50,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """Which part of a step's batch is at hand: number `index` of `count` equal ones, in the batch's order."""
 
     index: int = 0
@@ -62,7 +62,7 @@ class Share:
         return slice(self.index * size, (self.index + 1) * size)
 
 
-WHOLE = Share()
+FULL_BATCH = BatchShard()
 
 
 class StepContext:
@@ -87,7 +87,7 @@ class StepContext:
         generator: torch.Generator,
         step: int = 0,
         num_steps: int = 1,
-        share: Share = WHOLE,
+        share: BatchShard = FULL_BATCH,
     ) -> None:
         self.student, self.teacher, self.lift, self.share = student, teacher, lift, share
         self.batch, self.step, self.num_steps = batch, step, num_steps
@@ -117,18 +117,18 @@ class StepContext:
     def picture(self) -> Tensor:
         """The student's picture x_0 [B, 3, H, W] of the batch's pure noise; computed once for all objectives."""
         with torch.enable_grad():
-            return self.student.paint(self._seen).to(self.batch.noise.dtype)
+            return self.student.forward_head(self._core_output).to(self.batch.noise.dtype)
 
     @cached_property
     def latents(self) -> Tensor:
         """What a one-step student's core takes the teacher's latents to be, z_0 [B, c, h, w]; the head is not asked."""
         with torch.enable_grad():
-            return self.teacher.unpack(self.student.latents(self._seen).float())
+            return self.teacher.unpack(self.student.latents(self._core_output).float())
 
     @property
     def core_features(self) -> Tensor:
         """The core's features [B, h, w, dim] of the batch's pure noise, which the head reads; the head is not asked."""
-        return self._seen.inputs[0]
+        return self._core_output.inputs[0]
 
     def answer(self, space: Literal["pixels", "latents"]) -> Tensor:
         """The student's :attr:`picture`, or the :attr:`latents` that its core guesses."""
@@ -141,10 +141,10 @@ class StepContext:
             return self.teacher.decode(self.latents.detach()).clamp(-1, 1)
 
     @cached_property
-    def _seen(self) -> Seen:
+    def _core_output(self) -> CoreOutput:
         """What the core makes of the batch's noise: one pass for :attr:`picture` and :attr:`latents`."""
         with torch.enable_grad():  # whoever asks first, and be it a critic that wants no gradient
-            return self.student.look(*self._at_picture_time(self.batch.noise))
+            return self.student.forward_features(*self._at_picture_time(self.batch.noise))
 
     @cached_property
     def picture_time(self) -> float:
@@ -202,7 +202,7 @@ class StepContext:
         place = self.share.of(drawn.shape[axis])
         return drawn.narrow(axis, place.start, place.stop - place.start)
 
-    def choose(self, fraction: float) -> tuple[Tensor | slice, float]:
+    def random_subset(self, fraction: float) -> tuple[Tensor | slice, float]:
         """A random ``fraction`` of the step's batch, at least one picture.
 
         Returns:
@@ -218,9 +218,9 @@ class StepContext:
         chosen = chosen[(chosen >= place.start) & (chosen < place.stop)] - place.start
         return chosen.to(self.batch.images.device), self.share.count * len(chosen) / count
 
-    def everyone(self, x: Tensor, dim: int = 0) -> Tensor:
+    def all_gather(self, x: Tensor, dim: int = 0) -> Tensor:
         """Values of all processes' parts of the batch, joined along its axis ``dim``; without gradient."""
-        return processes.gather(x, dim)
+        return distributed.gather(x, dim)
 
 
 class Objective(nn.Module):
@@ -279,7 +279,7 @@ class CriticObjective(Objective):
 
     Parameters that a subclass registers get an AdamW of their own, which takes ``critic_updates`` steps on
     ``critic_loss`` before each step of the student. They are checkpointed with their optimiser, and never averaged.
-    A ``forward`` whose gradient passes through such a network calls it by :func:`held`.
+    A ``forward`` whose gradient passes through such a network calls it by :func:`call_frozen`.
     """
 
     critic_betas = (0.0, 0.99)  # a critic chases a moving target: momentum would point to where it was
@@ -311,7 +311,7 @@ class CriticObjective(Objective):
             )
 
 
-def held(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def call_frozen(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """``module(*args)`` whose gradient reaches the arguments and not the module's weights."""
     weights = {name: p.detach() for name, p in module.named_parameters()}
     return torch.func.functional_call(module, weights, args, kwargs)

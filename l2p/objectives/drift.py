@@ -36,7 +36,7 @@ from l2p.config import (
 )
 from l2p.errors import UserError
 from l2p.features import FeatureSpec, Probe, load_features, shrink, shrink_factor
-from l2p.objectives.base import WHOLE, Objective, Share, StepContext
+from l2p.objectives.base import FULL_BATCH, BatchShard, Objective, StepContext
 from l2p.objectives.latents import check_latents
 
 if TYPE_CHECKING:
@@ -118,7 +118,11 @@ class DriftObjective(Objective):
                 spaces = zip(pool_cells(f, self.grids), pool_cells(g, self.grids), strict=True)
                 losses += [
                     drift_loss(
-                        cells, ctx.everyone(targets, 1), self.temperatures, ctx.everyone(cells, 1), ctx.share
+                        cells,
+                        ctx.all_gather(targets, 1),
+                        self.temperatures,
+                        ctx.all_gather(cells, 1),
+                        ctx.share,
                     )
                     for cells, targets in spaces
                 ]
@@ -159,7 +163,7 @@ def drift_loss(
     positives: Tensor,
     temperatures: tuple[float, ...],
     everyone: Tensor | None = None,
-    share: Share = WHOLE,
+    share: BatchShard = FULL_BATCH,
 ) -> Tensor:
     """Drifting loss of samples x [L, B, C], each other's negatives, towards positives [L, N, C]; the mean over L.
 

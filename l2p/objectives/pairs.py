@@ -125,7 +125,7 @@ class PairsObjective(Objective):
         if self.latent:
             terms["latent"] = self.latent * self._latent(ctx, x, target)
         if self.perceptual:
-            some, factor = ctx.choose(self.perceptual_fraction)
+            some, factor = ctx.random_subset(self.perceptual_fraction)
             even = ctx.rand_columns(len(x), self._distance.num_random)
             # Where others have all that were chosen, the term is still there, and so is its gradient.
             distance = (

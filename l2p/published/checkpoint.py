@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2p.errors import UserError
-from l2p.remote import HubName, download
+from l2p.hub.client import HubName, download
 from l2p.students import weights
 
 SUFFIXES = (".safetensors", ".pth", ".pt")

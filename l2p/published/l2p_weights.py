@@ -20,8 +20,8 @@ from torch import Tensor
 
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
+from l2p.hub.client import HubName
 from l2p.published.checkpoint import Checkpoint, Source
-from l2p.remote import HubName
 from l2p.students import weights
 from l2p.students.io import CONFIG, config_of
 from l2p.students.presets import PRESETS

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from l2p.errors import UserError
-from l2p.remote import TEXTS, HubName, download
+from l2p.hub.client import TEXTS, HubName, download
 from l2p.teachers.installed import attention_of
 
 ENCODER = "google/gemma-2-2b-it"

@@ -29,7 +29,7 @@ MAX_PROMPT = 1000  # characters
 
 
 @dataclass(frozen=True)
-class Wish:
+class DrawRequest:
     """A request that can be drawn; ``path`` is "l2p", "vae" or "pid"."""
 
     prompt: str
@@ -39,7 +39,7 @@ class Wish:
     path: str
 
     @classmethod
-    def check(cls, given: dict[str, Any]) -> Wish:
+    def check(cls, given: dict[str, Any]) -> DrawRequest:
         """Raises UserError for what cannot be drawn."""
         prompt = given.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > MAX_PROMPT:
@@ -61,7 +61,7 @@ class Wish:
         return cls(prompt.strip(), **numbers, path=path)
 
 
-class Painter:
+class DemoModels:
     """A student's folder, and its teacher and decoder once they are asked for; one picture at a time.
 
     Args:
@@ -121,7 +121,7 @@ class Painter:
             "device": str(self.pipeline.device),
         }
 
-    def draw(self, wish: Wish) -> tuple[Pictures, float]:
+    def draw(self, request: DrawRequest) -> tuple[Pictures, float]:
         """The picture, uint8 [H, W, 3], and the milliseconds from prompt to picture (what is loaded first left out).
 
         The path pid paints ``scale`` times the size that is wished for.
@@ -130,30 +130,30 @@ class Painter:
             raise UserError(f"{WAITING} pictures are wished for already: try again in a moment")
         try:
             with self._lock:
-                if wish.path != "l2p":
-                    self._load(wish)
+                if request.path != "l2p":
+                    self._load(request)
                 start = time.perf_counter()
-                picture = self._paint(wish)
+                picture = self._paint(request)
                 return picture, 1000 * (time.perf_counter() - start)
         finally:
             self._places.release()
 
-    def _paint(self, wish: Wish) -> Pictures:
+    def _paint(self, request: DrawRequest) -> Pictures:
         from l2p.decoders.sources import Source
 
-        size = (wish.height, wish.width)
-        if wish.path == "l2p":
+        size = (request.height, request.width)
+        if request.path == "l2p":
             return np.asarray(
-                self.pipeline.generate(wish.prompt, seeds=wish.seed, height=size[0], width=size[1])[0]
+                self.pipeline.generate(request.prompt, seeds=request.seed, height=size[0], width=size[1])[0]
             )
-        noise = self._source.noise([wish.seed], *size)
-        z = self._source.sample([wish.prompt], noise, self.teacher.num_inference_steps)
-        if wish.path == "vae":
+        noise = self._source.noise([request.seed], *size)
+        z = self._source.sample([request.prompt], noise, self.teacher.num_inference_steps)
+        if request.path == "vae":
             return self._source.decode(z)[0]
-        return self._pid(Source(z.float(), 0.0, *size, wish.prompt), wish.seed)
+        return self._pid(Source(z.float(), 0.0, *size, request.prompt), request.seed)
 
-    def _load(self, wish: Wish) -> None:
-        """Teacher and decoder, once. Raises UserError for a wish that they cannot fulfil."""
+    def _load(self, request: DrawRequest) -> None:
+        """Teacher and decoder, once. Raises UserError for a request that they cannot fulfil."""
         from l2p.decoders.decode import PidDecoder
         from l2p.decoders.io import load_decoder
         from l2p.review.pairs import teacher_source
@@ -161,20 +161,20 @@ class Painter:
         if self.teacher is None:
             raise UserError("this student does not say which teacher it comes from: choose the path l2p")
         cell = self.pipeline.student.spec.patch_size
-        if wish.height % cell or wish.width % cell:
+        if request.height % cell or request.width % cell:
             raise UserError(f"the teacher draws multiples of {cell} pixels: choose another size")
-        if wish.path == "pid":
+        if request.path == "pid":
             if self.decoder is None:
                 raise UserError(
                     "no decoder of this teacher's latents is at hand: name one with l2p demo --pid"
                 )
-            if self.scale * max(wish.height, wish.width) > MAX_SIDE:
+            if self.scale * max(request.height, request.width) > MAX_SIDE:
                 raise UserError(
                     f"the path pid paints {self.scale} times as large: choose at most {MAX_SIDE // self.scale} pixels"
                 )
         if self._source is None:
             self._source = teacher_source(self.teacher, self.pipeline)
-        if wish.path == "pid" and self._pid is None:
+        if request.path == "pid" and self._pid is None:
             network, teacher = load_decoder(self.decoder, self.pipeline.device), self._source.teacher
             if network.spec.geometry != teacher.geometry:
                 raise UserError(
@@ -183,8 +183,8 @@ class Painter:
             self._pid = PidDecoder(network, None, self.pipeline.dtype, teacher.encode_prompts)
 
 
-def demo_app(painter: Painter, host: str = LOCAL):
-    """The application (FastAPI) around a painter."""
+def demo_app(models: DemoModels, host: str = LOCAL):
+    """The application (FastAPI) around a models."""
     from fastapi.responses import HTMLResponse
 
     from l2p.evaluation.history import png_uri
@@ -197,11 +197,11 @@ def demo_app(painter: Painter, host: str = LOCAL):
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:
-        return painter.about
+        return models.about
 
     @app.post("/api/draw")
     def draw(given: dict[str, Any]) -> dict[str, Any]:
-        picture, milliseconds = painter.draw(Wish.check(given))
+        picture, milliseconds = models.draw(DrawRequest.check(given))
         height, width = picture.shape[:2]
         return {
             "picture": png_uri(picture),

@@ -131,7 +131,7 @@ def prepare(
 
 def _hash_of(side: str | Path) -> str | None:
     """What tells one side of a review from others of its name; None for a name on the Hub that is not here."""
-    from l2p.students.named import names_student, resolve_student
+    from l2p.students.resolve import names_student, resolve_student
     from l2p.teachers import teacher_sha256
 
     if holds_pictures(side):
@@ -183,9 +183,9 @@ def _draw(
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png
     from l2p.students.io import read_config
-    from l2p.students.named import names_student, resolve_student
     from l2p.students.origin import recipe_prompts, teacher_config
     from l2p.students.pipeline import load
+    from l2p.students.resolve import names_student, resolve_student
 
     if holds_pictures(student):
         raise UserError(
@@ -201,7 +201,7 @@ def _draw(
     check_writable(folder)
     recipe = read_config(network).get("recipe") or {}
     runtime.setup()
-    runtime.hush_loaders()
+    runtime.silence_libraries()
     source = prompts or recipe_prompts(network, recipe)
     first = EVALUATION_SEEDS if is_endless(source) else 0
     texts = prompts_for(source, range(num_images), first)
@@ -212,11 +212,11 @@ def _draw(
         other = load(rival, device, dtype).generate
     else:
         named = replace(teacher_config(network, against), height=size[0], width=size[1])
-        other = teacher_painter(named, pipeline)
-    painters = {"a": pipeline.generate, "b": other}
+        other = teacher_generator(named, pipeline)
+    methods = {"a": pipeline.generate, "b": other}
     hashes = {"a": _hash_of(student), "b": _hash_of(against)}
     paths: dict[str, list[Path]] = {"a": [], "b": []}
-    for side, paint in painters.items():
+    for side, paint in methods.items():
         for k, text in enumerate(texts):
             path = folder / "pictures" / side / f"{k:04d}.png"
             seed = EVALUATION_SEEDS + k
@@ -244,7 +244,7 @@ def teacher_source(config: TeacherConfig, pipeline: StudentPipeline) -> TeacherP
     return TeacherPictures(teacher, pipeline.student.basis, config, pipeline.dtype, Path(), generator)
 
 
-def teacher_painter(config: TeacherConfig, pipeline: StudentPipeline):
+def teacher_generator(config: TeacherConfig, pipeline: StudentPipeline):
     """``(prompt, seeds, height, width) -> [picture]`` of a teacher, from the pixel noise of a student's pipeline."""
     from PIL import Image
 

@@ -68,8 +68,8 @@ def student_spec(
         core=core,
         head=_head(config.head),
         num_steps=config.num_steps,
-        latest_time=config.latest_time,
-        noise_in_span=config.noise_in_span,
+        max_timestep=config.max_timestep,
+        project_noise=config.project_noise,
         interval=config.interval,
         height=height,
         width=width,
@@ -210,7 +210,7 @@ def _core_state(
             if "pad_token" in name:  # diffusers leaves them unset
                 fresh[name] = torch.randn(fresh[name].shape).mul(0.02).to(like)
         return fresh
-    weight, bias = core.read_in(transformer)
+    weight, bias = core.input_proj_weights(transformer)
     state = core.teacher_state(transformer)
     state[f"{core.embedder_name}.weight"] = _product(weight, basis.T)
     if bias is not None:
@@ -227,7 +227,7 @@ def _fold_head(
         _zero(head.final.linear)
     else:
         core.copy_norm(head.final, transformer)
-        weight, bias = core.write_out(transformer)
+        weight, bias = core.output_proj_weights(transformer)
         head.final.linear.weight.copy_(_product(lift.scale * basis, weight))
         if bias is not None:
             head.final.linear.bias.copy_(_product(lift.scale * basis, bias))
@@ -243,7 +243,7 @@ def _start_draft(
         _zero(head.final.linear)
     else:
         core.copy_norm(head.final, transformer)
-        weight, bias = core.write_out(transformer)
+        weight, bias = core.output_proj_weights(transformer)
         head.final.linear.weight.copy_(weight)
         if bias is not None:
             head.final.linear.bias.copy_(bias)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from l2p.errors import UserError
 from l2p.files import read_json
-from l2p.remote import HubName, download
+from l2p.hub.client import HubName, download
 from l2p.students.weights import few
 
 if TYPE_CHECKING:

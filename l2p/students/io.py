@@ -24,7 +24,7 @@ from l2p.noise import GENERATORS
 from l2p.runtime import DTYPES
 from l2p.students import quantize, weights
 from l2p.students.lora import lora_of, plain_state, read_lora, write_lora
-from l2p.students.student import PixelStudent, StudentSpec
+from l2p.students.student import PixelStudent, StudentSpec, current_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ NEEDS = "0.1.0"  # the first version of the package that reads this format
 CLASS_NAME = "PixelStudent"
 CONFIG = "config.json"
 LATER = {
-    "latest_time": 1.0,
-    "noise_in_span": False,
+    "max_timestep": 1.0,
+    "project_noise": False,
     "interval": False,
     "guidance_scale": 1.0,
     "shift": 1.0,
@@ -191,7 +191,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} has student format {version}, which {reader} reads; this is {__version__} and reads up to "
             f"{FORMAT_VERSION}: upgrade with `pip install -U latent2pixel`"
         )
-    return _with_tuples(config)
+    return _with_tuples(current_keys(config))
 
 
 def read_spec(folder: str | Path) -> StudentSpec:
@@ -216,15 +216,15 @@ def read_spec(folder: str | Path) -> StudentSpec:
     for name in ("guidance_scale", "shift"):
         if type(config[name]) not in (int, float) or not 0 < config[name] <= 1000:
             raise _broken(folder, f"{name} is {config[name]!r}, expected a number above 0, at most 1000")
-    latest = config["latest_time"]
+    latest = config["max_timestep"]
     if type(latest) not in (int, float) or not 0 < latest <= 1:
-        raise _broken(folder, f"latest_time is {latest!r}, expected a number above 0, at most 1")
+        raise _broken(folder, f"max_timestep is {latest!r}, expected a number above 0, at most 1")
     if config["noise_generator"] not in GENERATORS:
         raise _broken(
             folder, f"noise_generator is {config['noise_generator']!r}, expected {' or '.join(GENERATORS)}"
         )
-    if type(config["noise_in_span"]) is not bool:
-        raise _broken(folder, f"noise_in_span is {config['noise_in_span']!r}, expected true or false")
+    if type(config["project_noise"]) is not bool:
+        raise _broken(folder, f"project_noise is {config['project_noise']!r}, expected true or false")
     for name in ("height", "width"):
         if config[name] is not None and (
             type(config[name]) is not int or not 0 < config[name] <= LONGEST_SIDE

@@ -13,19 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from l2p.errors import UserError, warn
+from l2p.hub.client import HubName, download
 from l2p.images import Pictures, to_uint8
 from l2p.noise import PhiloxNoise, check_generator, noise_of
 from l2p.patches import unpatchify
-from l2p.remote import HubName, download
-from l2p.runtime import autocast, cast_weights, own_memory, pick_device, pick_dtype
+from l2p.runtime import autocast, cast_weights, pick_device, pick_dtype, realign_tensors
 from l2p.students.cores.z_image import ZImageCore
 from l2p.students.external_lora import merge_loras
 from l2p.students.graphs import StepGraphs, check_cuda_graphs, check_one_step
 from l2p.students.heads import PatchHead
 from l2p.students.io import load_student, read_config, saved_dtype
 from l2p.students.lora import merged
-from l2p.students.painting import default_budget, fit_band, paint, to_levels
 from l2p.students.student import PixelStudent, StudentSpec
+from l2p.students.tiled_inference import default_budget, fit_band, generate_tiled, to_levels
 from l2p.students.usage import prompt_notes, usage_notes, warn_all, world_of
 from l2p.teachers import PATTERNS, load_text_encoder
 
@@ -116,7 +116,7 @@ class StudentPipeline:
         dtype: torch.dtype = torch.float32,
         world: str | None = None,
     ) -> None:
-        self.student = own_memory(student.eval())
+        self.student = realign_tensors(student.eval())
         self.text_encoder = text_encoder
         self.dtype, self.world = dtype, world
         self.graphs: StepGraphs | None = None
@@ -209,7 +209,7 @@ class StudentPipeline:
             warn("CUDA graphs serve one step without guidance: these pictures are drawn without them")
 
     @torch.no_grad()
-    def paint(
+    def generate_arrays(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -232,11 +232,11 @@ class StudentPipeline:
             check_one_step(steps, self.guidance(guidance_scale))
         if one_step and self.graphs is None:
             with self.arithmetic():
-                return paint(self.student, noise, conditioning, height, width, memory_budget)
+                return generate_tiled(self.student, noise, conditioning, height, width, memory_budget)
         if isinstance(self.student.head, PatchHead):
             budget = default_budget(self.device) if memory_budget is None else memory_budget
             self.student.head.band_height = fit_band(self.student, noise.shape, budget)
-        if one_step and self.student.spec.noise_in_span and isinstance(noise, PhiloxNoise):
+        if one_step and self.student.spec.project_noise and isinstance(noise, PhiloxNoise):
             whole = unpatchify(self.student.from_span(noise.latents()), self.student.spec.patch_size)
         else:
             whole = noise.rows(0, noise.shape[2])
@@ -292,7 +292,7 @@ class StudentPipeline:
         memory_budget: int | None,
     ) -> list[Image.Image]:
         prompts, seeds = zip(*tasks, strict=True)
-        pictures = self.paint(prompts, seeds, height, width, num_steps, memory_budget)
+        pictures = self.generate_arrays(prompts, seeds, height, width, num_steps, memory_budget)
         images = [Image.fromarray(array) for array in pictures]
         for image, (prompt, seed) in zip(images, tasks, strict=True):
             image.info.update(prompt=prompt, seed=seed)

@@ -130,7 +130,7 @@ def preset_spec(name: str, height: int, width: int, head: str = "patch", num_ste
         height=height,
         width=width,
         teacher={"name": f"random weights of the preset {name}"},
-        noise_in_span=True,
+        project_noise=True,
     )
 
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from l2p import flow
+from l2p.config import RENAMED_KEYS
 from l2p.errors import UserError
 from l2p.lift import asymmetric_velocity
 from l2p.patches import patchify, unpatchify
-from l2p.runtime import exact
+from l2p.runtime import no_autocast
 from l2p.students.cores import build_core
 from l2p.students.heads import build_head
 
@@ -40,10 +41,10 @@ class StudentSpec:
         head: ``kind`` and the knobs of that head.
         num_steps: steps the student was trained to draw in.
         height, width: pixels of the pictures it was trained on; None if not recorded.
-        latest_time: latent times above this one are told to core and head as this one. At t = 1 a flow model has
+        max_timestep: latent times above this one are told to core and head as this one. At t = 1 a flow model has
             learnt to ignore the noise (it predicts the mean picture of the caption), a little below it reads the
             layout off it: a one-step student that is told 0.94 of pure noise starts nearer to its teacher's picture.
-        noise_in_span: of pure noise (t = 1) core and head see the part in the lift's span alone. The rest, eleven twelfths
+        project_noise: of pure noise (t = 1) core and head see the part in the lift's span alone. The rest, eleven twelfths
             of the numbers at d = 64 and D = 768, decides nothing of the teacher's picture and has to be unlearnt
             otherwise; without it a student has nothing to invent from.
         interval: the student is also told where its step ends, which mean flow needs: x_0 is then read off the average
@@ -63,15 +64,21 @@ class StudentSpec:
     height: int | None = None
     width: int | None = None
     teacher: dict[str, Any] = field(default_factory=dict)
-    latest_time: float = 1.0
-    noise_in_span: bool = False
+    max_timestep: float = 1.0
+    project_noise: bool = False
     interval: bool = False
     guidance_scale: float = 1.0
     shift: float = 1.0
     noise_generator: str = "philox"
 
 
-class Seen(NamedTuple):
+def current_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """A spec's values under today's names; a value under its present name wins."""
+    old = {RENAMED_KEYS[key]: value for key, value in config.items() if key in RENAMED_KEYS}
+    return {**old, **{key: value for key, value in config.items() if key not in RENAMED_KEYS}}
+
+
+class CoreOutput(NamedTuple):
     """What the core makes of a noisy picture.
 
     Attributes:
@@ -143,7 +150,7 @@ class PixelStudent(nn.Module):
         r: Tensor | None = None,
         draft: Tensor | None = None,
     ) -> Tensor:
-        """Predicted clean pictures x_0: :meth:`look`, then :meth:`paint`.
+        """Predicted clean pictures x_0: :meth:`forward_features`, then :meth:`forward_head`.
 
         Args:
             x_t: [B, 3, H, W], about [-1, 1] plus noise. Sides that are no multiple of p are continued with
@@ -153,29 +160,31 @@ class PixelStudent(nn.Module):
             r: [B], where the step from t ends, 0 <= r <= t; t itself if None. Without ``interval`` it is not looked at.
             draft: for a grown student, see :class:`l2p.students.heads.GrownHead`; sides are multiples of p then.
         """
-        return self.paint(self.look(x_t, t, conditioning, r), draft).to(x_t.dtype)
+        return self.forward_head(self.forward_features(x_t, t, conditioning, r), draft).to(x_t.dtype)
 
-    def look(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, r: Tensor | None = None) -> Seen:
+    def forward_features(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, r: Tensor | None = None
+    ) -> CoreOutput:
         """The core's part of :meth:`forward`: cheap beside the head's, which it ends before."""
         p = self.spec.patch_size
         t = t.to(x_t.device, torch.float32)
         k = self._k(t)
         tokens = patchify(_wrap(x_t.float(), p), p)
         tokens = (tokens - flow.time_like(1 - t, tokens) * self.offset.float()) / flow.time_like(k, tokens)
-        if self.spec.noise_in_span:
+        if self.spec.project_noise:
             inside = self.from_span(self.to_span(tokens))
             tokens = torch.where(flow.time_like(t, tokens) >= 1, inside, tokens)
         t_latent = self.latent_time(t)
-        features, c = self.core(tokens, t_latent, conditioning, self.step_span(t, r))
-        return Seen((features, c, unpatchify(tokens, p), t_latent), tuple(x_t.shape[2:]))
+        features, c = self.core(tokens, t_latent, conditioning, self.step_size(t, r))
+        return CoreOutput((features, c, unpatchify(tokens, p), t_latent), tuple(x_t.shape[2:]))
 
-    def paint(self, seen: Seen, draft: Tensor | None = None) -> Tensor:
+    def forward_head(self, core_output: CoreOutput, draft: Tensor | None = None) -> Tensor:
         """The head's part: x_0 [B, 3, H, W]."""
         given = {} if draft is None else {"draft": draft}
-        x_0 = self.head(*seen.inputs, **given)
-        return x_0[:, :, : seen.size[0], : seen.size[1]]
+        x_0 = self.head(*core_output.inputs, **given)
+        return x_0[:, :, : core_output.size[0], : core_output.size[1]]
 
-    def latents(self, seen: Seen) -> Tensor:
+    def latents(self, core_output: CoreOutput) -> Tensor:
         """What the core takes the teacher's latents to be, packed z_0 [B, h, w, d], in the teacher's normalisation.
 
         Raises:
@@ -185,23 +194,23 @@ class PixelStudent(nn.Module):
             raise UserError(
                 f"a {self.spec.head['kind']} head reads no latents off the core: use head.kind patch, or another objective"
             )
-        return self.head.latents(*seen.inputs)
+        return self.head.latents(*core_output.inputs)
 
     def to_span(self, tokens: Tensor) -> Tensor:
         """``A^T x`` [B, h, w, d] of tokens [B, h, w, D], in fp32 even under autocast: noise keeps its digits."""
-        with exact(tokens):
+        with no_autocast(tokens):
             return tokens.float() @ self.basis.float()
 
     def from_span(self, latents: Tensor) -> Tensor:
         """``A z`` [B, h, w, D] of latents [B, h, w, d], likewise."""
-        with exact(latents):
+        with no_autocast(latents):
             return latents.float() @ self.basis.float().T
 
     def latent_time(self, t: Tensor) -> Tensor:
-        """The time that core and head are told at time t [B]: the lift's ``t / k``, at most ``latest_time``."""
-        return (t / self._k(t)).clamp(max=self.spec.latest_time)
+        """The time that core and head are told at time t [B]: the lift's ``t / k``, at most ``max_timestep``."""
+        return (t / self._k(t)).clamp(max=self.spec.max_timestep)
 
-    def step_span(self, t: Tensor, r: Tensor | None) -> Tensor | None:
+    def step_size(self, t: Tensor, r: Tensor | None) -> Tensor | None:
         """Length [B] in latent time of a step from t to r, as the core is told it; None without ``interval``."""
         if not self.spec.interval:
             return None

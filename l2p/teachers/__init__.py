@@ -14,7 +14,7 @@ import torch
 from l2p.artifacts import hash_pipeline
 from l2p.errors import UserError
 from l2p.files import read_json
-from l2p.remote import TEXTS, HubName, cached_commit, commit_of, download
+from l2p.hub.client import TEXTS, HubName, cached_commit, commit_of, download
 from l2p.teachers.chat_template import bound_chat_templates
 from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher

@@ -13,7 +13,7 @@ from torch import nn
 
 from l2p.errors import UserError, warn
 from l2p.files import read_json
-from l2p.runtime import own_memory
+from l2p.runtime import realign_tensors
 from l2p.teachers.chat_template import bound_chat_templates
 from l2p.teachers.installed import attention_of, diffusers_class, model_class
 from l2p.teachers.protocol import Conditioning
@@ -178,7 +178,7 @@ class TextEncoder(PromptEncoder):
     def __init__(self, tokenizer, model: nn.Module, cache_size: int = 16384) -> None:
         super().__init__(cache_size)
         self.tokenizer = tokenizer
-        self.model = own_memory(model.eval().requires_grad_(False))
+        self.model = realign_tensors(model.eval().requires_grad_(False))
 
     @property
     def modules(self) -> dict[str, nn.Module]:

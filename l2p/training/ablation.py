@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from l2p import processes
+from l2p import distributed
 from l2p.config import Seed, Text, config
 from l2p.errors import UserError
 from l2p.files import check_writable, write_text
@@ -29,7 +29,7 @@ from l2p.training import distill
 from l2p.training.engine.progress import CONSOLE
 from l2p.training.run_folder import RunFolder
 
-# What a table shows: column -> (key in a painter's figures, digits).
+# What a table shows: column -> (key in a method's figures, digits).
 FIGURES = {
     "frechet": ("frechet", 2),
     "encoder": ("frechet_encoder", 3),
@@ -45,7 +45,7 @@ COLUMNS = ("row", "seed", *FIGURES, "latency_ms", "training_seconds", "steps", "
 SHARED = ("lift", "transfer", "one_step", "match")
 TABLE_LOCK, TABLE_SECONDS = ".table.lock", 300.0
 RETRY_SECONDS = 5.0
-YARDSTICKS = ("real", "vae", "teacher", "teacher_one_step", "lift")
+BASELINES = ("real", "vae", "teacher", "teacher_one_step", "lift")
 
 
 @config
@@ -128,7 +128,7 @@ def run(tasks: Sequence[Task], config: AblationRecipe, progress: bool = True) ->
         UserError: several processes launched together; a folder that cannot be written.
         KeyboardInterrupt: Ctrl-C; what is done is kept.
     """
-    if processes.place().size > 1:
+    if distributed.place().size > 1:
         raise UserError(
             "an ablation runs its rows one after the other in one process: start it without torchrun or srun; "
             "several `l2p ablate` commands may share one table"
@@ -169,7 +169,7 @@ def _rows(task: Task, out: Path, progress: bool) -> list[dict[str, str]]:
     except UserError as error:
         CONSOLE.print(f"{task.row} failed: {error}", style="yellow", highlight=False, markup=False)
         return [dict.fromkeys(COLUMNS, "") | {"row": task.row, "seed": str(task.seed), "error": str(error)}]
-    return [*_yardsticks(task, result["metrics"]), _row(task, result)]
+    return [*_baselines(task, result["metrics"]), _row(task, result)]
 
 
 def _add(out: Path, rows: Sequence[dict[str, str]], config: AblationRecipe) -> None:
@@ -201,16 +201,16 @@ def _row(task: Task, result: Mapping[str, Any]) -> dict[str, str]:
     return row | {"pairs": str(task.recipe.corpus.num_pairs)}
 
 
-def _yardsticks(task: Task, metrics: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def _baselines(task: Task, metrics: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """The rows that are the same for every row of a seed: the floor, the ceiling, and the start."""
-    for painter in YARDSTICKS:
-        if painter in metrics:
-            yield _figures(f"({painter})", task.seed, metrics[painter])
+    for method in BASELINES:
+        if method in metrics:
+            yield _figures(f"({method})", task.seed, metrics[method])
 
 
-def _figures(row: str, seed: int, painter: Mapping[str, Any]) -> dict[str, str]:
-    shown = {column: _shown(painter.get(key), digits) for column, (key, digits) in FIGURES.items()}
-    latency = _shown(painter.get("latency_ms"), 1)
+def _figures(row: str, seed: int, method: Mapping[str, Any]) -> dict[str, str]:
+    shown = {column: _shown(method.get(key), digits) for column, (key, digits) in FIGURES.items()}
+    latency = _shown(method.get("latency_ms"), 1)
     return dict.fromkeys(COLUMNS, "") | {"row": row, "seed": str(seed), "latency_ms": latency, **shown}
 
 
@@ -227,7 +227,7 @@ def read_results(path: Path) -> list[dict[str, str]]:
 
 
 def _write(out: Path, rows: Any, config: AblationRecipe) -> None:
-    order = {name: i for i, name in enumerate([*(f"({p})" for p in YARDSTICKS), *config.rows])}
+    order = {name: i for i, name in enumerate([*(f"({p})" for p in BASELINES), *config.rows])}
     rows = sorted(rows, key=lambda row: (order.get(row["row"], len(order)), int(row["seed"])))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2p import processes
+from l2p import distributed
 from l2p.errors import UserError
 from l2p.objectives.base import CriticObjective, StepContext
 from l2p.training.optim import build_optimizer
@@ -49,7 +49,7 @@ class Critics:
                     found = objective.critic_loss(ctx)
                 optimizer.zero_grad(set_to_none=True)
                 sum(found.values()).backward()
-                processes.average_gradients(objective.parameters())
+                distributed.average_gradients(objective.parameters())
                 norm = nn.utils.clip_grad_norm_(objective.parameters(), self.gradient_clip or math.inf)
                 if not torch.isfinite(norm):
                     raise UserError(

@@ -15,31 +15,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from l2p import processes
+from l2p import distributed
 from l2p.errors import UserError
 from l2p.images import from_uint8
 from l2p.noise import pixel_noise
-from l2p.objectives.base import WHOLE, Batch, Share
+from l2p.objectives.base import FULL_BATCH, Batch, BatchShard
 from l2p.runtime import usable_cores
 from l2p.seeds import derive_seed
 
 RAM_BUDGET = 2 * 1024**3  # bytes; a corpus below this is read once and kept
 
 
-def shares_of(batch_size: int, accumulate: int) -> list[Share]:
+def shares_of(batch_size: int, accumulate: int) -> list[BatchShard]:
     """This process' parts of a step's batch, `accumulate` of them.
 
     Raises:
         UserError: the batch cannot be divided so.
     """
-    size = max(processes.size(), processes.place().size)  # the processes may not have met yet
+    size = max(distributed.size(), distributed.place().size)  # the processes may not have met yet
     count = size * accumulate
     if batch_size % count:
         raise UserError(
             f"batch_size is {batch_size}, which {size} processes with accumulate={accumulate} cannot share "
             f"evenly: take a multiple of {count}"
         )
-    return [Share(processes.rank() * accumulate + part, count) for part in range(accumulate)]
+    return [BatchShard(distributed.rank() * accumulate + part, count) for part in range(accumulate)]
 
 
 def step_generator(seed: int, stage: str, step: int) -> torch.Generator:
@@ -65,7 +65,7 @@ class StepSampler(Sampler[list[int]]):
         stage: str,
         total_steps: int,
         start: int = 0,
-        shares: Sequence[Share] = (WHOLE,),
+        shares: Sequence[BatchShard] = (FULL_BATCH,),
     ):
         self.indices, self.batch_size, self.seed, self.stage = list(indices), batch_size, seed, stage
         self.total_steps, self.start, self.shares = total_steps, start, shares
@@ -158,7 +158,7 @@ class DistillDataModule(pl.LightningDataModule):
         stage: str,
         total_steps: int,
         held_out: int = 0,
-        shares: Sequence[Share] = (WHOLE,),
+        shares: Sequence[BatchShard] = (FULL_BATCH,),
         *,
         noise: PairNoise | None,
     ):

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from l2p import processes, runtime
+from l2p import distributed, runtime
 from l2p.artifacts import hash_file, hash_model
 from l2p.corpus import check_solver, prompts_for
 from l2p.corpus.prompts import fingerprint as prompts_fingerprint
 from l2p.errors import UserError, warn
 from l2p.evaluation.clip import check_clip
 from l2p.files import atomic_path, read_json, remove, write_text
+from l2p.hub.client import HubName, cached_commit
 from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
-from l2p.remote import HubName, cached_commit
 from l2p.seeds import SEEDS, check_seeds
 from l2p.students.lora import check_peft
 from l2p.teachers import teacher_sha256
@@ -44,7 +44,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str, Any]:
     """Distil as the recipe says, from wherever an earlier run of it stopped.
 
-    Of several processes (see `l2p.processes`) all train, and the first does the rest while the others wait.
+    Of several processes (see `l2p.distributed`) all train, and the first does the rest while the others wait.
 
     Args:
         resume: "auto" goes on where the folder stands; "never" removes what earlier runs left and starts anew; the name
@@ -65,7 +65,7 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
         if source is not None:  # before a teacher of many gigabytes is fetched
             prompts_for(source, range(1))
     folder = RunFolder(recipe.output_dir, asdict(recipe), inputs_of(recipe))
-    here = processes.place()
+    here = distributed.place()
     runtime.setup(
         recipe.threads or (None if here.size == 1 else runtime.threads_of(here.local_size)), recipe.seed
     )
@@ -75,7 +75,7 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
         raise UserError("parallel.strategy=fsdp has no loss scale for fp16: set dtype to bf16 or fp32")
     context = Run(recipe, folder, device, dtype, progress and here.rank == 0)
     try:
-        with processes.together(device, recipe.parallel.timeout_minutes):
+        with distributed.process_group(device, recipe.parallel.timeout_minutes):
             with folder.locked() if here.rank == 0 else nullcontext():
                 return _run(context, resume)
     except OSError as error:
@@ -166,7 +166,7 @@ def _run(context: Run, resume: str) -> dict[str, Any]:
         _save_recipe(folder)
         return found, commit
 
-    summaries, commit = processes.from_first(prepare)
+    summaries, commit = distributed.run_on_rank0(prepare)
     if commit is not None:
         folder.inputs["teacher.sha256"] = commit  # in all processes
         context.recipe = recipe = replace(recipe, teacher=replace(recipe.teacher, revision=commit))
@@ -177,7 +177,7 @@ def _run(context: Run, resume: str) -> dict[str, Any]:
         else:
             summaries[stage] = _work(context, stage, previous)
             _tell(context, f"{stage}: {_in_words(summaries[stage])}")
-            for warning in summaries[stage]["warnings"] if processes.rank() == 0 else ():
+            for warning in summaries[stage]["warnings"] if distributed.rank() == 0 else ():
                 CONSOLE.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
         if stage in TRAINING:
             previous = stage
@@ -280,8 +280,8 @@ def _work(context: Run, stage: str, previous: str | None) -> dict[str, Any]:
 
     if work.trains:
         trained = work.run(context, previous)
-        return processes.from_first(lambda: finish(*trained))
-    return processes.from_first(lambda: finish(*work.run(context, previous)))
+        return distributed.run_on_rank0(lambda: finish(*trained))
+    return distributed.run_on_rank0(lambda: finish(*work.run(context, previous)))
 
 
 def _save_recipe(folder: RunFolder) -> None:

@@ -41,8 +41,8 @@ from l2p.seeds import check_seeds
 from l2p.students.grow import grow
 from l2p.students.heads import DETAIL
 from l2p.students.io import load_student, save_student
-from l2p.students.named import resolve_student
 from l2p.students.pipeline import load_texts
+from l2p.students.resolve import resolve_student
 from l2p.students.student import PixelStudent
 from l2p.teachers import load_teacher, teacher_sha256
 from l2p.teachers.text import PromptEncoder

@@ -30,7 +30,7 @@ from l2p.config import (
     Weight,
     config,
 )
-from l2p.evaluation.fidelity import psnr
+from l2p.evaluation.psnr_ssim import psnr
 from l2p.features import PerceptualDistance
 from l2p.files import atomic_path, write_json
 from l2p.landscapes import load_world

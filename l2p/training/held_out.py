@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p import processes
-from l2p.evaluation.fidelity import psnr
+from l2p import distributed
+from l2p.evaluation.psnr_ssim import psnr
 from l2p.images import labelled_grid, save_png, to_uint8
 from l2p.objectives.base import Batch
 from l2p.runtime import autocast
@@ -32,7 +32,7 @@ class HeldOut:
         self.batch, self.prompts, self.dtype = batch, prompts, dtype
 
     @torch.no_grad()
-    def paint(self, student: Any, num_steps: int) -> Tensor:
+    def generate(self, student: Any, num_steps: int) -> Tensor:
         """The student's pictures [B, 3, H, W] of the pairs' noise, one at a time (a preview must not set the memory)."""
         training = student.training
         student.eval()
@@ -46,7 +46,7 @@ class HeldOut:
 
     def measure(self, student: Any, num_steps: int) -> float:
         """Mean PSNR in dB to the teacher's pictures."""
-        return float(psnr(self.paint(student, num_steps), self.batch.images).mean())
+        return float(psnr(self.generate(student, num_steps), self.batch.images).mean())
 
     def show(self, student: Any, steps: Sequence[int], path: Path, label: str = "student") -> list[float]:
         """Save a grid: the teacher's row on top, then the student's, one row for each number of steps.
@@ -56,10 +56,10 @@ class HeldOut:
         """
         rows, figures = {"teacher": to_uint8(self.batch.images)}, []
         for num_steps in steps:
-            pictures = self.paint(student, num_steps)
+            pictures = self.generate(student, num_steps)
             figures.append(float(psnr(pictures, self.batch.images).mean()))
             rows[f"{label}\n{num_steps} step{'s' * (num_steps > 1)}"] = to_uint8(pictures)
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_png(labelled_grid(rows, self.prompts), path)
         return figures

@@ -28,11 +28,11 @@ from torch.utils._pytree import tree_leaves
 
 from l2p.errors import UserError
 from l2p.files import read_json
+from l2p.hub.client import TEXTS, HubName, download
 from l2p.lift import Lift
 from l2p.objectives import OBJECTIVES, check_objectives, sees_foreign_networks
-from l2p.objectives.base import Batch, Share, StepContext
+from l2p.objectives.base import Batch, BatchShard, StepContext
 from l2p.recipe import Recipe, StageConfig
-from l2p.remote import TEXTS, HubName, download
 from l2p.runtime import DTYPES, frozen_dtype
 from l2p.students.build import OWN_CORE, caption_width, set_trainable, student_spec
 from l2p.students.lora import add_lora
@@ -169,7 +169,7 @@ def parts(recipe: Recipe, checkpointing: bool) -> Parts:
 
 
 def configurations(path: str, revision: str | None) -> Path:
-    """Folder with a teacher's configurations. Raises UserError as :func:`l2p.remote.download`."""
+    """Folder with a teacher's configurations. Raises UserError as :func:`l2p.hub.client.download`."""
     for folder in (BUNDLED / path, Path(path)):
         if (folder / "model_index.json").is_file():
             return folder
@@ -361,7 +361,7 @@ def _pass(recipe: Recipe, found: Parts, objectives: nn.ModuleDict, pictures: int
             batch,
             torch.Generator(),
             num_steps=recipe.student.num_steps,
-            share=Share(0, 2),  # of a batch that has more pictures than one
+            share=BatchShard(0, 2),  # of a batch that has more pictures than one
         )
         mixed = dtype != torch.float32
         with torch.autocast("cpu", dtype, enabled=mixed, cache_enabled=False):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2p import processes
+from l2p import distributed
 from l2p.errors import UserError
-from l2p.objectives.base import WHOLE, Batch, Share, StepContext
+from l2p.objectives.base import FULL_BATCH, Batch, BatchShard, StepContext
 from l2p.recipe import StageConfig
 from l2p.training.critics import Critics
 from l2p.training.data import step_generator
@@ -44,7 +44,7 @@ class DistillModule(StepModule):
         config: StageConfig,
         stage: str,
         seed: int,
-        shares: Sequence[Share] = (WHOLE,),
+        shares: Sequence[BatchShard] = (FULL_BATCH,),
     ):
         super().__init__(config, stage)
         self.student, self.objectives, self.shares = student, objectives, shares
@@ -78,7 +78,7 @@ class DistillModule(StepModule):
             for term, value in found.items():
                 terms[f"{name}/{term}"] = value.detach()
                 loss = loss + objective.weight * value
-        terms = processes.mean({"loss": loss.detach(), **terms})
+        terms = distributed.mean({"loss": loss.detach(), **terms})
         if part:  # the mean over the parts so far
             terms = {name: self.terms[name] + (terms[name] - self.terms[name]) / (part + 1) for name in terms}
         self.terms = terms

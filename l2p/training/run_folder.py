@@ -21,8 +21,8 @@ from l2p.artifacts import differences, digest, flatten, hash_model, plain, read_
 from l2p.corpus.manifest import missing_file, read_manifest
 from l2p.errors import UserError
 from l2p.files import remove
+from l2p.hub.client import commit_of
 from l2p.locks import locked
-from l2p.remote import commit_of
 from l2p.training.engine.sharded import step_of
 
 MARK = ".l2p.json"

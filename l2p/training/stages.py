@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2p import flow, processes
+from l2p import distributed, flow
 from l2p.artifacts import differences
 from l2p.corpus import CorpusDataset, prompts_for, synthesize
 from l2p.corpus.prompt_list import held_out_prompts
@@ -86,14 +86,14 @@ class Run:
     @property
     def strategy(self) -> str:
         """How the training is divided: "one" process, "ddp", or "fsdp", where each process holds a share of the student."""
-        return self.recipe.parallel.strategy if processes.size() > 1 else "one"
+        return self.recipe.parallel.strategy if distributed.size() > 1 else "one"
 
     def loggers(self, stage: str) -> list[Any]:
         return extra_loggers(self.recipe.logging, self.folder.path, self.recipe.name, stage)
 
     def latest(self, stage: str) -> Path | None:
         """The checkpoint of a stage that there is, if any; the same in all processes."""
-        return processes.from_first(lambda: self.folder.latest(stage))
+        return distributed.run_on_rank0(lambda: self.folder.latest(stage))
 
     @property
     def corpus_folder(self) -> Path:
@@ -349,7 +349,7 @@ def train(run: Run, previous: str | None, *, stage: str) -> tuple[dict[str, Any]
     if run.strategy == "fsdp":
         shard_student(student, run.device, run.dtype)
     keeping = run.recipe.parallel.teacher
-    if processes.size() > 1 and keeping != "whole":
+    if distributed.size() > 1 and keeping != "whole":
         run.held_out  # noqa: B018 - made while the teacher is whole
         shard_frozen(run.teacher.transformer, run.device, keeping == "offloaded")
         for network in {id(n.module): n for o in objectives.values() for n in o.networks}.values():
@@ -373,7 +373,7 @@ def train(run: Run, previous: str | None, *, stage: str) -> tuple[dict[str, Any]
         config.accumulate,
         preview=lambda step: run.held_out.show(student, [num_steps], run.folder.preview(stage, step))[0],
         preview_every=config.preview_every,
-        loggers=[] if processes.rank() else run.loggers(stage),
+        loggers=[] if distributed.rank() else run.loggers(stage),
         progress=run.progress,
         resume_from=resume_from,
     )
@@ -389,7 +389,7 @@ def train(run: Run, previous: str | None, *, stage: str) -> tuple[dict[str, Any]
             f"{stage} moved the pictures away from the teacher's: {before:.1f} -> {after:.1f} dB on "
             f"{run.num_held_out} held-out pairs; look at {run.folder.grid(stage)}"
         )
-    if processes.size() > 1 and keeping != "whole":
+    if distributed.size() > 1 and keeping != "whole":
         del run.teacher  # the next to ask loads a whole one
     return {"psnr_before": before, "psnr": after, "preview_steps": num_steps, **fitted}, warnings
 

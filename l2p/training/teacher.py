@@ -19,7 +19,7 @@ from l2p import flow, images, runtime
 from l2p.artifacts import hash_tensors
 from l2p.config import Count, DTypeName, Fraction, Pixels, Seed, Text, Threads, TimeShift, Weight, config
 from l2p.errors import UserError
-from l2p.evaluation.fidelity import psnr
+from l2p.evaluation.psnr_ssim import psnr
 from l2p.files import write_json, write_text
 from l2p.landscapes import WorldName, caption, load_world
 from l2p.objectives.pairs import charbonnier, step_distance

@@ -12,8 +12,8 @@ from PIL import Image
 from l2p.cli import doctor, info
 from l2p.files import read_json
 from l2p.students.io import read_config
-from l2p.students.named import bundled_students, resolve_student
 from l2p.students.pipeline import load
+from l2p.students.resolve import bundled_students, resolve_student
 
 
 def test_info_counts_what_the_network_has(l2p, student_folder):
@@ -104,14 +104,14 @@ def test_a_student_that_comes_with_the_package_is_listed_loaded_and_drawn(
     import shutil
 
     import l2p as library
-    from l2p.students import named
+    from l2p.students import resolve
 
     monkeypatch.chdir(tmp_path)
     bundled = tmp_path / "package"
     shutil.copytree(student_folder, bundled / "landscapes-128")
-    monkeypatch.setattr(named, "BUNDLED", bundled)
-    assert named.bundled_students() == ["landscapes-128"]
-    assert "landscapes-128, which comes with l2p" in " ".join(named.student_help().split())
+    monkeypatch.setattr(resolve, "BUNDLED", bundled)
+    assert resolve.bundled_students() == ["landscapes-128"]
+    assert "landscapes-128, which comes with l2p" in " ".join(resolve.student_help().split())
     assert "landscapes-128" in l2p("info")[1]
     assert json.loads(l2p("info", "--json")[1])["students"] == ["landscapes-128"]
     assert "48 x 32" in l2p("info", "landscapes-128")[1]

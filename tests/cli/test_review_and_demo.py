@@ -108,12 +108,12 @@ def test_a_student_retrained_in_place_gets_no_old_review(
 def test_the_demo_draws_with_student_and_teacher(l2p, student_folder, served):
     code, _, err = l2p("demo", student_folder, "--device", "cpu", "--dtype", "fp32")
     assert code == 0, err
-    from l2p.review.demo import Painter, Wish
+    from l2p.review.demo import DemoModels, DrawRequest
 
-    painter = Painter(student_folder, "cpu", "fp32")
-    assert painter.about["paths"] == ["l2p", "vae"] and painter.about["width"] == 48
+    models = DemoModels(student_folder, "cpu", "fp32")
+    assert models.about["paths"] == ["l2p", "vae"] and models.about["width"] == 48
     for path in ("l2p", "vae"):
-        picture, milliseconds = painter.draw(Wish("a lake", 3, 32, 48, path))
+        picture, milliseconds = models.draw(DrawRequest("a lake", 3, 32, 48, path))
         assert picture.shape == (32, 48, 3) and milliseconds > 0
 
 
@@ -122,7 +122,7 @@ def test_the_demo_draws_with_a_pixel_decoder(l2p, student_folder, tiny_pipeline,
     from l2p.decoders.io import save_decoder
     from l2p.errors import UserError
     from l2p.recipe import HeadConfig
-    from l2p.review.demo import Painter, Wish
+    from l2p.review.demo import DemoModels, DrawRequest
     from l2p.teachers import load_teacher
 
     head = HeadConfig(fine_patch=4, width=16, num_blocks=1, head_dim=16, tile=4, halo=2)
@@ -131,18 +131,18 @@ def test_the_demo_draws_with_a_pixel_decoder(l2p, student_folder, tiny_pipeline,
     command = ("demo", student_folder, "--device", "cpu", "--dtype", "fp32", "--pid")
     code, _, err = l2p(*command, tmp_path / "decoder")
     assert code == 0, err
-    painter = Painter(student_folder, "cpu", "fp32", decoder=str(tmp_path / "decoder"))
-    assert painter.about["paths"] == ["l2p", "vae", "pid"] and painter.about["scale"] == 2
-    wishes = [Wish("a lake", 3, 32, 48, path) for path in ("pid", "vae")]
-    (large, milliseconds), (small, _) = map(painter.draw, wishes)
+    models = DemoModels(student_folder, "cpu", "fp32", decoder=str(tmp_path / "decoder"))
+    assert models.about["paths"] == ["l2p", "vae", "pid"] and models.about["scale"] == 2
+    requests = [DrawRequest("a lake", 3, 32, 48, path) for path in ("pid", "vae")]
+    (large, milliseconds), (small, _) = map(models.draw, requests)
     assert large.shape == (64, 96, 3) and milliseconds > 0
     # untrained, it is the teacher's own picture of the same noise, enlarged
     shrunk = large.reshape(32, 2, 48, 2, 3).mean((1, 3))
     assert np.abs(shrunk - small).mean() < 2
     with pytest.raises(UserError, match="2 times as large: choose at most 1024"):
-        painter.draw(Wish("a lake", 3, 1040, 48, "pid"))
+        models.draw(DrawRequest("a lake", 3, 1040, 48, "pid"))
     with pytest.raises(UserError, match="no decoder of this teacher's latents"):
-        Painter(student_folder, "cpu", "fp32").draw(wishes[0])
+        DemoModels(student_folder, "cpu", "fp32").draw(requests[0])
     code, _, err = l2p(*command, "landscapes-4x")  # offered, but of other latents than the tiny teacher's
     assert code == 0
     code, _, err = l2p(*command, tmp_path / "nowhere")

@@ -49,19 +49,19 @@ def test_bands_change_no_pixel(decoder, source):
 
 
 def test_the_budget_sets_the_tile(decoder):
-    painter = PidDecoder(decoder, 1)
-    assert painter.tile(8, 8) is None
-    painter.memory_budget = painter.bytes_for(7, 7)
-    assert painter.tile(8, 8) == 7
-    painter.memory_budget = 1000
+    decode = PidDecoder(decoder, 1)
+    assert decode.tile(8, 8) is None
+    decode.memory_budget = decode.bytes_for(7, 7)
+    assert decode.tile(8, 8) == 7
+    decode.memory_budget = 1000
     with pytest.raises(UserError, match="too small for a tile"):
-        painter.tile(8, 8)
+        decode.tile(8, 8)
 
 
 def test_a_seed_is_a_picture(decoder, source):
-    painter = PidDecoder(decoder, 2)
-    assert np.array_equal(painter(source, 1), painter(source, 1))
-    assert not np.array_equal(painter(source, 1), painter(source, 2))
+    decode = PidDecoder(decoder, 2)
+    assert np.array_equal(decode(source, 1), decode(source, 1))
+    assert not np.array_equal(decode(source, 1), decode(source, 2))
 
 
 def test_noise_levels_beyond_are_refused(decoder, teacher, source):

@@ -34,7 +34,7 @@ def test_untrained_it_reads_off_noisy_latents_what_the_teacher_reads(fresh, teac
     captions, sigma = teacher.encode_prompts(["a red house by a lake"]), torch.tensor([0.6])
     z = flow.add_noise(latents, torch.randn_like(latents), sigma)
     with torch.no_grad():
-        seen = fresh.look(
+        seen = fresh.forward_features(
             torch.randn(1, 3, 256, 192), torch.ones(1), LatentConditioning.of(captions, z, sigma)
         )
         wanted = z - 0.6 * teacher.velocity(z, sigma, captions)
@@ -118,5 +118,5 @@ def test_a_published_vaes_decoder_fits_on_the_meta_device():
             )
         )  # fmt: skip
         z, noise = torch.zeros(1, 16, 128, 128), torch.zeros(1, 3, 4096, 4096)
-        seen = student.look(noise, torch.ones(1), LatentConditioning.of(student.empty, z, 0.2))
+        seen = student.forward_features(noise, torch.ones(1), LatentConditioning.of(student.empty, z, 0.2))
     assert seen.draft.shape == (1, 3, 1024, 1024) and seen.inputs[0].shape[1:3] == (64, 64)

@@ -9,11 +9,11 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from l2p.evaluation import color_difference, color_drift, find_seams, grid_share, repeated_share, seam_index
 from l2p.evaluation.attributes import AttributeScore, named_labels
 from l2p.evaluation.color import ALARM as COLOR_ALARM
-from l2p.evaluation.grid import ALARM as SEAM_ALARM
-from l2p.evaluation.grid import SeamSearch
 from l2p.evaluation.judge import load_judge
-from l2p.evaluation.marks import ALARM as MARKS_ALARM
+from l2p.evaluation.patch_artifacts import ALARM as MARKS_ALARM
 from l2p.evaluation.repetition import ALARM as REPETITION_ALARM
+from l2p.evaluation.seam_search import ALARM as SEAM_ALARM
+from l2p.evaluation.seam_search import SeamSearch
 from l2p.images import from_uint8, to_uint8
 from l2p.landscapes import Scene, caption, render, render_batch
 

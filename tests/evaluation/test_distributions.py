@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from torchmetrics.image.kid import poly_mmd
 
 from l2p.evaluation import bootstrap_interval, kernel_distance, precision_recall, wilson_interval
-from l2p.evaluation.kernel import kernel_interval
+from l2p.evaluation.kid import kernel_interval
 
 
 def _features(count: int, seed: int, size: int = 16) -> torch.Tensor:

@@ -12,7 +12,7 @@ from l2p.decoders.build import from_teacher as decoder_from_teacher
 from l2p.decoders.io import save_decoder
 from l2p.errors import UserError
 from l2p.evaluation import evaluate as module
-from l2p.evaluation.evaluate import EVALUATION_SEEDS, PAINTERS, evaluate
+from l2p.evaluation.evaluate import EVALUATION_SEEDS, METHODS, evaluate
 from l2p.evaluation.references import TeacherPictures
 from l2p.evaluation.report import write_report
 from l2p.evaluation.saved import evaluate_folder
@@ -67,7 +67,7 @@ def run(teacher, teacher_config, students, tmp_path_factory):
 def test_every_object_has_its_figures(run):
     folder, _, metrics = run
     assert metrics == json.loads((folder / "metrics.json").read_text())
-    for name in PAINTERS:
+    for name in METHODS:
         assert {
             "attribute_accuracy",
             "frechet",
@@ -113,7 +113,7 @@ def test_a_rerun_takes_the_teacher_from_the_disk_and_agrees(
     def refuse(*_):
         raise AssertionError("the teacher drew again")
 
-    monkeypatch.setattr(module, "paths_latency", lambda *_: dict.fromkeys(PAINTERS, 1.0))
+    monkeypatch.setattr(module, "paths_latency", lambda *_: dict.fromkeys(METHODS, 1.0))
     monkeypatch.setattr(TeacherPictures, "sample", refuse)
     student = copy.deepcopy(students["patch"])  # which, untrained, draws what the lift draws
     torch.nn.init.constant_(student.head.conv_out.bias, 0.1)
@@ -189,7 +189,7 @@ def test_a_student_without_free_noise_says_so_instead_of_a_black_map(
     teacher, teacher_config, students, tmp_path
 ):
     confined = copy.deepcopy(students["patch"])
-    confined.spec.noise_in_span = True
+    confined.spec.project_noise = True
     pipeline = StudentPipeline(confined, teacher.text_encoder)
     metrics = evaluate(
         pipeline, teacher, students["linear"], CONFIG, tmp_path, teacher_config=teacher_config, progress=False

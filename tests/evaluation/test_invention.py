@@ -40,7 +40,7 @@ def test_free_noise_keeps_the_latent_noise_and_stays_white():
     assert torch.equal(varied, free_noise(eps, basis, 8, range(100, 116)))
 
 
-class _Painter:
+class _Sampler:
     """Draws the latent noise, and invents the strength of what lies outside in the left half."""
 
     class student:
@@ -60,10 +60,10 @@ class _Painter:
 
 def test_a_students_map_is_silent_where_only_the_span_decides():
     noise = flow.noise([1, 2], 3, 16, 16)
-    found = student_invention(_Painter(), None, noise, draws=8)
+    found = student_invention(_Sampler(), None, noise, draws=8)
     assert found.shape == (2, 16, 16)
     assert found[..., 8:].max() < 1e-6 < 0.005 < found[..., :8].mean()
-    assert torch.equal(found, student_invention(_Painter(), None, noise, draws=8))
+    assert torch.equal(found, student_invention(_Sampler(), None, noise, draws=8))
 
 
 def test_the_departure_is_the_planted_difference_where_it_was_planted():

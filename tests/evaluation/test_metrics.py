@@ -7,7 +7,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from l2p.evaluation import latency
 from l2p.evaluation.attributes import AttributeScore, named_labels
 from l2p.evaluation.detail import detail_energy
-from l2p.evaluation.fidelity import MAX_PSNR, psnr
+from l2p.evaluation.psnr_ssim import MAX_PSNR, psnr
 from l2p.evaluation.seams import seam_index, seam_ratio
 from l2p.landscapes import ATTRIBUTES
 

@@ -30,21 +30,21 @@ class Page(HTMLParser):
 
 
 def metrics(scale: float = 1.0) -> dict:
-    def painter(accuracy, frechet, psnr, latency):
+    def method(accuracy, frechet, psnr, latency):
         return {
             "attribute_accuracy": accuracy, "frechet": frechet, "frechet_to_teacher": frechet / 2, "seam_index": 1.2,
             "psnr_to_teacher": psnr, "seam_ratio": 1.01, "latency_ms": latency, "detail_ratio": 1 - frechet / 100,
         }  # fmt: skip
 
-    teacher = painter(0.934, 6.1, None, 440.0) | {"frechet_to_teacher": None, "seam_ratio": 0.998}
+    teacher = method(0.934, 6.1, None, 440.0) | {"frechet_to_teacher": None, "seam_ratio": 0.998}
     return {
         "summary": {"psnr_to_teacher": 29.1, "seam_ratio": 1.01, "speedup": 22.0},
         "teacher": teacher,
-        "teacher_one_step": painter(0.7, 60.0, 22.0, 33.0),
-        "lift": painter(0.68, 70.0, 19.0, 18.0),
-        "student": painter(0.93, 7.0, 29.1, 20.0),
-        "real": painter(0.99, 2.0, None, None),
-        "vae": painter(0.98, 3.0, None, None),
+        "teacher_one_step": method(0.7, 60.0, 22.0, 33.0),
+        "lift": method(0.68, 70.0, 19.0, 18.0),
+        "student": method(0.93, 7.0, 29.1, 20.0),
+        "real": method(0.99, 2.0, None, None),
+        "vae": method(0.98, 3.0, None, None),
         "judge": {"accuracy": 0.985, "accuracy_by_attribute": {}, "reference_images": 2000},
         "settings": {
             "num_images": 256, "first_seed": 7_010_000, "prompts": "landscapes", "height": 24, "width": 24,

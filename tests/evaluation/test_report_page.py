@@ -9,7 +9,7 @@ from l2p.files import write_json
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
-def painter(frechet: float) -> dict:
+def method(frechet: float) -> dict:
     power = [10.0 / (1 + k) ** 2 for k in range(8)]
     return {
         "attribute_accuracy": 0.9, "frechet": frechet, "seam_index": 1.1, "seam_ratio": 1.0, "detail_ratio": 0.9,
@@ -28,7 +28,7 @@ def report(tmp_path):
         "invention_draws": 4,
     }  # fmt: skip
     summary = {"psnr_to_teacher": 25.0, "seam_ratio": 1.0, "speedup": 20.0}
-    metrics = {"summary": summary, "teacher": painter(6.0), "student": painter(7.0), "settings": settings}
+    metrics = {"summary": summary, "teacher": method(6.0), "student": method(7.0), "settings": settings}
     write_json(
         tmp_path / "metrics.json", {**metrics, "seconds": 3.0, "alarms": [f"seams every 16 px {HOSTILE}"]}
     )

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from l2p.evaluation.attributes import named_labels
-from l2p.evaluation.gather import Gathered
+from l2p.evaluation.collection import Gathered
 from l2p.evaluation.judge import load_judge
-from l2p.evaluation.shown import Shown
+from l2p.evaluation.sample_store import Shown
 from l2p.images import from_uint8
 from l2p.landscapes import Scene, caption, render_batch
 from l2p.lift import Lift

@@ -84,21 +84,12 @@ def check_told(outcome: injection.Outcome, what: str, code: int = 2) -> str:
 
 @pytest.fixture(scope="session")
 def world(tiny_pipeline, tmp_path_factory) -> World:
-    import l2p.cli.distill
-    import l2p.cli.evaluate
-    import l2p.cli.export
-    import l2p.cli.generate
-    import l2p.cli.grow
-    import l2p.cli.train_head  # noqa: F401
     from l2p.lift import Lift
     from l2p.recipe import HeadConfig, StudentConfig
     from l2p.students.build import from_teacher
     from l2p.students.io import save_student
     from l2p.teachers import load_teacher
-    from l2p.training import distill, grow, head  # noqa: F401
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork has none of its parent's threads
     place = tmp_path_factory.mktemp("faults")
     prompts = place / "prompts.txt"
     prompts.write_text("a red house by a lake at dusk\nsnow on high mountains\na river, three trees\n")
@@ -127,5 +118,4 @@ def world(tiny_pipeline, tmp_path_factory) -> World:
         teacher.text_encoder,
         {"recipe": {"teacher": settings, "evaluation": evaluation}},
     )
-    yield World(place, make_jobs(tiny_pipeline, prompts, place / "student", place / "recipes"))
-    torch.set_num_threads(threads)
+    return World(place, make_jobs(tiny_pipeline, prompts, place / "student", place / "recipes"))

@@ -1,4 +1,4 @@
-"""Run a command in a forked child of this warm process, and put faults into its file operations.
+"""Run a command in a forked child of a warm process, and put faults into its file operations.
 
 A fork costs milliseconds where a new process imports torch for seconds. Nothing that a child patches reaches the parent, so
 faults need no undoing, and a child that is killed leaves the disk just as a killed command does.
@@ -6,23 +6,30 @@ faults need no undoing, and a child that is killed leaves the disk just as a kil
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import errno
 import io
 import os
+import pickle
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+
+import cloudpickle
 
 PATIENCE = 240.0  # seconds until a child counts as hung
 WRITING = set("wax+")
+_in_child = False  # whether this process is a command's
 Hook = Callable[[int, str, Path], None]  # (number of the operation from 0, its kind, path)
 
 
@@ -41,16 +48,81 @@ class Outcome:
 
 
 def run(argv: Sequence[str], scratch: Path, prepare: Callable[[], None] | None = None) -> Outcome:
-    """``l2p ARGV`` in a forked child.
+    """``l2p ARGV`` in a forked child of the warm process; within such a child, in a child of its own.
 
     Args:
         scratch: folder for what it prints.
         prepare: called in the child first, to put the fault in place.
     """
+    return _fork(argv, scratch, prepare) if _in_child else WarmProcess.get().run(argv, scratch, prepare)
+
+
+class WarmProcess:
+    """A process that has imported what the commands need and has computed nothing: it can be forked at any time.
+
+    The tests' own process cannot: a fork keeps the locks, and none of the threads, of the pools that its parent started.
+    """
+
+    _started: WarmProcess | None = None
+
+    def __init__(self) -> None:
+        self.connection, other = Pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"from tests.faults import injection; injection.serve({other.fileno()})"],
+            pass_fds=[other.fileno()],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        other.close()
+
+    @classmethod
+    def get(cls) -> WarmProcess:
+        if cls._started is None or cls._started.process.poll() is not None:
+            cls._started = cls()
+            atexit.register(cls._started.process.kill)
+        return cls._started
+
+    def run(self, argv: Sequence[str], scratch: Path, prepare: Callable[[], None] | None) -> Outcome:
+        self.connection.send_bytes(cloudpickle.dumps((list(argv), scratch, prepare, dict(os.environ))))
+        outcome = pickle.loads(self.connection.recv_bytes())
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+
+def serve(descriptor: int) -> None:
+    """The warm process: run what is asked for until the tests end."""
+    import l2p.cli.distill
+    import l2p.cli.evaluate
+    import l2p.cli.export
+    import l2p.cli.generate
+    import l2p.cli.grow
+    import l2p.cli.train_head
+    import l2p.cli.train_teacher  # noqa: F401
+    from l2p.training import distill, grow, head  # noqa: F401
+
+    connection = Connection(descriptor)
+    while True:
+        try:
+            argv, scratch, prepare, environment = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        os.environ.clear()
+        os.environ.update(environment, OMP_NUM_THREADS="1")
+        try:
+            answer: Outcome | BaseException = _fork(argv, scratch, prepare)
+        except AssertionError as error:
+            answer = error
+        connection.send_bytes(pickle.dumps(answer))
+
+
+def _fork(argv: Sequence[str], scratch: Path, prepare: Callable[[], None] | None) -> Outcome:
+    global _in_child
     scratch.mkdir(parents=True, exist_ok=True)
     out, err = scratch / "stdout", scratch / "stderr"
     pid = os.fork()
     if pid == 0:
+        _in_child = True
         code = 70  # a bug: the command let an exception through
         try:
             for number, path in ((1, out), (2, err)):

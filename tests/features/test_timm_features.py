@@ -142,8 +142,8 @@ def test_a_model_without_intermediate_features_gives_vectors_alone(models, monke
 
 
 def test_a_model_that_somebody_published_is_read_with_its_own_config(models, monkeypatch, tmp_path):
-    from l2p import remote
     from l2p.files import write_json
+    from l2p.hub import client
 
     model, file = models["test_vit"]
     (tmp_path / "model.safetensors").write_bytes(file.read_bytes())
@@ -152,7 +152,7 @@ def test_a_model_that_somebody_published_is_read_with_its_own_config(models, mon
         tmp_path / "config.json", {"architecture": "test_vit", "num_classes": 10, "pretrained_cfg": own}
     )
     asked = []
-    monkeypatch.setattr(remote, "download", lambda name, files: asked.append((str(name), files)) or tmp_path)
+    monkeypatch.setattr(client, "download", lambda name, files: asked.append((str(name), files)) or tmp_path)
     network = load_features("timm:hf-hub:someone/model@v2@3")
     assert asked == [("someone/model@v2", ("config.json", "model.safetensors"))]
     images = pictures()

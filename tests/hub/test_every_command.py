@@ -12,7 +12,7 @@ from l2p.errors import UserError
 from l2p.hub.push import push
 from l2p.review import serving
 from l2p.students.io import read_config
-from l2p.students.named import names_student, resolve_student, results_folder
+from l2p.students.resolve import names_student, resolve_student, results_folder
 
 NAME = "ann/tiny@v2"
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import l2p as library
+from l2p.hub.client import HubName
 from l2p.hub.fetch import pull
 from l2p.hub.push import push
-from l2p.remote import HubName
 from l2p.students.io import load_student, save_student
 from tests.hub.local_hub import READER, WRITER, Repo
 

@@ -28,12 +28,12 @@ class Student:
         self.predict = predict
 
     def __call__(self, x_t, t, conditioning, r=None):
-        return self.paint(self.look(x_t, t, conditioning, r))
+        return self.forward_head(self.forward_features(x_t, t, conditioning, r))
 
-    def look(self, x_t, t, conditioning, r=None):
+    def forward_features(self, x_t, t, conditioning, r=None):
         return x_t, t
 
-    def paint(self, seen):
+    def forward_head(self, seen):
         return self.predict(*seen)
 
 

@@ -45,7 +45,7 @@ def step(real):
             head = HeadConfig("patch", fine_patch=8, width=32, num_blocks=1, head_dim=16, tile=4, halo=2)
             torch.manual_seed(5)
             student = from_teacher(
-                teacher, lift, StudentConfig(latest_time=LATEST, noise_in_span=True, head=head)
+                teacher, lift, StudentConfig(max_timestep=LATEST, project_noise=True, head=head)
             )
         noise = torch.cat([flow.noise([seed], 3, 32, 48) for seed in (1, 2)])
         images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from l2p import processes
+from l2p import distributed
 from l2p.objectives import OBJECTIVES, StepContext
-from l2p.objectives.base import Share
+from l2p.objectives.base import BatchShard
 from l2p.objectives.drift import drift_loss
 
 COUNT = 4
@@ -32,7 +32,7 @@ class Affine(nn.Module):
         return self.weights[0] * x_t.tanh() + self.weights[1] * t.view(-1, 1, 1, 1)
 
 
-def part_of(whole: StepContext, share: Share) -> StepContext:
+def part_of(whole: StepContext, share: BatchShard) -> StepContext:
     seed = torch.Generator().manual_seed(0)
     batch = whole.batch[share.of(COUNT)]
     return StepContext(whole.student, whole.teacher, whole.lift, batch, seed, share=share)
@@ -57,7 +57,7 @@ def test_parts_make_the_whole(name, context, teacher, lift, monkeypatch):
 
     # What each part shows to the others: gathered from the parts one after the other, then handed to each.
     shown: list[list[torch.Tensor]] = [[], []]
-    shares = [Share(0, 2), Share(1, 2)]
+    shares = [BatchShard(0, 2), BatchShard(1, 2)]
     for share, seen in zip(shares, shown, strict=True):
         with monkeypatch.context() as patch:
 
@@ -65,13 +65,13 @@ def test_parts_make_the_whole(name, context, teacher, lift, monkeypatch):
                 seen.append(x.detach())
                 return torch.cat([x, x], dim).detach()
 
-            patch.setattr(processes, "gather", show)
+            patch.setattr(distributed, "gather", show)
             answer(part_of(context(student), share))
     answers = []
     for share in shares:
         pairs = iter(zip(*shown, strict=True))
         with monkeypatch.context() as patch:
-            patch.setattr(processes, "gather", lambda x, dim, pairs=pairs: torch.cat(next(pairs), dim))
+            patch.setattr(distributed, "gather", lambda x, dim, pairs=pairs: torch.cat(next(pairs), dim))
             answers.append(answer(part_of(context(student), share)))
     for term, value in terms.items():
         halves = [found[0][term] for found in answers]
@@ -83,17 +83,17 @@ def test_parts_make_the_whole(name, context, teacher, lift, monkeypatch):
 
 
 def test_a_part_without_a_chosen_picture_counts_for_nothing(context):
-    fractions = [part_of(context(Affine()), Share(i, 2)).choose(0.25) for i in range(2)]
+    fractions = [part_of(context(Affine()), BatchShard(i, 2)).random_subset(0.25) for i in range(2)]
     assert sorted(len(some) for some, _ in fractions) == [0, 1]
     assert sorted(factor for _, factor in fractions) == [0.0, 2.0]
-    assert context(Affine()).choose(1.0) == (slice(None), 1.0)
+    assert context(Affine()).random_subset(1.0) == (slice(None), 1.0)
 
 
 def test_drifting_needs_the_whole_crowd():
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(3, COUNT, 5, generator=generator) for _ in range(2))
     x.requires_grad_()
-    halves = [(Share(i, 2), Share(i, 2).of(COUNT)) for i in range(2)]
+    halves = [(BatchShard(i, 2), BatchShard(i, 2).of(COUNT)) for i in range(2)]
 
     def slope(*losses: torch.Tensor) -> torch.Tensor:
         return torch.autograd.grad(sum(losses) / len(losses), x)[0]  # its value is 1 whatever the field

@@ -9,7 +9,7 @@ def _drawn(ctx, names):
     found = {}
     for name in names:
         with ctx.purpose(name):
-            found[name] = (ctx.randn(4, 3), ctx.rand(4), ctx.choose(0.5)[0])
+            found[name] = (ctx.randn(4, 3), ctx.rand(4), ctx.random_subset(0.5)[0])
     return found
 
 

@@ -75,7 +75,7 @@ def test_student_is_the_published_formulas(name, imported):
     x_t = torch.randn(2, 3, 2 * p, 3 * p, generator=torch.Generator().manual_seed(2))
     t, (caption, _) = torch.tensor([0.9, 0.35]), captions()
     with torch.no_grad():
-        seen = student.look(x_t, t, caption)
+        seen = student.forward_features(x_t, t, caption)
         u = student.velocity(x_t, t, caption)
     for number, length in enumerate(caption.lengths.tolist()):
         told = (
@@ -144,7 +144,7 @@ def test_it_draws_with_its_own_sampling(imported, monkeypatch):
     forward = PixelStudent.forward
     monkeypatch.setattr(PixelStudent, "forward", lambda *args: calls.append(1) or forward(*args))
     first, again, plain = (
-        np.asarray(pipeline.paint(["a red house"], [3], 32, 32, 2, guidance_scale=scale))
+        np.asarray(pipeline.generate_arrays(["a red house"], [3], 32, 32, 2, guidance_scale=scale))
         for scale in (None, 2.0, 1.0)
     )
     assert len(calls) == 2 * 2 + 2 * 2 + 2  # two passes a step with guidance
@@ -251,7 +251,7 @@ def test_exported_for_diffusers_it_is_guided_too(imported, tmp_path, l2p):
     exported = PixelPipeline.from_pretrained(tmp_path / "pipeline", torch_dtype=torch.float32)
     given = {"height": 32, "width": 32, "num_inference_steps": 2}
     picture = exported("a red house", generator=torch.Generator().manual_seed(3), **given).images[0]
-    own = load(folder, dtype="fp32").paint(["a red house"], [3], 32, 32, 2)[0]
+    own = load(folder, dtype="fp32").generate_arrays(["a red house"], [3], 32, 32, 2)[0]
     assert np.abs(np.asarray(picture).astype(int) - np.asarray(own)).max() <= 1
     code, _, err = l2p("export", folder, "--to", "torch-export", tmp_path / "graph.pt2")
     assert (

@@ -8,22 +8,22 @@ import pytest
 from PIL import Image
 
 from l2p.errors import UserError
-from l2p.review.demo import Wish, demo_app
+from l2p.review.demo import DrawRequest, demo_app
 
 GOOD = {"prompt": "a lake", "seed": 7, "height": 32, "width": 48, "path": "l2p"}
 
 
-class FakePainter:
+class FakeModels:
     """Says what it was asked for by a colour."""
 
     about = {"name": "quick", "height": 32, "width": 48, "device": "cpu"}
     about |= {"paths": ["l2p", "vae", "pid"], "scale": 4}
 
-    def draw(self, wish):
-        red = {"l2p": 10, "vae": 250, "pid": 130}[wish.path]
-        scale = 4 if wish.path == "pid" else 1
-        size = (scale * wish.height, scale * wish.width, 3)
-        return np.full(size, (red, wish.seed % 256, 0), np.uint8), 12.34
+    def draw(self, request):
+        red = {"l2p": 10, "vae": 250, "pid": 130}[request.path]
+        scale = 4 if request.path == "pid" else 1
+        size = (scale * request.height, scale * request.width, 3)
+        return np.full(size, (red, request.seed % 256, 0), np.uint8), 12.34
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ class FakePainter:
 )
 def test_what_cannot_be_drawn_is_refused(change, message):
     with pytest.raises(UserError, match=message):
-        Wish.check({**GOOD, **change})
+        DrawRequest.check({**GOOD, **change})
 
 
 def test_a_picture_and_its_latency(serve, call):
-    address = serve(demo_app(FakePainter()))
+    address = serve(demo_app(FakeModels()))
     assert call(address, "/api/about")[1]["name"] == "quick"
     status, made = call(address, "/api/draw", GOOD)
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(made["picture"].partition(",")[2]))))
@@ -62,7 +62,7 @@ def test_the_page(chromium, until, serve):
     def one(selector):
         return chromium.find_element(By.CSS_SELECTOR, selector)
 
-    chromium.get(serve(demo_app(FakePainter())))
+    chromium.get(serve(demo_app(FakeModels())))
     until(lambda: one("#title").text == "quick")
     assert one("#width").get_property("value") == "48"
     one("#draw").click()

@@ -24,7 +24,7 @@ from l2p.errors import UserError
 from l2p.images import read_picture
 from l2p.students import weights
 from l2p.students.io import load_student, read_spec
-from l2p.students.named import BUNDLED
+from l2p.students.resolve import BUNDLED
 
 STUDENT = BUNDLED / "landscapes-128"
 
@@ -346,7 +346,7 @@ def test_removing_a_folder_removes_no_link_target(tmp_path):
 def test_a_name_on_the_hub_is_the_commit_that_was_read_first(monkeypatch, tmp_path):
     import huggingface_hub
 
-    from l2p import remote
+    from l2p.hub import client
 
     asked = []
 
@@ -358,10 +358,10 @@ def test_a_name_on_the_hub_is_the_commit_that_was_read_first(monkeypatch, tmp_pa
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(remote, "_check_space", lambda *_: None)
-    monkeypatch.setattr(remote, "_commits", {})
-    name = remote.HubName("ann/it", "main")
-    first = remote.download(name, ("config.json",))
-    assert remote.download(name, ("*.safetensors",)) == first and asked == ["main", first.name]
-    other = remote.download(remote.HubName("ann/it"), ("config.json",))
+    monkeypatch.setattr(client, "_check_space", lambda *_: None)
+    monkeypatch.setattr(client, "_commits", {})
+    name = client.HubName("ann/it", "main")
+    first = client.download(name, ("config.json",))
+    assert client.download(name, ("*.safetensors",)) == first and asked == ["main", first.name]
+    other = client.download(client.HubName("ann/it"), ("config.json",))
     assert other != first and asked[2] is None

@@ -136,7 +136,7 @@ def hostile_student(tmp_path) -> Path:
     """The bundled student with a config of texts that are commands."""
     import shutil
 
-    from l2p.students.named import BUNDLED
+    from l2p.students.resolve import BUNDLED
 
     folder = tmp_path / "student"
     shutil.copytree(BUNDLED / "landscapes-128", folder)

@@ -187,7 +187,7 @@ def test_fifty_slow_clients_keep_no_one_waiting(port, ask):
 
 
 def test_pictures_that_take_long_are_bounded_and_the_page_goes_on_answering(serve, ask):
-    from l2p.review.demo import WAITING, Painter, Wish
+    from l2p.review.demo import WAITING, DrawRequest, Painter
 
     release = threading.Event()
 
@@ -195,7 +195,7 @@ def test_pictures_that_take_long_are_bounded_and_the_page_goes_on_answering(serv
         def __init__(self):
             self._lock, self._places = threading.Lock(), threading.BoundedSemaphore(WAITING)
 
-        def _paint(self, wish: Wish):
+        def _paint(self, wish: DrawRequest):
             release.wait(30)
             raise UserError("drawn")
 

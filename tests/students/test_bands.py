@@ -16,11 +16,11 @@ from l2p import flow
 from l2p.errors import UserError
 from l2p.images import to_uint8
 from l2p.patches import patchify
-from l2p.students import painting
+from l2p.students import tiled_inference
 from l2p.students.build import from_teacher
 from l2p.students.heads import PatchHead
 from l2p.students.heads import patch as patch_head
-from l2p.students.painting import fit_band, paint
+from l2p.students.tiled_inference import fit_band, generate_tiled
 
 TOLERANCE = 1e-6  # relative RMS in fp32
 
@@ -107,13 +107,13 @@ def test_painting_is_one_step_of_the_student(
     teacher, lift, student_config, randomised, captions, in_span, size
 ):
     config = student_config("patch")
-    config.noise_in_span = in_span
+    config.project_noise = in_span
     student = randomised(from_teacher(teacher, lift, config, size=(32, 48)), std=0.02).eval()
     whole = [side + -side % 16 for side in size]
     noise, conditioning = flow.Noise.of_seeds([3, 4], 3, *whole), captions([5, 9])
     expected = to_uint8(student.sample(noise.rows(0, whole[0]), conditioning)[:, :, : size[0], : size[1]])
     student.head.fit_band = lambda *_: student.head.unit  # the lowest bands
-    painted = paint(student, noise, conditioning, *size)
+    painted = generate_tiled(student, noise, conditioning, *size)
     assert painted.shape == (2, *size, 3)
     assert abs(painted.astype(int) - expected).max() <= 1  # rounding at the edge of a level
     assert (painted != expected).mean() < 1e-3
@@ -123,7 +123,7 @@ def test_other_heads_paint_whole(teacher, lift, student_config, captions):
     student = from_teacher(teacher, lift, student_config("linear")).eval()
     noise, conditioning = flow.Noise.of_seeds([3], 3, 32, 32), captions([5])
     expected = to_uint8(student.sample(noise.rows(0, 32), conditioning)[:, :, :24])
-    assert (paint(student, noise, conditioning, 24, 32) == expected).mean() > 0.999
+    assert (generate_tiled(student, noise, conditioning, 24, 32) == expected).mean() > 0.999
 
 
 def test_a_student_told_of_its_step_paints_the_whole_step(
@@ -133,7 +133,7 @@ def test_a_student_told_of_its_step_paints_the_whole_step(
     randomised(student, std=0.05)
     noise, conditioning = flow.Noise.of_seeds([3], 3, 32, 32), captions([5])
     expected = student.sample(noise.rows(0, 32), conditioning)
-    painted = paint(student, noise, conditioning, 32, 32)
+    painted = generate_tiled(student, noise, conditioning, 32, 32)
     assert abs(painted.astype(int) - to_uint8(expected)).max() <= 1
     standing = student(noise.rows(0, 32), torch.ones(1), conditioning)  # a step from t to t
     assert (standing - expected).abs().max() > 0.02
@@ -158,15 +158,15 @@ def test_no_room_for_the_pixels_is_one_line(teacher, lift, student_config, capti
     resource = pytest.importorskip("resource")
     student = from_teacher(teacher, lift, student_config("patch")).eval()
     noise = flow.Noise.of_seeds([3], 3, 64, 64)
-    monkeypatch.setattr(painting, "LARGE", 1000)
-    whole = paint(student, noise, captions([5]), 64, 64)
+    monkeypatch.setattr(tiled_inference, "LARGE", 1000)
+    whole = generate_tiled(student, noise, captions([5]), 64, 64)
     assert isinstance(whole, np.memmap) and whole.shape == (1, 64, 64, 3)
     monkeypatch.setattr(student.core, "run", None)  # whose call would be another error
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 64 * 64 - 1, hard))
     try:
         with pytest.raises(UserError, match=r"no room for 0\.00 GB of pixels in .* set TMPDIR"):
-            paint(student, noise, captions([5]), 64, 64)
+            generate_tiled(student, noise, captions([5]), 64, 64)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -175,13 +175,13 @@ PEAK = r"""
 import re, torch
 from pathlib import Path
 from l2p import flow
-from l2p.students import painting, presets
+from l2p.students import tiled_inference, presets
 from l2p.students.heads import patch
 from l2p.teachers.protocol import Conditioning
 
 def peak(side, *budget):
     noise = flow.Noise.of_seeds([0], 3, *side)
-    painting.paint(student, noise, words, *side, *budget)
+    tiled_inference.generate_tiled(student, noise, words, *side, *budget)
     status = Path("/proc/self/status").read_text()  # ru_maxrss would begin at the parent's own
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from l2p.bench.launches import counted, fake
-from l2p.students import painting
+from l2p.students import tiled_inference
 from l2p.students.heads.block import scaled_norm
 from l2p.students.pipeline import StudentPipeline
 from l2p.students.presets import preset_spec
@@ -28,9 +28,9 @@ def on_gpu():
         embeds = torch.empty(1, TOKENS, 512, dtype=torch.bfloat16, device="cuda")
         words = Conditioning(embeds, torch.tensor([TOKENS]))
         pipeline = StudentPipeline(student, lambda prompts: words, torch.bfloat16)
-        patch.setattr(painting, "default_budget", lambda device: 40 * 10**9)
+        patch.setattr(tiled_inference, "default_budget", lambda device: 40 * 10**9)
         taken = []
-        patch.setattr(painting, "on_host", lambda x: taken.append(x) or np.zeros(x.shape, np.uint8))
+        patch.setattr(tiled_inference, "on_host", lambda x: taken.append(x) or np.zeros(x.shape, np.uint8))
         counts = {}
 
         def part(owner, name, label):
@@ -44,12 +44,12 @@ def on_gpu():
 
             patch.setattr(owner, name, timed)
 
-        pipeline.paint(["a lake"], [1], SIDE, SIDE)  # tables are made
+        pipeline.generate_arrays(["a lake"], [1], SIDE, SIDE)  # tables are made
         part(student.core, "run", "core")
         part(student.head, "rows", "head")
         taken.clear()
         with counted() as whole:
-            pipeline.paint(["a lake"], [1], SIDE, SIDE)
+            pipeline.generate_arrays(["a lake"], [1], SIDE, SIDE)
     return {"whole": [whole], **counts}, taken
 
 

@@ -186,9 +186,9 @@ def test_a_pipeline_draws_its_pictures_by_graphs(captures, monkeypatch):
     student = random_student("tiny", 64, 64)
     texts = lambda prompts: words(student, len(prompts[0]), (5,) * len(prompts))  # noqa: E731
     pipeline = StudentPipeline(student, texts)
-    wanted = pipeline.paint(["a lake"], [3], 56, 64)
+    wanted = pipeline.generate_arrays(["a lake"], [3], 56, 64)
     pipeline.use_cuda_graphs()
-    found = pipeline.paint(["a lake"], [3], 56, 64)
+    found = pipeline.generate_arrays(["a lake"], [3], 56, 64)
     assert len(captures) == 1 and found.shape == wanted.shape
     assert abs(found.astype(int) - wanted.astype(int)).max() <= 1
 
@@ -200,7 +200,7 @@ def test_what_graphs_cannot_serve_is_one_line(captures, monkeypatch):
     pipeline.use_cuda_graphs()
     for arguments, what in (((2,), "takes 2 steps"), ((1, 10**9, 3.0), "takes guidance of 3")):
         with pytest.raises(UserError, match=f"{what}: leave out --cuda-graphs"):
-            pipeline.paint(["a lake"], [3], 64, 64, *arguments)
+            pipeline.generate_arrays(["a lake"], [3], 64, 64, *arguments)
     assert not captures
 
 

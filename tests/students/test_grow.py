@@ -14,7 +14,7 @@ from l2p.students.build import from_teacher
 from l2p.students.grow import grow, grow_lift, spread_pixels
 from l2p.students.heads.grown import AROUND, sharpened
 from l2p.students.io import load_student, save_student
-from l2p.students.painting import paint
+from l2p.students.tiled_inference import generate_tiled
 
 DETAIL = {"fine_patch": 8, "width": 32, "num_blocks": 1, "head_dim": 16, "tile": 4, "halo": 2}
 
@@ -22,7 +22,7 @@ DETAIL = {"fine_patch": 8, "width": 32, "num_blocks": 1, "head_dim": 16, "tile":
 @pytest.fixture(params=["patch", "linear"])
 def small(request, teacher, lift, student_config, randomised):
     config = student_config(request.param)
-    config.noise_in_span = request.param == "patch"
+    config.project_noise = request.param == "patch"
     return randomised(from_teacher(teacher, lift, config, size=(32, 48)), std=0.02).eval()
 
 
@@ -97,7 +97,7 @@ def test_grown_students_paint_in_bands_travel_and_grow_again(small, captions, tm
     noise, conditioning = flow.Noise.of_seeds([3], 3, 128, 128), captions([5])
     expected = to_uint8(grown.sample(noise.rows(0, 128), conditioning)[:, :, : size[0], : size[1]])
     loaded.head.fit_band = lambda *_: loaded.head.unit
-    painted = paint(loaded, noise, conditioning, *size)
+    painted = generate_tiled(loaded, noise, conditioning, *size)
     assert abs(painted.astype(int) - expected).max() <= 1 and (painted != expected).mean() < 1e-2
 
 

@@ -43,9 +43,9 @@ def test_a_student_starts_with_the_picture_that_the_head_makes_of_its_core_s_lat
     fresh = from_teacher(teacher, lift, config).eval()
     noise = torch.randn(2, 3, 64, 32)
     with torch.no_grad():
-        seen = student.look(noise, torch.ones(2), captions([1, 2]))
-        drawn, wanted = student.paint(seen), head.decode(student.latents(seen).float())
-        other = fresh.paint(seen)
+        seen = student.forward_features(noise, torch.ones(2), captions([1, 2]))
+        drawn, wanted = student.forward_head(seen), head.decode(student.latents(seen).float())
+        other = fresh.forward_head(seen)
     torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-4)
     assert (other - wanted).abs().mean() > 1e-2
 
@@ -59,7 +59,7 @@ def test_nothing_of_core_or_lift_is_saved(saved):
         z = torch.randn(1, 2, 2, head.readout.in_channels)
         noise = torch.randn(1, 3, *(2 * [2 * head.patch_size]))
         nothing = torch.zeros(1, 2, 2, 1), torch.zeros(1, 1), z
-        assert torch.equal(head.paint(*nothing, noise, torch.zeros(1)), head.decode(z))
+        assert torch.equal(head.forward_pixels(*nothing, noise, torch.zeros(1)), head.decode(z))
 
 
 def test_heads_that_do_not_fit_are_named(teacher, lift, config, saved, tmp_path):

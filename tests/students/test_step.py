@@ -111,14 +111,14 @@ LOADING = """
 import sys
 from pathlib import Path
 from l2p.evaluation.memory import process_status
-from l2p.runtime import own_memory
+from l2p.runtime import realign_tensors
 from l2p.students.io import load_student
 
 small, large, *dtype = sys.argv[1:]
 load_student(small)  # which loads libraries
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
 before = process_status("VmRSS")
-own_memory(load_student(large))
+realign_tensors(load_student(large))
 print(process_status("VmHWM") - before)
 """
 

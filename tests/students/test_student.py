@@ -173,10 +173,10 @@ def test_a_frozen_core_leaves_only_the_head(student, captions):
     assert any(p.grad is not None for p in student.head.parameters())
 
 
-def test_latest_time_changes_what_is_told_of_pure_noise_only(teacher, lift, captions, student_config):
+def test_max_timestep_bounds_the_time_of_pure_noise_only(teacher, lift, captions, student_config):
     plain = from_teacher(teacher, lift, student_config("linear"))
-    told = from_teacher(teacher, lift, student_config("linear", latest_time=0.9))
-    assert told.spec.latest_time == 0.9
+    told = from_teacher(teacher, lift, student_config("linear", max_timestep=0.9))
+    assert told.spec.max_timestep == 0.9
     x_t, conditioning = noisy(1), captions([9])
     early, late = torch.tensor([0.2]), torch.ones(1)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_latest_time_changes_what_is_told_of_pure_noise_only(teacher, lift, capt
 
 def test_noise_outside_the_lifts_span_may_be_left_out(teacher, lift, captions, student_config, randomised):
     """Two noises that agree inside the span give one picture; below t = 1 the student sees everything."""
-    student = randomised(from_teacher(teacher, lift, student_config("patch", noise_in_span=True)))
+    student = randomised(from_teacher(teacher, lift, student_config("patch", project_noise=True)))
     tokens, basis = patchify(noisy(1), 16), lift.basis.float()
     outside = patchify(noisy(1, seed=1), 16)
     outside = outside - outside @ basis @ basis.T

@@ -122,9 +122,9 @@ def test_no_student(tmp_path):
         ({"core": {"dims": 3}}, "broken.*dims"),
         ({"head": {"kind": "mixer"}}, "broken.*mixer"),
         ({"head": {"kind": "patch", "widht": 3}}, "broken.*widht"),
-        ({"latest_time": 1.5}, "broken.*latest_time is 1.5"),
-        ({"latest_time": "late"}, "broken.*latest_time is 'late'"),
-        ({"noise_in_span": 1}, "broken.*noise_in_span is 1"),
+        ({"max_timestep": 1.5}, "broken.*max_timestep is 1.5"),
+        ({"max_timestep": "late"}, "broken.*max_timestep is 'late'"),
+        ({"project_noise": 1}, "broken.*project_noise is 1"),
     ],
 )
 def test_broken_configs(broken, changes, message):
@@ -134,8 +134,8 @@ def test_broken_configs(broken, changes, message):
 
 
 def test_folders_from_before_a_field_was_written_mean_its_default(broken, saved):
-    edit(broken, latest_time=None, noise_in_span=None)
-    assert "latest_time" not in json.loads((broken / "config.json").read_text())
+    edit(broken, max_timestep=None, project_noise=None)
+    assert "max_timestep" not in json.loads((broken / "config.json").read_text())
     assert load_student(broken).spec == load_student(saved).spec
 
 
@@ -177,3 +177,19 @@ def test_keys_that_do_not_fit_are_named(broken):
     assert "unexpected: head.decoder.weight" in message
     assert "misshapen: head.out.bias ([5] for [192])" in message
     assert "\n" not in message
+
+
+def test_a_folder_written_before_the_renames_loads(tmp_path):
+    """The student that ships was written with the old keys, and is kept so."""
+    import json
+
+    from l2p.config import RENAMED_KEYS
+    from l2p.students.io import read_config, read_spec
+    from l2p.students.resolve import BUNDLED
+
+    folder = BUNDLED / "landscapes-128"
+    kept = json.loads((folder / "config.json").read_text())
+    assert RENAMED_KEYS.keys() <= kept.keys()
+    spec, config = read_spec(folder), read_config(folder)
+    for old, new in RENAMED_KEYS.items():
+        assert getattr(spec, new) == kept[old] == config[new] and old not in config

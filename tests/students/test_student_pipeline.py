@@ -13,8 +13,8 @@ from l2p.images import to_uint8
 from l2p.noise import pixel_noise
 from l2p.students.build import from_teacher
 from l2p.students.io import save_student
-from l2p.students.named import resolve_student
 from l2p.students.pipeline import StudentPipeline
+from l2p.students.resolve import resolve_student
 
 PROMPTS = ["a red house by a lake", "snow at night under many bright stars"]
 

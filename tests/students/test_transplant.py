@@ -156,7 +156,7 @@ def test_a_student_of_a_u_net_has_a_core_of_its_own(student_config, kind, tmp_pa
     x_t, conditioning = torch.randn(2, 3, 32, 32), teacher.encode_prompts(tiny.WORDS)
     with torch.no_grad():
         start = student(x_t, torch.ones(2), conditioning)
-        seen = student.look(x_t, torch.ones(2), conditioning)
+        seen = student.forward_features(x_t, torch.ones(2), conditioning)
     if kind == "patch":  # its guess of the latents is the noise that it was given
         z = patchify(x_t, 16) @ lift.basis.float()
         torch.testing.assert_close(student.latents(seen), z, atol=1e-4, rtol=1e-4)

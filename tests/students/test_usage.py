@@ -59,7 +59,7 @@ def test_a_config_that_does_not_say_its_world(config):
 
 
 def test_the_bundled_student_knows_its_world_and_its_pipeline_warns():
-    from l2p.students.named import resolve_student
+    from l2p.students.resolve import resolve_student
 
     pipeline = load(resolve_student("landscapes-128"), "cpu", "fp32")
     assert isinstance(pipeline, StudentPipeline) and pipeline.world == "landscapes"
@@ -77,7 +77,7 @@ def test_the_bundled_student_knows_its_world_and_its_pipeline_warns():
 
 
 def test_a_prompt_beyond_what_is_read_keeps_the_template_s_end():
-    from l2p.students.named import resolve_student
+    from l2p.students.resolve import resolve_student
     from l2p.teachers import load_text_encoder
     from l2p.teachers.text import MAX_TOKENS
 

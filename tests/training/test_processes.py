@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from l2p.distributed import WorldInfo, place
 from l2p.errors import UserError
-from l2p.processes import Place, place
 from l2p.recipe import Recipe
 from l2p.training.engine.log import read_log
 from l2p.training.engine.sharded import load_checkpoint, step_of
@@ -204,27 +204,27 @@ before, Interrupt""",
 
 TALK = """
 import os, sys, torch
-from l2p import processes
+from l2p import distributed
 from l2p.errors import UserError
 
-here = processes.place()
-with processes.together(torch.device("cpu"), 1.0):
-    rank = processes.rank()
-    assert (rank, processes.size()) == (here.rank, 2)
-    assert processes.any_of(rank == 1) and not processes.any_of(False)
-    assert processes.mean({"a": torch.tensor(float(rank)), "b": torch.tensor(3.0)}) == {"a": 0.5, "b": 3.0}
-    assert processes.gather(torch.full((2, 1), rank), 1).tolist() == [[0, 1], [0, 1]]
-    assert processes.from_first(lambda: {"rank": rank}) == {"rank": 0}
+here = distributed.place()
+with distributed.process_group(torch.device("cpu"), 1.0):
+    rank = distributed.rank()
+    assert (rank, distributed.size()) == (here.rank, 2)
+    assert distributed.all_reduce_any(rank == 1) and not distributed.all_reduce_any(False)
+    assert distributed.mean({"a": torch.tensor(float(rank)), "b": torch.tensor(3.0)}) == {"a": 0.5, "b": 3.0}
+    assert distributed.gather(torch.full((2, 1), rank), 1).tolist() == [[0, 1], [0, 1]]
+    assert distributed.run_on_rank0(lambda: {"rank": rank}) == {"rank": 0}
     layer = torch.nn.Linear(1, 1)
     layer.weight.grad = torch.full((1, 1), float(rank))
-    processes.average_gradients(layer.parameters())
+    distributed.average_gradients(layer.parameters())
     assert layer.weight.grad.item() == 0.5 and layer.bias.grad is None
 
     def fail():
         raise UserError("only the first knows")
 
     try:
-        processes.from_first(fail)
+        distributed.run_on_rank0(fail)
     except UserError as error:
         assert str(error) == "only the first knows"
     if rank == 1:
@@ -232,7 +232,7 @@ with processes.together(torch.device("cpu"), 1.0):
     try:
         torch.distributed.barrier()
     except RuntimeError as error:
-        assert processes._is_loss(error), error
+        assert distributed._is_loss(error), error
         print("lost", file=sys.stderr)
         os._exit(0)
 """
@@ -255,8 +255,8 @@ def test_every_process_prints_why_it_fails_also_before_they_have_met():
 @pytest.mark.parametrize(
     "variables, expected",
     [
-        ({}, Place()),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Place(3, 4, 1, 2)),
+        ({}, WorldInfo()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, WorldInfo(3, 4, 1, 2)),
         (
             {
                 "SLURM_STEP_NUM_TASKS": "4",
@@ -269,7 +269,7 @@ def test_every_process_prints_why_it_fails_also_before_they_have_met():
                 "SLURM_NTASKS": "4",
                 "SLURM_JOB_NAME": "l2p",
             },
-            Place(2, 4, 0, 2),
+            WorldInfo(2, 4, 0, 2),
         ),
     ],
     ids=["alone", "torchrun", "srun"],

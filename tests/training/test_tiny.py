@@ -68,7 +68,7 @@ def test_a_recipe_runs_whole_on_its_tiny_twin_in_two_processes(name, tmp_path):
 
 UNTIL_IT_IS_LOADED = """
 import sys
-from l2p import processes
+from l2p import distributed
 from l2p.teachers import load_teacher
 from l2p.training import distill, tiny
 
@@ -79,7 +79,7 @@ def prepare(recipe, small):
 
 def run(recipe, resume):
     load_teacher(recipe.teacher.path)
-    open(f"loaded-{processes.rank()}", "x").close()
+    open(f"loaded-{distributed.rank()}", "x").close()
     return {"seconds": 0.0, "report": "", "student": "", "output_dir": ""}
 
 distill.run, tiny.prepare = run, prepare

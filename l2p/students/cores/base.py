@@ -150,14 +150,14 @@ class Core(nn.Module, ABC):
         }
 
     @classmethod
-    def read_in(cls, transformer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    def input_proj_weights(cls, transformer: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Weight [dim, d], over tokens in (row, column, channel) order, and bias of the teacher's first layer."""
         layer = transformer.get_submodule(cls.first)
         weight = layer.weight if layer.weight.ndim == 4 else _unfold(layer.weight.T, cls.packing)
         return weight.permute(0, 2, 3, 1).flatten(1), layer.bias
 
     @classmethod
-    def write_out(cls, transformer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    def output_proj_weights(cls, transformer: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Weight [d, dim] and bias [d] of the teacher's last layer for ``-u``, in (row, column, channel) order."""
         layer = transformer.get_submodule(cls.last[-1])
         weight, bias = -layer.weight, None if layer.bias is None else -layer.bias
@@ -170,7 +170,7 @@ class Core(nn.Module, ABC):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         self.transformer.gradient_checkpointing = enabled
 
-    def through(self, block: nn.Module, **arguments: Any) -> Any:
+    def checkpointed(self, block: nn.Module, **arguments: Any) -> Any:
         """A block's answer, recomputed in the backward pass where that is asked for."""
         if self.transformer.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, use_reentrant=False, **arguments)
@@ -196,11 +196,11 @@ class Core(nn.Module, ABC):
         """:meth:`forward` of embedded tokens x [B, h, w, dim]."""
         weight, grid = self.embedder.weight, tuple(x.shape[1:3])
         t = t.to(weight.device, torch.float32)
-        x, c = self.walk(x.flatten(1, 2), grid, t, conditioning.to(weight.device, weight.dtype))
+        x, c = self.forward_blocks(x.flatten(1, 2), grid, t, conditioning.to(weight.device, weight.dtype))
         return x.unflatten(1, grid), c
 
     @abstractmethod
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         """Embedded image tokens x [B, h w, dim] to features of that shape and the time embedding [B, time_dim]."""

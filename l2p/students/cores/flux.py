@@ -21,7 +21,7 @@ class FluxCore(Core):
 
     transformer_class = "FluxTransformer2DModel"
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model, guidance = self.transformer, self.guidance(t)
@@ -30,7 +30,7 @@ class FluxCore(Core):
         text = model.context_embedder(conditioning.embeds)
         rope = model.pos_embed(_positions(text, grid))
         for block in self.layers:
-            text, x = self.through(
+            text, x = self.checkpointed(
                 block, hidden_states=x, encoder_hidden_states=text, temb=c, image_rotary_emb=rope
             )
         return x, c
@@ -59,7 +59,7 @@ class ChromaCore(Core):
     def new_final(self, out_dim: int) -> nn.Module:
         return Final(_Pruned(self.dim), self.dim, out_dim)
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model = self.transformer
@@ -71,7 +71,7 @@ class ChromaCore(Core):
         for i, block in enumerate(model.transformer_blocks):
             image, words = 3 * singles + 6 * i, 3 * singles + 6 * (doubles + i)
             temb = torch.cat([modulations[:, image : image + 6], modulations[:, words : words + 6]], dim=1)
-            text, x = self.through(
+            text, x = self.checkpointed(
                 block,
                 hidden_states=x,
                 encoder_hidden_states=text,
@@ -83,7 +83,9 @@ class ChromaCore(Core):
         x = torch.cat([text, x], dim=1)
         for i, block in enumerate(model.single_transformer_blocks):
             temb = modulations[:, 3 * i : 3 * i + 3]
-            x = self.through(block, hidden_states=x, temb=temb, image_rotary_emb=rope, attention_mask=mask)
+            x = self.checkpointed(
+                block, hidden_states=x, temb=temb, image_rotary_emb=rope, attention_mask=mask
+            )
         return x[:, words:], modulations[:, -2:].flatten(1)
 
 
@@ -105,7 +107,7 @@ class Flux2Core(Core):
     transformer_class = "Flux2Transformer2DModel"
     final_bias = False
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model = self.transformer
@@ -116,7 +118,7 @@ class Flux2Core(Core):
         words = text.shape[1]
         rope = model.pos_embed(torch.cat(position_ids(words, grid, x.device)))
         for block in model.transformer_blocks:
-            text, x = self.through(
+            text, x = self.checkpointed(
                 block,
                 hidden_states=x,
                 encoder_hidden_states=text,
@@ -126,7 +128,7 @@ class Flux2Core(Core):
             )
         x = torch.cat([text, x], dim=1)
         for block in model.single_transformer_blocks:
-            x = self.through(
+            x = self.checkpointed(
                 block, hidden_states=x, encoder_hidden_states=None, temb_mod=of_both, image_rotary_emb=rope
             )
         return x[:, words:], c

@@ -38,7 +38,7 @@ class NoiseCore(Core):
         return self.schedule.latest
 
     @classmethod
-    def write_out(cls, transformer: nn.Module) -> tuple[Tensor, Tensor]:
+    def output_proj_weights(cls, transformer: nn.Module) -> tuple[Tensor, Tensor]:
         layer, config = transformer.get_submodule(cls.last[-1]), transformer.config
         weight, bias = (
             part.unflatten(0, (-1, config.out_channels or config.in_channels))[:, : config.in_channels]
@@ -76,7 +76,7 @@ class PixArtCore(NoiseCore):
     def copy_norm(cls, final: nn.Module, transformer: nn.Module) -> None:
         final.norm.scale_shift_table.copy_(transformer.scale_shift_table)
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model = self.transformer
@@ -85,7 +85,7 @@ class PixArtCore(NoiseCore):
         timestep, c = model.adaln_single(t, unused, batch_size=len(x), hidden_dtype=x.dtype)
         text, mask = model.caption_projection(conditioning.embeds), additive_mask(conditioning, x)
         for block in model.transformer_blocks:
-            x = self.through(
+            x = self.checkpointed(
                 block,
                 hidden_states=x,
                 encoder_hidden_states=text,
@@ -128,12 +128,12 @@ class DiTCore(NoiseCore):
     def copy_norm(cls, final: nn.Module, transformer: nn.Module) -> None:
         final.norm.modulation.load_state_dict(transformer.proj_out_1.state_dict())
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model, classes = self.transformer, class_numbers(conditioning)
         x = x + grid_positions(model.pos_embed, grid, x)
         for block in model.transformer_blocks:
-            x = self.through(block, hidden_states=x, timestep=t, class_labels=classes)
+            x = self.checkpointed(block, hidden_states=x, timestep=t, class_labels=classes)
         c = model.transformer_blocks[0].norm1.emb(t, classes, hidden_dtype=x.dtype)
         return x, c

@@ -39,7 +39,7 @@ class QwenImageCore(Core):
         ):  # its tables are not saved, so they cannot wait for weights on the meta device
             self.transformer.pos_embed = QwenEmbedRope(theta=10000, axes_dim=axes, scale_rope=True)
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model, mask = self.transformer, conditioning.mask if conditioning.padded else None
@@ -48,7 +48,7 @@ class QwenImageCore(Core):
         shapes = [[(1, *grid)]] * len(x)
         rope = model.pos_embed(shapes, max_txt_seq_len=text.shape[1], device=x.device)
         for block in model.transformer_blocks:
-            text, x = self.through(
+            text, x = self.checkpointed(
                 block,
                 hidden_states=x,
                 encoder_hidden_states=text,

@@ -46,7 +46,7 @@ class SanaCore(Core):
     def copy_norm(cls, final: nn.Module, transformer: nn.Module) -> None:
         final.norm.scale_shift_table.copy_(transformer.scale_shift_table)
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model = self.transformer
@@ -59,7 +59,7 @@ class SanaCore(Core):
         text = model.caption_norm(model.caption_projection(conditioning.embeds))
         mask = additive_mask(conditioning, x)
         for block in model.transformer_blocks:
-            x = self.through(
+            x = self.checkpointed(
                 block,
                 hidden_states=x,
                 encoder_hidden_states=text,

@@ -19,7 +19,7 @@ class SD3Core(Core):
     first = "pos_embed.proj"
     channels_first = False
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         model = self.transformer
@@ -27,5 +27,5 @@ class SD3Core(Core):
         c = model.time_text_embed(1000 * t, conditioning.pooled)
         text = model.context_embedder(conditioning.embeds)
         for block in model.transformer_blocks:
-            text, x = self.through(block, hidden_states=x, encoder_hidden_states=text, temb=c)
+            text, x = self.checkpointed(block, hidden_states=x, encoder_hidden_states=text, temb=c)
         return x, c

@@ -103,12 +103,12 @@ class ZImageCore(Core):
         }
 
     @classmethod
-    def read_in(cls, transformer: nn.Module) -> tuple[Tensor, Tensor]:
+    def input_proj_weights(cls, transformer: nn.Module) -> tuple[Tensor, Tensor]:
         layer = _only(transformer.all_x_embedder)
         return layer.weight, layer.bias
 
     @classmethod
-    def write_out(cls, transformer: nn.Module) -> tuple[Tensor, Tensor]:
+    def output_proj_weights(cls, transformer: nn.Module) -> tuple[Tensor, Tensor]:
         layer = _only(transformer.all_final_layer).linear  # writes minus the velocity as it is
         return layer.weight, layer.bias
 
@@ -134,7 +134,7 @@ class ZImageCore(Core):
         conditioning = conditioning.to(weight.device, weight.dtype)
         return forward_embedded(self.transformer, x, t_model, conditioning, extra, inject=inject)
 
-    def walk(
+    def forward_blocks(
         self, x: Tensor, grid: tuple[int, int], t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("this family is walked whole, embedding included")

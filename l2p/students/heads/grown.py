@@ -69,7 +69,7 @@ class GrownHead(PatchHead):
         """
         if draft is None:
             return super().forward(features, c, x_in, t)
-        return self.paint(features, c, self._prepared(draft), x_in, t)
+        return self.forward_pixels(features, c, self._prepared(draft), x_in, t)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """``U^T`` of tokens: [B, rows, w, 3 p^2] to [B, rows, w, 3 (p / g)^2], white noise to white noise."""
@@ -91,11 +91,13 @@ class GrownHead(PatchHead):
     ) -> Tensor:
         return self._upsampled(context[:, :3], top, bottom)
 
-    def _told(self, draft: Tensor, context: Tensor, draft_top: int, low: int, high: int) -> Tensor:
+    def _draft_features(self, draft: Tensor, context: Tensor, draft_top: int, low: int, high: int) -> Tensor:
         differences = self._upsampled(context[:, 3:], low, high).to(draft.dtype)
-        return torch.cat([super()._told(draft, context, draft_top, low, high), differences], dim=1)
+        return torch.cat([super()._draft_features(draft, context, draft_top, low, high), differences], dim=1)
 
-    def _finished(self, written: Tensor, draft: Tensor, draft_top: int, start: int, stop: int) -> Tensor:
+    def _apply_residual(
+        self, written: Tensor, draft: Tensor, draft_top: int, start: int, stop: int
+    ) -> Tensor:
         added, weights = written.split((3, len(AROUND)), dim=1)
         g, (rows, columns) = self.factor, added.shape[2:]
         here = draft if draft.shape[2] == rows else draft[:, :, start - draft_top : stop - draft_top]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from l2p.flow import time_like
 from l2p.patches import patchify, unpatchify
-from l2p.runtime import exact
+from l2p.runtime import no_autocast
 from l2p.teachers.schedules import clean_from_noise
 
 
@@ -61,7 +61,7 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         out = self.final(features.flatten(1, 2), c=c).unflatten(1, features.shape[1:3])
-        with exact(x_in):  # this path carries the noise itself: keep its digits
+        with no_autocast(x_in):  # this path carries the noise itself: keep its digits
             tokens = patchify(x_in.float(), self.patch_size)
             basis = self.basis.float()
             kept = self.scale * (tokens @ basis) @ basis.T

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from l2p.errors import UserError
 from l2p.patches import patchify, pixels
-from l2p.runtime import exact
+from l2p.runtime import no_autocast
 from l2p.students.heads.block import PatchBlock, norm
 from l2p.students.heads.linear import clean, final_layer
 
@@ -28,7 +28,7 @@ PIXEL_HIDDEN = 32  # and between them
 # Of a CPU: what leaves its cache takes longer. A GPU takes all at once that its memory has room for.
 LARGEST_BAND = 2**16  # fine tokens, or one row of tiles: higher bands have less halo each
 STRIPE = 2**18  # pixels that pass the last convolutions at a time: they have 47 numbers each there
-WHOLE = 2**62
+FULL_BATCH = 2**62
 WORKSPACE = 64 * 2**20  # bytes that attention's own bands and the libraries' buffers take, whatever the size
 EDGE = 2  # pixels around its own that the last convolutions read
 ROPE_THETA = 100.0  # neighbours are at most a few tiles away: slow rotations would tell them nothing
@@ -65,7 +65,7 @@ class PatchHead(nn.Module):
     """
 
     seen_channels = 6  # of the pictures that the fine tokens embed: the input and what is told of the draft
-    written_channels = 3  # of the last convolution, for :meth:`_finished`
+    written_channels = 3  # of the last convolution, for :meth:`_apply_residual`
     reach = EDGE  # pixel rows of the draft around its own that a band needs
 
     def __init__(
@@ -121,9 +121,9 @@ class PatchHead(nn.Module):
 
     def forward(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         context = self.context(features, c, self.pool(patchify(x_in, self.patch_size)), t)
-        return self.paint(features, c, context, x_in, t)
+        return self.forward_pixels(features, c, context, x_in, t)
 
-    def paint(self, features: Tensor, c: Tensor, context: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
+    def forward_pixels(self, features: Tensor, c: Tensor, context: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         """:meth:`forward` with the :meth:`context` known."""
 
         def rows(start: int, stop: int) -> Tensor:
@@ -144,7 +144,7 @@ class PatchHead(nn.Module):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """What the draft needs of the core's input [B, rows, w, 3 p^2], each token alone: the lift's latents z_t."""
-        with exact(tokens):  # the noise's identity: keep its digits
+        with no_autocast(tokens):  # the noise's identity: keep its digits
             return tokens @ self.basis.to(tokens.dtype)
 
     def context(self, features: Tensor, c: Tensor, pooled: Tensor, t: Tensor) -> Tensor:
@@ -181,9 +181,9 @@ class PatchHead(nn.Module):
         if not is_whole:
             draft_top, draft_bottom = min(draft_top, low * f), max(draft_bottom, high * f)
         draft = self._draft(features, c, context, t, draft_top, draft_bottom).to(self.embed.weight.dtype)
-        told = self._told(draft, context, draft_top, low * f, high * f)
-        x = x + self._seen(x_in, told, low * f, high * f)
-        del told
+        draft_features = self._draft_features(draft, context, draft_top, low * f, high * f)
+        x = x + self._embed_inputs(x_in, draft_features, low * f, high * f)
+        del draft_features
         angles = self._angles(height // f, x.shape[2], x.device)
         silu_c = F.silu(c)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled() and is_whole
@@ -220,21 +220,25 @@ class PatchHead(nn.Module):
         near = continued(continued(near, 2, EDGE, EDGE), 1, top - (start - EDGE), stop + EDGE - bottom)
         written = self.conv_out(F.silu(self.conv_in(near.permute(0, 3, 1, 2))))
         del near
-        return self._finished(written, draft, draft_top, start, stop)
+        return self._apply_residual(written, draft, draft_top, start, stop)
 
-    def _told(self, draft: Tensor, context: Tensor, draft_top: int, low: int, high: int) -> Tensor:
+    def _draft_features(self, draft: Tensor, context: Tensor, draft_top: int, low: int, high: int) -> Tensor:
         """What the fine tokens of the pixel rows [low, high) are told of the draft, whose first row is ``draft_top``."""
         if draft.shape[2] == high - low:
             return draft
         return draft[:, :, low - draft_top : high - draft_top]
 
-    def _finished(self, written: Tensor, draft: Tensor, draft_top: int, start: int, stop: int) -> Tensor:
+    def _apply_residual(
+        self, written: Tensor, draft: Tensor, draft_top: int, start: int, stop: int
+    ) -> Tensor:
         """The pixel rows [start, stop): what the last convolution wrote for them, added to the draft."""
         if draft.shape[2] != stop - start:
             draft = draft[:, :, start - draft_top : stop - draft_top]
         return draft.to(written.dtype) + written
 
-    def _seen(self, x_in: Callable[[int, int], Tensor], told: Tensor, low: int, high: int) -> Tensor:
+    def _embed_inputs(
+        self, x_in: Callable[[int, int], Tensor], draft_features: Tensor, low: int, high: int
+    ) -> Tensor:
         """``embed`` of the pixel rows [low, high) of the input and of what is told of the draft, some rows of core tokens
         at a time; each passes its own part of the weight, which spares a copy of both."""
         f, p = self.fine_patch, self.patch_size
@@ -246,11 +250,15 @@ class PatchHead(nn.Module):
         )
 
         def embedded(start: int, stop: int) -> Tensor:
-            part = told if stop - start == high - low else told[:, :, start - low : stop - low]
-            seen = patchify(x_in(start, stop).to(told.dtype), f)
+            part = (
+                draft_features
+                if stop - start == high - low
+                else draft_features[:, :, start - low : stop - low]
+            )
+            seen = patchify(x_in(start, stop).to(draft_features.dtype), f)
             return F.linear(seen, of_input, self.embed.bias) + F.linear(patchify(part, f), of_draft)
 
-        step = p * max(1, self._stripe // (p * told.shape[3]))
+        step = p * max(1, self._stripe // (p * draft_features.shape[3]))
         if _as_one(high - low, step):
             return embedded(low, high)
         firsts = range(low // p * p, high, step)
@@ -259,7 +267,7 @@ class PatchHead(nn.Module):
     @property
     def _stripe(self) -> int:
         """Pixels that are embedded, and that pass the last convolutions, at a time."""
-        return STRIPE if self.open.weight.device.type == "cpu" else WHOLE
+        return STRIPE if self.open.weight.device.type == "cpu" else FULL_BATCH
 
     @property
     def unit(self) -> int:
@@ -269,7 +277,7 @@ class PatchHead(nn.Module):
     def fit_band(self, budget: int, batch: int, height: int, width: int, itemsize: int) -> int | None:
         """Pixel rows of the highest band of a picture that :meth:`band_bytes` lets into ``budget`` bytes; None if none fits."""
         band = None
-        largest = LARGEST_BAND if self.open.weight.device.type == "cpu" else WHOLE
+        largest = LARGEST_BAND if self.open.weight.device.type == "cpu" else FULL_BATCH
         tallest = largest // (batch * width // self.fine_patch * self.tile)
         for units in range(1, 1 + max(1, min(tallest, -(-height // self.unit)))):
             if self.band_bytes(units * self.unit, batch, width, itemsize) > budget:
@@ -337,7 +345,7 @@ class PatchHead(nn.Module):
         features = z_0.new_zeros(batch, rows, columns, self.open.in_features)
         c = z_0.new_zeros(batch, self.final.adaLN_modulation[-1].in_features)
         x_in = z_0.new_zeros(batch, 3, rows * self.patch_size, columns * self.patch_size)
-        return self.paint(features, c, z_0, x_in, z_0.new_zeros(batch))
+        return self.forward_pixels(features, c, z_0, x_in, z_0.new_zeros(batch))
 
     def latents(self, features: Tensor, c: Tensor, x_in: Tensor, t: Tensor) -> Tensor:
         """The core's own guess of the teacher's latents, packed z_0 [B, h, w, d], which the draft is a picture of."""

@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from l2p import processes
+from l2p import distributed
 from l2p.errors import UserError
 from l2p.training.engine.after_step import AfterStep
 from l2p.training.engine.log import READ_EVERY, CsvLog, waits
@@ -134,6 +134,6 @@ class Interrupt(AfterStep):
                 signal.signal(number, self.request.handle)
 
     def after_step(self, trainer: pl.Trainer, pl_module: StepModule) -> None:
-        if processes.any_of(self.request.requested):
+        if distributed.all_reduce_any(self.request.requested):
             self.request.signum = self.request.signum or signal.SIGINT
             trainer.should_stop = True

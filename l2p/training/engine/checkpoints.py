@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from l2p import processes
+from l2p import distributed
 from l2p.errors import UserError
 from l2p.files import atomic_path, remove
 from l2p.training.engine.after_step import AfterStep
@@ -46,7 +46,7 @@ class KeepLast(AfterStep):
         step = trainer.global_step
         if (self.every and step % self.every == 0) or step >= trainer.max_steps or trainer.should_stop:
             trainer.save_checkpoint(self.path)
-            if self.other is not None and not processes.rank():
+            if self.other is not None and not distributed.rank():
                 remove(self.other)
 
     def on_save_checkpoint(

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 
 from l2p.errors import UserError
-from l2p.objectives.base import WHOLE
+from l2p.objectives.base import FULL_BATCH
 from l2p.training.engine.callbacks import Interrupt, NaNGuard, Preview
 from l2p.training.engine.checkpoints import AtomicCheckpointIO, KeepLast
 from l2p.training.engine.ema import EMACallback
@@ -71,7 +71,7 @@ def fit(module: StepModule, data: pl.LightningDataModule, job: Job) -> dict[str,
     """
     folder, stage, config, sharded = job.folder, job.stage, module.config, job.strategy == "fsdp"
     path, other = folder.checkpoint(stage, sharded), folder.checkpoint(stage, not sharded)
-    if len(getattr(data, "shares", (WHOLE,))) != job.accumulate:
+    if len(getattr(data, "shares", (FULL_BATCH,))) != job.accumulate:
         raise UserError(
             f"{stage}.accumulate is {job.accumulate}, but this stage takes a step's batch whole: set it to 1"
         )

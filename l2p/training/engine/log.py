@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from l2p import processes
+from l2p import distributed
 from l2p.files import write_text
 from l2p.training.engine.after_step import AfterStep
 from l2p.training.engine.module import StepModule
@@ -83,7 +83,7 @@ class CsvLog(AfterStep):
         self._started = time.monotonic()
 
     def after_step(self, trainer: pl.Trainer, pl_module: StepModule) -> None:
-        if processes.rank():
+        if distributed.rank():
             return
         step = trainer.global_step
         if not self._opened:

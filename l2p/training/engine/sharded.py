@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor import zeros as sharded_zeros
 
-from l2p import processes
+from l2p import distributed
 from l2p.artifacts import check_zip, hash_file, read_sealed, write_sealed
 from l2p.errors import UserError
 from l2p.files import atomic_path, write_text
@@ -47,14 +47,16 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
 
     rest = _map(state, part)
     step = folder / f"step-{int(state['global_step']):06d}"
-    current = processes.from_first(lambda: _named(folder))
+    current = distributed.run_on_rank0(lambda: _named(folder))
     if current is not None and current.name == step.name:  # saved twice at one step: the same numbers again
         return
-    processes.from_first(lambda: shutil.rmtree(step, ignore_errors=True))  # half a folder that a kill left
+    distributed.run_on_rank0(
+        lambda: shutil.rmtree(step, ignore_errors=True)
+    )  # half a folder that a kill left
     dcp.save(tensors, checkpoint_id=step)
-    own = {path.name: hash_file(path) for path in step.glob(f"__{processes.rank()}_*")}
-    write_sealed(step / f"sums-{processes.rank()}.json", own)
-    processes.any_of(False)  # all have written before the folder is named
+    own = {path.name: hash_file(path) for path in step.glob(f"__{distributed.rank()}_*")}
+    write_sealed(step / f"sums-{distributed.rank()}.json", own)
+    distributed.all_reduce_any(False)  # all have written before the folder is named
 
     def conclude() -> None:
         with atomic_path(step / REST) as partial:
@@ -64,7 +66,7 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
             if other != step:
                 shutil.rmtree(other)
 
-    processes.from_first(conclude)
+    distributed.run_on_rank0(conclude)
 
 
 def load_checkpoint(
@@ -153,9 +155,9 @@ def _check_shards(step: Path, alone: bool) -> None:
     sums: dict[str, str] = {}
     for path in sorted(step.glob("sums-*.json")):
         sums |= read_sealed(path, "delete the checkpoint and run again")
-    some = sorted(sums) if alone else sorted(sums)[processes.rank() :: processes.size()]
+    some = sorted(sums) if alone else sorted(sums)[distributed.rank() :: distributed.size()]
     bad = [name for name in some if not (step / name).is_file() or hash_file(step / name) != sums[name]]
-    if bool(bad) if alone else processes.any_of(bool(bad)):
+    if bool(bad) if alone else distributed.all_reduce_any(bool(bad)):
         raise ValueError(f"{bad[0] if bad else 'a shard'} has another checksum than it was written with")
 
 

@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from l2p import processes
+from l2p import distributed
 from l2p.students.student import PixelStudent
 from l2p.training.engine.sharded import is_sharded, load_checkpoint, save_sharded, shard
 
@@ -75,7 +75,7 @@ class Sharded(ModelParallelStrategy):
 def trainer_settings(strategy: str, device: torch.device) -> dict[str, Any]:
     """Arguments of Lightning's `Trainer` that say on what it runs; `strategy` is "one" process, "ddp" or "fsdp"."""
     accelerator = "gpu" if device.type == "cuda" else device.type
-    here = processes.place()
+    here = distributed.place()
     if strategy == "one":
         devices = [device.index or 0] if device.type == "cuda" else 1
         return {"accelerator": accelerator, "devices": devices}
@@ -98,7 +98,7 @@ def environment(strategy: str) -> ClusterEnvironment:
 
 def mesh_of(device: torch.device) -> DeviceMesh:
     """All processes in a row."""
-    return init_device_mesh(device.type, (processes.size(),))
+    return init_device_mesh(device.type, (distributed.size(),))
 
 
 def shard_student(student: PixelStudent, device: torch.device, dtype: torch.dtype = torch.float32) -> None:

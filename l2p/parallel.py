@@ -15,7 +15,7 @@ import torch
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def side_by_side(
+def parallel_map(
     function: Callable[[Item], Result], items: Iterable[Item], device: torch.device
 ) -> list[Result]:
     """``[function(item) for item in items]``; on a CPU as many at a time as torch has threads, which they share.
@@ -42,7 +42,7 @@ def side_by_side(
 
 
 def shares(count: int, device: torch.device, least: int = 8) -> list[slice]:
-    """A batch of ``count`` in parts for :func:`side_by_side`, of ``least`` or more; one part where no CPU computes."""
+    """A batch of ``count`` in parts for :func:`parallel_map`, of ``least`` or more; one part where no CPU computes."""
     number = min(torch.get_num_threads(), count // least) if device.type == "cpu" else 1
     edges = [count * i // max(1, number) for i in range(max(1, number) + 1)]
     return [slice(first, last) for first, last in zip(edges[:-1], edges[1:], strict=True)]

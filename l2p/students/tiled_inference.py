@@ -50,7 +50,7 @@ def default_budget(device: torch.device) -> int:
 
 
 @torch.no_grad()
-def paint(
+def generate_tiled(
     student: PixelStudent,
     noise: Noise | PhiloxNoise,
     conditioning: Conditioning,
@@ -81,7 +81,7 @@ def paint(
         picture.embedded(student.latent_time(t)),
         student.latent_time(t),
         conditioning,
-        student.step_span(t, torch.zeros_like(t)),
+        student.step_size(t, torch.zeros_like(t)),
     )
     if not isinstance(student.head, PatchHead):
         x_0 = student.head(features, c, picture.rows(0, noise_height), student.latent_time(t))
@@ -125,7 +125,7 @@ class _Input:
 
     def __init__(self, student: PixelStudent, noise: Noise | PhiloxNoise, keep: int) -> None:
         self.student, self.noise = student, noise
-        self.in_span = student.spec.noise_in_span
+        self.in_span = student.spec.project_noise
         batch, channels, height, width = noise.shape
         size = 4 * batch * channels * height * width
         # Drawn at once it takes half the time; what the head asks of noise in the span is in the latents.

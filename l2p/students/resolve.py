@@ -7,7 +7,7 @@ from pathlib import Path
 
 from l2p.errors import UserError
 from l2p.files import PathLike
-from l2p.remote import TEXTS, HubName, commit_of, download
+from l2p.hub.client import TEXTS, HubName, commit_of, download
 
 BUNDLED = Path(__file__).parent / "bundled"
 # Nothing that runs code when it is loaded is fetched: no pickles, no Python.

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from l2p.side_by_side import shares, side_by_side
+from l2p.parallel import parallel_map, shares
 
 CPU = torch.device("cpu")
 
@@ -27,22 +27,22 @@ def test_two_at_a_time_each_on_one_thread_and_in_order():
         both.wait()
         return item, torch.get_num_threads()
 
-    assert side_by_side(work, range(4), CPU) == [(item, 1) for item in range(4)]
+    assert parallel_map(work, range(4), CPU) == [(item, 1) for item in range(4)]
     assert torch.get_num_threads() == 2
 
 
 def test_a_gpu_s_work_and_a_single_piece_stay_where_they_are():
     here = threading.get_ident()
     for items, device in (([1], CPU), ([1, 2], torch.device("cuda"))):
-        assert side_by_side(lambda _: threading.get_ident(), items, device) == [here] * len(items)
+        assert parallel_map(lambda _: threading.get_ident(), items, device) == [here] * len(items)
 
 
 def test_gradients_and_autocast_are_the_caller_s():
     x = torch.ones(4, 4, requires_grad=True)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for y in side_by_side(lambda _: x @ x, range(2), CPU):
+        for y in parallel_map(lambda _: x @ x, range(2), CPU):
             assert y.dtype == torch.bfloat16 and not y.requires_grad
-    for y in side_by_side(lambda _: x @ x, range(2), CPU):
+    for y in parallel_map(lambda _: x @ x, range(2), CPU):
         assert y.dtype == torch.float32 and y.requires_grad
 
 
@@ -51,7 +51,7 @@ def test_an_error_is_raised_and_the_threads_are_back():
         raise KeyError(item)
 
     with pytest.raises(KeyError):
-        side_by_side(work, range(3), CPU)
+        parallel_map(work, range(3), CPU)
     assert torch.get_num_threads() == 2
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2p.evaluation.grid import SeamSearch
-from l2p.evaluation.marks import grid_share
+from l2p.evaluation.patch_artifacts import grid_share
 from l2p.evaluation.repetition import ALARM, repeated_share
+from l2p.evaluation.seam_search import SeamSearch
 from l2p.evaluation.spectrum import energy_above, power_of, rings
 
 BINS = 32  # rings of the spectrum

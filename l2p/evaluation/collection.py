@@ -1,4 +1,4 @@
-"""All figures of one painter's pictures, gathered batch by batch: the basic ones, the traces, the pairs, the cycle."""
+"""All figures of one method's pictures, gathered batch by batch: the basic ones, the traces, the pairs, the cycle."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from l2p.evaluation.figures import Figures
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance, relative_frechet
 from l2p.evaluation.judge import Judge
 from l2p.evaluation.native import SIZE, native_crops
+from l2p.evaluation.no_reference import Traces
 from l2p.evaluation.pairs import Pairs
 from l2p.evaluation.spaces import Spaces
-from l2p.evaluation.traces import Traces
 from l2p.features import FeatureNetwork
 
 
 class Gathered:
-    """What is measured on one painter's pictures.
+    """What is measured on one method's pictures.
 
     Args:
-        name: of the painter.
+        name: of the method.
         limit: pictures that the costly figures look at; None for all.
-        repeats: the painter whose pictures these should be, one by one; None for nobody's.
+        repeats: the method whose pictures these should be, one by one; None for nobody's.
         clip: None leaves its figures out.
         encoder: pictures to vectors [B, d] of the teacher's encoder, a second space beside the judge's; None leaves it out.
         spaces: feature networks for distances to the reference.
@@ -70,7 +70,7 @@ class Gathered:
         """Add the next pictures.
 
         Args:
-            images: name to [B, 3, H, W] in [-1, 1], of this painter and, where they have partners, of the one it should repeat.
+            images: name to [B, 3, H, W] in [-1, 1], of this method and, where they have partners, of the one it should repeat.
             labels: int64 [B, attributes], see Figures.
             latents: z [B, c, h, w] of the teacher's pictures; None to leave the cycle out.
             texts: the prompts, for CLIP; None leaves its score out.
@@ -99,7 +99,7 @@ class Gathered:
             clean: pictures that seams and detail are compared with.
             real: real renders, for distances between distributions; None outside of landscapes. Distances in feature spaces
                 are to these, or else to the clean pictures.
-            reference: the painter whose pictures these repeat; None where they repeat nobody's.
+            reference: the method whose pictures these repeat; None where they repeat nobody's.
         """
         values = self.figures.report(clean.figures)
         if real is not None:

@@ -27,7 +27,7 @@ _waiting: dist.ProcessGroup | None = (
 
 
 @dataclass(frozen=True)
-class Place:
+class WorldInfo:
     """This process among those that were launched together.
 
     Attributes:
@@ -45,7 +45,7 @@ class Place:
         return self.size // self.local_size
 
 
-def place() -> Place:
+def place() -> WorldInfo:
     """As the launcher says: torchrun's variables, or those of a job step of SLURM's `srun`; alone without either.
 
     Raises:
@@ -60,9 +60,9 @@ def place() -> Place:
         "local_size": "LOCAL_WORLD_SIZE",
     }
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        return Place()
+        return WorldInfo()
     try:
-        found = Place(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
+        found = WorldInfo(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
     except ValueError:
         raise UserError(f"{', '.join(names.values())} must be numbers: start with torchrun or srun") from None
     if not 0 <= found.rank < found.size or found.size % found.local_size:
@@ -104,7 +104,7 @@ def size() -> int:
 
 
 @contextmanager
-def together(device: torch.device, timeout_minutes: float) -> Iterator[None]:
+def process_group(device: torch.device, timeout_minutes: float) -> Iterator[None]:
     """Inside the `with` the launched processes can speak to each other; a process alone goes straight on, and so do
     processes that have met already.
 
@@ -159,7 +159,7 @@ def _is_loss(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in told or "gloo/rendezvous" in told
 
 
-def from_first(work: Callable[[], T]) -> T:
+def run_on_rank0(work: Callable[[], T]) -> T:
     """What `work` gives in the first process, in all of them; the others wait for it, for days if need be.
 
     The result must be picklable. A UserError of the first process is raised in all.
@@ -179,7 +179,7 @@ def from_first(work: Callable[[], T]) -> T:
     return result
 
 
-def any_of(flag: bool) -> bool:
+def all_reduce_any(flag: bool) -> bool:
     """Whether any process says so."""
     if size() == 1:
         return flag
