@@ -152,7 +152,7 @@ def test_an_objective_in_latents_teaches_the_core_and_asks_neither_head_nor_vae(
     ctx = step()
     for asked in ("encode", "decode"):
         monkeypatch.setattr(teacher, asked, lambda *args: pytest.fail("the VAE ran"))
-    monkeypatch.setattr(ctx.student, "paint", lambda *args: pytest.fail("the head ran"))
+    monkeypatch.setattr(ctx.student, "forward_head", lambda *args: pytest.fail("the head ran"))
     if isinstance(objective, CriticObjective):
         if name == "adversarial":  # a fresh critic is undecided and pushes nobody
             torch.nn.init.normal_(objective.critic.outs[0].weight)
