@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD = ".made.json"
+CHECKSUMS = "checksums.json"  # of a model's folder: l2p.checksums
 SEAL = "checksum"  # of a document of ours: the hash of all else in it
 UNKNOWN = "nothing says what it was made from"
 MODEL_FILES = (".json", ".jinja", ".model", ".safetensors", ".txt")
@@ -126,7 +127,7 @@ def hash_path(path: str | Path) -> str:
 
 def _counts(file: Path, root: Path) -> bool:
     names = file.relative_to(root).parts
-    return not any(name.startswith(".") for name in names) and not file.name.endswith(RECORD)
+    return not any(name.startswith(".") for name in names) and not file.name.endswith((RECORD, CHECKSUMS))
 
 
 def hash_pipeline(folder: str | Path) -> str:

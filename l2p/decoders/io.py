@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from l2p import __version__
+from l2p.checksums import check_file, write_checksums
 from l2p.decoders.pid import PidSpec, PidStudent
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
@@ -57,6 +58,7 @@ def save_decoder(
         partial.mkdir()
         weights.write_weights(state, partial, {"format": "pt", "config": json.dumps(config)})
         write_json(partial / CONFIG, config)
+        write_checksums(partial)
 
 
 def _is_decoder(folder: Path) -> bool:
@@ -130,6 +132,7 @@ def fill_decoder(student: PidStudent, name: str | Path, device: torch.device | s
     expected = student.state_dict()
     entries = weights.read_entries(folder)
     weights.check_entries(expected, entries, folder)
+    check_file(folder / CONFIG)
     state = weights.read_weights(entries, device, dict.fromkeys(expected, torch.float32))
     weights.check_finite(state, folder)
     trains = {key: p.requires_grad for key, p in student.named_parameters()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from l2p.checksums import check_file, write_checksums
 from l2p.errors import UserError
 from l2p.files import atomic_path
 from l2p.landscapes import ATTRIBUTES
@@ -123,6 +124,7 @@ def save_judge(judge: Judge, path: str | Path) -> None:
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+    write_checksums(Path(path).parent, [Path(path)])
 
 
 def _weights(judge: Judge) -> set[str]:
@@ -142,6 +144,7 @@ def load_judge(path: str | Path = BUNDLED, device: torch.device | str = "cpu") -
 
     if not Path(path).is_file():
         raise UserError(f"no judge at {path}: train one with `l2p train-judge recipes/judge-landscapes.yaml`")
+    check_file(Path(path))
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from l2p.artifacts import CHECKSUMS
 from l2p.errors import UserError
 from l2p.files import PathLike
 from l2p.hub.client import HubName, differing, forget_commits, patient
@@ -168,7 +169,7 @@ class _Upload:
             item.path for item in self.api.list_repo_tree(self.target.repo, revision=revision, recursive=True)
         ]
         ours = ("model*.safetensors", "model.safetensors.index.json", "text_encoder/*", "tokenizer/*")
-        made = (*ours, ADAPTER, ADAPTER_CONFIG, "recipe.yaml", "metrics.json", "pictures.png")
+        made = (*ours, ADAPTER, ADAPTER_CONFIG, CHECKSUMS, "recipe.yaml", "metrics.json", "pictures.png")
         return [
             path
             for path in there

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from l2p.checksums import write_checksums
 from l2p.errors import UserError
 from l2p.files import PathLike, read_json, write_json, write_text
 from l2p.hub.card import write_card
@@ -79,6 +80,7 @@ def stage(
         texts = text_encoder_folder(source)
         for part in TEXT_PARTS:
             shutil.copytree(texts / part, out / part, ignore=_links_elsewhere)
+        write_checksums(out)
     if extra.get("recipe"):
         from omegaconf import OmegaConf
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from l2p import __version__
+from l2p.checksums import write_checksums
 from l2p.errors import UserError
 from l2p.files import PathLike, atomic_path, read_json, write_json, write_text
 from l2p.published.checkpoint import CARD, Checkpoint, Source, fetch
@@ -147,6 +148,7 @@ def import_pid(name: str, variant: PiDVariant, source: Source, out: Path) -> Non
             encoder=ENCODER,
         )
         write_text(partial / CARD, card)
+        write_checksums(partial)
 
 
 def _check_out(out: Path) -> None:

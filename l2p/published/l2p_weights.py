@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from l2p.checksums import write_checksums
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
 from l2p.hub.client import HubName
@@ -181,6 +182,7 @@ def import_l2p(
         write_json(partial / CONFIG, config)
         for part in TEXTS if texts is not None else ():
             shutil.copytree(texts / part, partial / part)
+        write_checksums(partial)
 
 
 def provenance(source: Source, repo: str, license: str, paper: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2p import flow
+from l2p.checksums import check_file
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.published.pid_network import PiDNet, PiDSizes
@@ -269,6 +270,7 @@ def load_pid(
         raise UserError(f"{folder / CONFIG} is broken ({reason}): import it again") from error
     entries = weights.read_entries(folder)
     weights.check_entries(net.state_dict(), entries, folder)
+    check_file(folder / CONFIG)
     state = weights.read_weights(entries, device, dict.fromkeys(entries, dtype) if dtype else None)
     weights.check_finite(state, folder)
     net.load_state_dict(state, strict=True, assign=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from l2p import __version__
+from l2p.checksums import check_file, write_checksums
 from l2p.config import shown
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
@@ -95,6 +96,7 @@ def save_student(
             write_json(partial / CONFIG, config)
             if text_encoder is not None:
                 text_encoder.save_pretrained(partial)
+            write_checksums(partial)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot save the student in {folder}: {error}") from error
 
@@ -295,6 +297,7 @@ def load_student(
         raise _broken(folder, reason) from error
     entries = weights.read_entries(folder)
     weights.check_entries(expected, entries, folder)
+    check_file(folder / CONFIG)
     wanted = {name: dtype for name, _ in student.named_parameters()} if dtype is not None else None
     state = weights.read_weights(entries, device, wanted)
     weights.check_finite(state, folder)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l2p.checksums import check_file
 from l2p.errors import UserError
 from l2p.files import read_json, write_json
 
@@ -107,7 +108,12 @@ def read_weights(
 
     One at a time is read and cast, so that a large network is never held twice. On a CPU each is copied out of a mapping
     of its own: the pages of one that stayed open would be resident beside the copies until the last tensor.
+
+    Raises:
+        UserError: a file's bytes are not those of its folder's checksums.
     """
+    for file in dict.fromkeys(entry.file for entry in entries.values()):
+        check_file(file)
     dtypes, on_cpu = dtypes or {}, torch.device(device).type == "cpu"
     state: dict[str, Tensor] = {}
     for key, entry in entries.items():

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from l2p.artifacts import hash_pipeline
+from l2p.checksums import check_folder
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.hub.client import TEXTS, HubName, cached_commit, commit_of, download
@@ -174,6 +175,7 @@ def load_teacher(
     if class_name not in FAMILIES:
         raise UserError(f"{folder} holds a {class_name}; supported teachers: {', '.join(sorted(FAMILIES))}")
     check_pipeline_folder(folder, index)
+    check_folder(folder)
     pipeline_class = diffusers_class(class_name)
     bound_chat_templates()
     try:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from l2p.checksums import check_folder
 from l2p.errors import UserError, warn
 from l2p.files import read_json
 from l2p.runtime import realign_tensors
@@ -295,6 +296,7 @@ def read_tokenizer(folder: Path, part: str):
     from transformers import AutoProcessor, AutoTokenizer
 
     bound_chat_templates()
+    check_folder(folder, part)
     is_processor = any(
         (folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")
     )
@@ -308,6 +310,7 @@ def read_tokenizer(folder: Path, part: str):
 
 def read_model(folder: Path, part: str, loader, dtype: torch.dtype | Literal["auto"] | None) -> nn.Module:
     """The language model in ``folder/part``, strictly. Raises UserError when it is broken or does not fit."""
+    check_folder(folder, part)
     try:
         model, report = loader.from_pretrained(
             folder / part,

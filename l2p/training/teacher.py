@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from l2p import flow, images, runtime
 from l2p.artifacts import hash_tensors
+from l2p.checksums import write_checksums
 from l2p.config import Count, DTypeName, Fraction, Pixels, Seed, Text, Threads, TimeShift, Weight, config
 from l2p.errors import UserError
 from l2p.evaluation.psnr_ssim import psnr
@@ -349,6 +350,7 @@ def package(pipeline, recipe: TeacherRecipe, folder: Path, seconds: dict[str, in
 
     out = folder / "pipeline"
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+    write_checksums(out)
     pipeline.to(dtype=torch.float32)
     write_text(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.structured(recipe)))
     write_json(out / "training.json", {"seconds": seconds, "torch": torch.__version__})

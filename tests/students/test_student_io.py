@@ -68,7 +68,7 @@ def test_config_tells_where_a_student_comes_from(saved, teacher):
 def test_saving_again_replaces_a_student_and_leaves_nothing_behind(student, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "student")
     save_student(student, folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
     assert [p.name for p in tmp_path.iterdir()] == ["student"]
 
 

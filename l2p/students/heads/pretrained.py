@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2p.checksums import check_file, write_checksums
 from l2p.errors import UserError
 from l2p.files import read_json, write_json
 from l2p.students import weights
@@ -41,6 +42,7 @@ def save_head(head: PatchHead, folder: Path, config: dict[str, Any], dtype: torc
     state = {name: value.to(dtype) for name, value in own_state(head).items()}
     weights.write_weights(state, folder, {"format": "pt"})
     write_json(folder / CONFIG, config)
+    write_checksums(folder)
 
 
 @torch.no_grad()
@@ -68,6 +70,7 @@ def load_head(head: PatchHead, folder: Path, config: dict[str, Any]) -> None:
     own = own_state(head)
     entries = weights.read_entries(folder)
     weights.check_entries(own, entries, folder)
+    check_file(folder / CONFIG)
     state = weights.read_weights(entries, "cpu")
     weights.check_finite(state, folder)
     for name, value in own.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from l2p.checksums import write_checksums
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.teachers.tiny import flows, noises
@@ -78,3 +79,4 @@ def save(name: str, folder: str | Path, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         PIPELINES[name]().save_pretrained(folder, safe_serialization=True)
+    write_checksums(Path(folder))
