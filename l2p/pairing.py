@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
-from l2p.errors import UserError
-from l2p.picture_folder import SHOWN, Picture, PictureFolder
+from l2p.errors import UserError, warn
+from l2p.picture_folder import Picture, PictureFolder
+from l2p.picture_manifest import SHOWN, listed, name_matcher
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,13 @@ def assign_texts(texts: Sequence[str] | Mapping[str, str], source: str, pairing:
     """
     found: dict[Path, str] = {}
     folders = list({folder.path: folder for folder in pairing.folders}.values())
+    unused = list(texts) if isinstance(texts, Mapping) else []
     for folder in folders:
         if isinstance(texts, Mapping):
-            told = [texts.get(p.path.name, texts.get(p.path.stem)) for p in folder.pictures]
+            named = _by_picture(texts, source, folder)
+            told = [named[p.path][1] if p.path in named else None for p in folder.pictures]
+            used = {name for name, _ in named.values()}
+            unused = [name for name in unused if name not in used]
         else:
             told = list(texts) if len(texts) == len(folder.pictures) else [None] * len(folder.pictures)
         for picture, text in zip(folder.pictures, told, strict=True):
@@ -133,6 +138,23 @@ def assign_texts(texts: Sequence[str] | Mapping[str, str], source: str, pairing:
         missing = [picture for picture in folders[0].pictures if picture.path not in found]
         if missing:
             raise UserError(f"{source} has no prompt for {_names(missing)} in {folders[0].path}")
+        if unused:
+            warn(f"{len(unused)} rows of {source} name no picture ({listed(unused)})")
+    return found
+
+
+def _by_picture(texts: Mapping[str, str], source: str, folder: PictureFolder) -> dict[Path, tuple[str, str]]:
+    """The row's name and the prompt of each picture of a folder that a row names."""
+    find = name_matcher([picture.path for picture in folder.pictures], folder.path)
+    found: dict[Path, tuple[str, str]] = {}
+    for name, text in texts.items():
+        if (path := find(name)) is None:
+            continue
+        if path in found and found[path][1] != text:
+            raise UserError(
+                f"{source} gives {path.name} two prompts, as {found[path][0]} and as {name}: remove one"
+            )
+        found[path] = (name, text)
     return found
 
 

@@ -1,8 +1,4 @@
-"""Folders of pictures: which files are read, in which order, and what a manifest or a text beside a picture says of it.
-
-A manifest is what Hugging Face's `imagefolder` reads: ``metadata.jsonl`` or ``metadata.csv`` with a column ``file_name``; of its
-other columns a prompt (``prompt``, ``caption`` or ``text``) and ``seed`` are read.
-"""
+"""Folders of pictures: which files are read, in which order, and what a manifest or a text beside a picture says of it."""
 
 from __future__ import annotations
 
@@ -13,18 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from l2p.artifacts import digest, hash_files
 from l2p.errors import UserError, warn
 from l2p.files import PICTURES, PathLike
 from l2p.images import PLUGINS, readable_suffixes
-from l2p.texts import COLUMNS, decode_text, read_table
+from l2p.picture_manifest import listed, read_manifests
+from l2p.texts import COLUMNS, decode_text
 
-MANIFEST = "metadata.jsonl"
-MANIFESTS = (MANIFEST, "metadata.csv")
 CAPTIONS = (".txt", ".caption", ".json")  # of a picture's name, with or without its own suffix, in this order
-SHOWN = 3  # names in a line
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -90,7 +83,7 @@ class PictureFolder:
             (path for path in folder.glob("*") if path.is_file()), key=lambda p: natural_key(p.name)
         )
         found, unknown = split_pictures(files)
-        rows = read_manifests(files)
+        said = read_manifests(files, found)
         left_out = told_unknown(unknown)
         below = sum(
             len(split_pictures(p.glob("*"))[0]) for p in folder.glob("*") if p.is_dir() and p.name[0] != "."
@@ -99,8 +92,12 @@ class PictureFolder:
             left_out.append(f"{below} in folders below")
         if left_out and found:
             warn(f"{folder}: {len(found)} pictures are read; left out: {', '.join(left_out)}")
-        pictures = [Picture(path, *rows.get(path, (None, None))) for path in found]
-        return cls(folder, pictures, bool(rows), left_out)
+        if said.rows and (silent := [path.name for path in found if path not in said.rows]):
+            said.notes.append(f"{len(silent)} pictures without a row ({listed(silent)})")
+        if said.notes:
+            warn(f"{folder}: of its manifest is not used: {'; '.join(said.notes)}")
+        pictures = [Picture(path, *said.rows.get(path, (None, None))) for path in found]
+        return cls(folder, pictures, bool(said.rows), left_out)
 
     @property
     def sha256(self) -> str:
@@ -123,42 +120,6 @@ def holds_pictures(folder: PathLike) -> bool:
         return False
     found, unknown = split_pictures(folder.glob("*"))
     return bool(found or unknown)
-
-
-def read_manifests(files: Iterable[Path]) -> dict[Path, tuple[str | None, int | None]]:
-    """Prompt and seed of the pictures that the manifests among these files name.
-
-    Raises:
-        UserError: a manifest without file names, or two in one folder.
-    """
-    rows: dict[Path, tuple[str | None, int | None]] = {}
-    folders: set[Path] = set()
-    for path in files:
-        if path.name not in MANIFESTS:
-            continue
-        if path.parent in folders:
-            raise UserError(f"{path.parent} holds {' and '.join(MANIFESTS)}: keep one of them")
-        folders.add(path.parent)
-        table = read_table(path)
-        if table.columns and "file_name" not in table.columns:
-            raise UserError(f"{path} has no column file_name, only {', '.join(table.columns)}")
-        count = len(table.places)
-        known = next((name for name in COLUMNS if name in table.columns), None)
-        texts: Sequence[str] = table.texts(known) if known else [""] * count
-        seeds: Sequence[Any] = table.values("seed") if "seed" in table.columns else [None] * count
-        names = table.values("file_name") if table.columns else []
-        for name, text, seed, place in zip(names, texts, seeds, table.places, strict=True):
-            if not isinstance(name, str):
-                raise UserError(f"{path}{place} has no text under 'file_name'")
-            number = int(seed) if isinstance(seed, (int, str)) and str(seed).isdecimal() else None
-            rows[path.parent / name] = (text if known else None, number)
-    return rows
-
-
-def add_to_manifest(folder: PathLike, row: dict[str, Any]) -> None:
-    """Appends a row with ``file_name`` to a folder's manifest; of several about one file the last one counts."""
-    with open(Path(folder) / MANIFEST, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def caption_of(name: str, data: bytes, place: str) -> str:
@@ -229,16 +190,13 @@ def folder_captions(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, str
     }
     found, unused, differing = match_captions([p.relative_to(folder).as_posix() for p in pictures], texts)
     captions = {names[name]: text for name, text in found.items()}
-    there, gone = set(pictures), 0
-    for path, (prompt, _) in read_manifests(files).items():
-        gone += path not in there
+    said = read_manifests(files, pictures)
+    for path, (prompt, _) in said.rows.items():
         captions.setdefault(path, prompt or "")
-    notes = []
+    notes = said.notes
     unused = [name for name in unused if not name.lower().endswith(".json")]  # which hold many other things
     if pictures and unused:
-        notes.append(f"{len(unused)} texts of no picture ({_listed(unused)})")
-    if gone:
-        notes.append(f"{gone} rows of {MANIFEST[:-6]} of no picture")
+        notes.append(f"{len(unused)} texts of no picture ({listed(unused)})")
     if differing:
         notes.append(
             f"{differing} pictures with several texts that differ: {', '.join(CAPTIONS)} count in this order"
@@ -248,10 +206,6 @@ def folder_captions(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, str
 
 def _read_caption(path: Path) -> str:
     return caption_of(path.name, path.read_bytes(), str(path))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
 
 
 def _sample(name: str) -> str:

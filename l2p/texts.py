@@ -118,8 +118,7 @@ class Table:
                 raise UserError(f"{self.name} has no column {column!r}, only {listed}")
             found: str | None = column
         else:
-            lower = {name.lower(): name for name in reversed(self.columns)}
-            found = next((lower[name] for name in wanted if name in lower), None)
+            found = self.find(wanted)
         if found is None:
             raise UserError(
                 f"{self.name} has the columns {listed}: name one, such as {Path(self.name).name}#{self.columns[0]}"
@@ -127,6 +126,11 @@ class Table:
         if self.columns.count(found) > 1:
             raise UserError(f"{self.name} has several columns {found!r}: rename all but one")
         return found
+
+    def find(self, wanted: Sequence[str]) -> str | None:
+        """The first of these columns that is there, in any case of its letters; None where none is."""
+        lower = {name.strip().lower(): name for name in reversed(self.columns)}
+        return next((lower[name] for name in wanted if name in lower), None)
 
     def texts(self, column: str | None = None) -> list[str]:
         """The texts of a column, without the white space around them; empty where a row has none.

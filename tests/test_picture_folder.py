@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from l2p.errors import UserError, UserNotice
-from l2p.picture_folder import PictureFolder, add_to_manifest, holds_pictures, match_captions, natural_key
+from l2p.picture_folder import PictureFolder, holds_pictures, match_captions, natural_key
+from l2p.picture_manifest import add_to_manifest
 
 
 def draw(folder, *names):
@@ -114,3 +115,41 @@ def test_captions_by_every_usual_name():
     )
     assert captions == dict(zip(pictures, ["A", "B", "C", "1", "2", "E", "S", "one"], strict=False))
     assert unused == ["README.txt"] and differing == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"file_name": "1"}, ("a", None)),
+        ({"file_name": "1.PNG", "seed": "1.0"}, ("a", 1)),
+        ({"File_Name": "1.png", "Prompt": "A", "Seed": 7.0, "prompt": None}, ("A", 7)),
+    ],
+)
+def test_rows_mean_the_picture_that_they_nearly_name(tmp_path, row, said):
+    draw(tmp_path, "1.png")
+    row = {key: value for key, value in ({"prompt": "a"} | row).items() if value is not None}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    (picture,) = PictureFolder.read(tmp_path).pictures
+    assert (picture.prompt, picture.seed) == said
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"file_name": "gone.png"}], r"1 rows of metadata\.jsonl of no picture \(gone\.png\)"),
+        ([{"file_name": "1.png"}], r"1 pictures without a row \(2\.png\)"),
+        (
+            [{"file_name": "1.png"}, {"file_name": "1.png", "prompt": "b"}],
+            r"1 earlier rows .*last one counts",
+        ),
+        ([{"file_name": "1.png", "seed": -1}], r"1 seeds .*no whole number of 0 or more \(-1:1\)"),
+        ([{"file_name": "1.png", "seed": 1.5}], r"\(1\.5:1\)"),
+    ],
+)
+def test_what_a_manifest_says_in_vain_is_counted(tmp_path, rows, said):
+    draw(tmp_path, "1.png", "2.png")
+    (tmp_path / "metadata.jsonl").write_text(
+        "".join(json.dumps({"prompt": "a"} | row) + "\n" for row in rows)
+    )
+    with pytest.warns(UserNotice, match=said):
+        PictureFolder.read(tmp_path)

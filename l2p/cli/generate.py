@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     import l2p
     from l2p import runtime
     from l2p.images import make_grid, save_png
-    from l2p.picture_folder import add_to_manifest
+    from l2p.picture_manifest import add_to_manifest
     from l2p.students.external_lora import parse_lora
 
     budget = runtime.parse_bytes(args.memory_budget) if args.memory_budget else None

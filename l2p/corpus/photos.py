@@ -27,7 +27,6 @@ from l2p.files import PICTURES
 from l2p.images import Pictures, open_picture, read_picture
 from l2p.picture_folder import (
     CAPTIONS,
-    MANIFESTS,
     caption_of,
     folder_captions,
     match_captions,
@@ -35,6 +34,7 @@ from l2p.picture_folder import (
     split_pictures,
     told_unknown,
 )
+from l2p.picture_manifest import MANIFESTS
 
 TAR = ".tar"
 MAX_CAPTION = 2**20  # bytes

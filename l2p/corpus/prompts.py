@@ -8,6 +8,7 @@ from pathlib import Path
 
 from l2p.corpus.sources import read_names, read_texts
 from l2p.corpus.taxonomy import TAXONOMY, is_taxonomy, load_taxonomy
+from l2p.errors import UserError
 from l2p.pairing import Pairing, assign_texts, check_numbers
 
 LANDSCAPES = "landscapes"
@@ -56,9 +57,11 @@ def prompts_of(source: str | Path, pairing: Pairing) -> dict[Path, str]:
         check_numbers(pictures)
         return assign_texts(prompts_for(source, range(len(pictures))), str(source), pairing)
     if (names := read_names(str(source))) is not None:
-        return assign_texts(
-            dict(zip(names, read_texts(str(source), True), strict=True)), str(source), pairing
-        )
+        texts: dict[str, str] = {}
+        for name, text in zip(names, read_texts(str(source), True), strict=True):
+            if texts.setdefault(name, text) != text:
+                raise UserError(f"{source} gives {name} two prompts: remove one of the rows")
+        return assign_texts(texts, str(source), pairing)
     return assign_texts(read_texts(str(source), paired=True), str(source), pairing)
 
 

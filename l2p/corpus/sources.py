@@ -15,6 +15,7 @@ from pathlib import Path
 
 from l2p.errors import UserError
 from l2p.hub.client import HubName, download
+from l2p.picture_manifest import FILE_NAME
 from l2p.texts import FORMATS, read_prompts, read_table
 
 HUB = "hub:"
@@ -104,7 +105,8 @@ def read_names(source: str) -> list[str] | None:
     """The column ``file_name`` of a table on the disk; None where it has none."""
     path = _parsed(source).path
     table = read_table(path) if path is not None and path.is_file() else None
-    return list(table.values("file_name")) if table is not None and "file_name" in table.columns else None
+    column = table.find((FILE_NAME,)) if table is not None else None
+    return None if table is None or column is None else list(table.values(column))
 
 
 @lru_cache(maxsize=64)

@@ -26,7 +26,8 @@ from l2p.features import FeatureNetwork, load_features
 from l2p.files import check_writable, write_json
 from l2p.images import Pictures, from_uint8, read_picture
 from l2p.pairing import Pairing, pair_folders
-from l2p.picture_folder import MANIFEST, Picture, PictureFolder
+from l2p.picture_folder import Picture, PictureFolder
+from l2p.picture_manifest import MANIFEST
 from l2p.runtime import return_free_memory
 from l2p.texts import write_prompts
 
@@ -77,7 +78,7 @@ def evaluate_pictures(
     from l2p.evaluation.judge import load_judge
     from l2p.evaluation.report import write_report
 
-    start = time.perf_counter()
+    began = time.perf_counter()
     check_writable(out)
     folders = {name: _checked(path) for name, path in (("student", folder), ("against", against))}
     pairing = pair_folders(folders["student"], folders["against"])
@@ -96,7 +97,7 @@ def evaluate_pictures(
     about = {"features": describe(spaces, losses_saw or {}), "losses_saw": losses_saw}
     if spaces and any(_are_mixed(some) for some in files.values()):
         about |= {"pictures": str(folder), "against": str(against), **(settings or {})}
-        return _only_spaces(files, spaces, Path(out), about, progress, start)
+        return _only_spaces(files, spaces, Path(out), about, progress, began)
     judge = load_judge()
     network = Clip(clip) if clip else None
     sets = {
@@ -149,7 +150,7 @@ def evaluate_pictures(
         **(settings or {}),
     }
     metrics["alarms"] = alarms(metrics)
-    metrics["seconds"] = round(time.perf_counter() - start, 1)
+    metrics["seconds"] = round(time.perf_counter() - began, 1)
     kept.save(out, texts or [picture.path.stem for picture in files["student"]])
     write_json(Path(out) / "metrics.json", metrics)
     write_report(out, title=f"{Path(folder).resolve().name} beside {Path(against).resolve().name}")

@@ -163,7 +163,7 @@ def test_captions_by_every_usual_name_and_a_line_about_the_rest(tmp_path):
         "1 .heic (which Pillow cannot read here: pip install pillow-heif)",
         "1 .jxl (which Pillow",
         "1 texts of no picture (LICENSE.txt)",
-        "1 rows of metadata of no picture",
+        "1 rows of metadata.csv of no picture (gone.png)",
         "1 other files (.mp4)",
     ):
         assert part in line

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from l2p.errors import UserError, UserNotice
 from l2p.evaluation.pictures import evaluate_pictures
 from l2p.images import save_png
 from l2p.landscapes import Scene, caption, render, render_batch
-from l2p.picture_folder import add_to_manifest
+from l2p.picture_manifest import add_to_manifest
 from l2p.texts import write_prompts
 
 SEEDS = range(9_600_000, 9_600_006)
@@ -57,7 +58,9 @@ def texture(pictures):
 )
 def test_each_defect_raises_its_own_alarm(renders, clean, tmp_path, defect, words):
     folder = fill(tmp_path / "drawn", renders if defect is None else defect(renders))
+    began = time.perf_counter()
     metrics = evaluate_pictures(folder, clean, tmp_path / "out", progress=False)
+    assert 0 < metrics["seconds"] <= time.perf_counter() - began + 0.1
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     lines = metrics["alarms"]
     assert any(words in line for line in lines) if words else not lines, lines
