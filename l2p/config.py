@@ -36,6 +36,7 @@ from l2p.keys import mask
 T = TypeVar("T")
 RULES = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 SHOWN = 60  # characters of a wrong value that an error shows
+LOOKED_AT = 1000  # of which it is made; more, since masking a key shortens a text
 
 
 @dataclass_transform(field_specifiers=(Field,))
@@ -188,7 +189,7 @@ RENAMED_KEYS = {"latest_time": "max_timestep", "noise_in_span": "project_noise"}
 def _unknown(path: Sequence[str | int], known: Sequence[str]) -> str:
     if (now := RENAMED_KEYS.get(str(path[-1]))) in known:
         return f"unknown key {dotted(path)}: it is called {dotted([*path[:-1], now])} now"
-    near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(path[-1])[:LOOKED_AT], known, n=1, cutoff=0.5)
     hint = f"did you mean {dotted([*path[:-1], near[0]])}?" if near else f"expected one of {', '.join(known)}"
     return f"unknown key {shown_text(dotted(path))}: {hint}"
 
@@ -210,17 +211,36 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in an error's line: short, printable."""
+    """A value in an error's line: short, printable. Of a large one only what may be shown is looked at."""
     try:
-        text = repr(value)
+        text = repr(_beginning(value, [LOOKED_AT]))
     except ValueError:  # an integer of more digits than Python prints
         text = "a number of thousands of digits"
     return shown_text(text)
 
 
+def _beginning(value: Any, room: list[int]) -> Any:
+    """The first ``room[0]`` characters or so of texts, lists and mappings, each item for two at least."""
+    if isinstance(value, (str, bytes)):
+        value = value[: max(0, room[0])]
+        room[0] -= len(value)
+    elif isinstance(value, (list, tuple, dict)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        kept = []
+        for key, item in pairs:
+            if room[0] <= 0:
+                break
+            room[0] -= 2
+            kept.append((_beginning(key, room), _beginning(item, room)))
+        if isinstance(value, dict):
+            return dict(kept)
+        return [item for _, item in kept] if isinstance(value, list) else tuple(item for _, item in kept)
+    return value
+
+
 def shown_text(text: str) -> str:
     """Text in an error's line: cut, and without what a terminal would take as a command."""
-    text = mask("".join(c if c.isprintable() else "?" for c in text))
+    text = mask("".join(c if c.isprintable() else "?" for c in text[: 2 * LOOKED_AT]))
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 

@@ -8,8 +8,8 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -33,6 +33,12 @@ PLUGINS = {
     ".heif": "pip install pillow-heif",
     ".jxl": "pip install pillow-jxl-plugin",
 }
+# Pillow's names of the formats that are read. Others, such as EPS, start programs or read further files.
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "HEIF", "JPEG2000", "JXL"),
+    *("PPM", "TGA", "QOI", "PSD"),
+)
+PIECE = 2**22  # pixels that are converted at once
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0
 FLOAT_SLACK = 1e-3  # beyond 0 and 1 that is taken for rounding
 SRGB_GAMMA, GAMMA_SLACK = 1 / 2.2, 0.01  # of PNG's chunk gAMA
@@ -72,22 +78,20 @@ def max_pixels() -> int:
     return int(text[:20])
 
 
-def open_picture(file: PathLike | BinaryIO, name: str, formats: Sequence[str] | None = None) -> Image.Image:
+def open_picture(file: PathLike | BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
     """A picture whose size is known and not too large, not yet decoded.
 
     Raises:
-        UserError: more than :func:`max_pixels`; and whatever Pillow raises for what is no picture.
+        UserError: no picture of these formats, or more than :func:`max_pixels`.
     """
     from PIL import Image
 
+    readable_suffixes()  # registers plugins
     limit = max_pixels()
     Image.MAX_IMAGE_PIXELS = limit  # an error beyond twice as much; for what a decoder finds out later
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), decoding(name):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(file, formats=formats)
-        except Image.DecompressionBombError as error:
-            raise _too_large(name, str(error)) from None
+        image = Image.open(file, formats=[kind for kind in formats if kind in Image.OPEN])
     width, height = image.size
     if width * height > limit:
         image.close()
@@ -95,6 +99,23 @@ def open_picture(file: PathLike | BinaryIO, name: str, formats: Sequence[str] | 
             name, f"{width} x {height} are {width * height:,} pixels, at most {limit:,} are read"
         )
     return image
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """What Pillow raises for a broken picture, of whatever kind, as a UserError."""
+    from PIL import Image
+
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, str(error)) from error
+    except Exception as error:  # parsers of 16 formats raise whatever a strange file leads them to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = next((f" ({do})" for suffix, do in PLUGINS.items() if name.lower().endswith(suffix)), "")
+        raise UserError(f"{name} is no picture or is cut short: {reason}{hint}") from error
 
 
 def _too_large(name: str, reason: str) -> UserError:
@@ -131,56 +152,75 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
     Raises:
         UserError: no picture, cut short, too large, or levels without a known range.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     name = str(name or path)
-    readable_suffixes()  # registers plugins
-    try:
-        # An open file, never a path: Pillow 13 maps uncompressed TIFF files into memory, and then transposes them wrongly.
-        with ExitStack() as stack:
-            file = stack.enter_context(open(path, "rb")) if isinstance(path, (str, os.PathLike)) else path
-            image = stack.enter_context(open_picture(file, name))
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                warn(f"{name} holds {image.n_frames} frames: the first one is read")
-            upright = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I") or image.mode == "F":
-                levels = _deep_grey(np.asarray(upright), image, name)
-                upright = _with_info(Image.fromarray(levels), upright.info)
-            return np.asarray(_on_white(upright, name))
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = next((f" ({do})" for suffix, do in PLUGINS.items() if name.lower().endswith(suffix)), "")
-        raise UserError(f"{name} is no picture or is cut short: {reason}{hint}") from error
+    # An open file, never a path: Pillow 13 maps uncompressed TIFF files into memory, and then transposes them wrongly.
+    with decoding(name), ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb")) if isinstance(path, (str, os.PathLike)) else path
+        image = stack.enter_context(open_picture(file, name))
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # to count frames may take minutes
+            warn(f"{name} holds several frames: the first one is read")
+        ImageOps.exif_transpose(image, in_place=True)
+        levels = _grey_levels(image, name) if image.mode == "F" or image.mode[0] == "I" else None
+        # In pieces: the copies that a conversion makes of a whole picture take several times its memory.
+        picture = np.empty((image.height, image.width, 3), np.uint8)
+        for left, top, right, bottom in _boxes(image):
+            piece = _with_info(image.crop((left, top, right, bottom)), image.info)
+            if levels is not None:
+                piece = _with_info(_grey_8bit(piece, levels), image.info)
+            picture[top:bottom, left:right] = np.asarray(_on_white(piece, name))
+        return picture
 
 
-def _deep_grey(levels: NDArray, image: Image.Image, name: str) -> NDArray[np.uint8]:
-    """Grey levels of more than 8 bits as 8 bits: their range is that of the file's format, never that of its content."""
-    levels = levels.astype(np.float64)
+def _boxes(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of pieces that cover the picture, each of at most ``PIECE`` pixels."""
+    width = min(image.width, PIECE)
+    height = PIECE // max(1, width)
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            yield left, top, min(left + width, image.width), min(top + height, image.height)
+
+
+def _grey_levels(image: Image.Image, name: str) -> tuple[float, bool]:
+    """The level that is white, and whether the levels are turned round, of grey levels of more than 8 bits: as the file's
+    format says, never as its content does."""
     tags = getattr(image, "tag_v2", {})
+    white_is_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     if image.mode == "F":
-        top = 1.0
-        if not np.isfinite(levels).all():
-            raise UserError(f"{name} holds NaN or infinite levels")
-        low, high = levels.min(initial=0), levels.max(initial=0)
+        low, high = 0.0, 0.0
+        for box in _boxes(image):
+            values = np.asarray(image.crop(box))
+            if not np.isfinite(values).all():
+                raise UserError(f"{name} holds NaN or infinite levels")
+            low, high = min(low, values.min(initial=0)), max(high, values.max(initial=0))
         if low < -FLOAT_SLACK or high > 1 + FLOAT_SLACK:
             raise UserError(
                 f"{name} holds floating levels from {low:g} to {high:g}, expected 0 (black) to 1 (white): scale them first"
             )
-    elif image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        return 1.0, white_is_zero
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
         bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
-        top = float(2**bits - 1)
-    else:
-        raise UserError(
-            f"{name} holds whole levels of 32 bits or with a sign, whose range no file states: save it with 8 or 16 bits"
-        )
-    levels = levels.clip(0, top) / top
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        levels = 1 - levels
-    return np.rint(levels * 255).astype(np.uint8)
+        if not 8 < bits <= 16:
+            raise UserError(f"{name} holds grey levels of {bits} bits, expected up to 16")
+        return 2**bits - 1, white_is_zero
+    raise UserError(
+        f"{name} holds whole levels of 32 bits or with a sign, whose range no file states: save it with 8 or 16 bits"
+    )
+
+
+def _grey_8bit(piece: Image.Image, levels: tuple[float, bool]) -> Image.Image:
+    """Grey levels, see :func:`_grey_levels`, rounded to 8 bits."""
+    from PIL import Image
+
+    top, white_is_zero = levels
+    values = np.asarray(piece).clip(0, top)
+    if white_is_zero:
+        values = top - values
+    if piece.mode == "F":
+        return Image.fromarray(np.rint(values * np.float64(255)).astype(np.uint8))
+    # top is odd: no level lies in the middle between two
+    return Image.fromarray(((values.astype(np.uint32) * 510 + top) // (2 * top)).astype(np.uint8))
 
 
 def _on_white(image: Image.Image, name: str) -> Image.Image:
@@ -277,10 +317,8 @@ def made_from_of(path: PathLike) -> dict[str, Any] | None:
     Raises:
         UserError: the picture is damaged.
     """
-    from PIL import Image
-
     read_picture(path)  # all of it, against its own checksums
-    with Image.open(path) as image:
+    with open_picture(path, str(path)) as image:
         text = image.info.get(PNG_KEY)
     try:
         found = json.loads(text) if isinstance(text, str) else None

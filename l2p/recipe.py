@@ -386,7 +386,7 @@ def _merged(documents: Sequence[Document], schema: type) -> dict[str, Any]:
     check_keys(schema, values)
     for path in _missing(values):
         raise ConfigError(path, f"{dotted(path)} is missing, please give it a value")
-    if sum(document.text.count("${") for document in documents) > MOST_REFERENCES:
+    if _references(values) > MOST_REFERENCES:  # in the values: the text may write them as "\\x24{"
         raise ConfigError((), f"more than {MOST_REFERENCES} references such as ${{name}}")
     try:
         return OmegaConf.to_container(OmegaConf.create(values), resolve=True)  # type: ignore[return-value]
@@ -395,6 +395,12 @@ def _merged(documents: Sequence[Document], schema: type) -> dict[str, Any]:
         raise ConfigError(path, f"{dotted(path)}: {str(error).splitlines()[0]}".lstrip(": ")) from None
     except RecursionError:
         raise ConfigError((), "a reference ${...} leads back to itself") from None
+
+
+def _references(values: Any) -> int:
+    if isinstance(values, (dict, list)):
+        return sum(map(_references, values.values() if isinstance(values, dict) else values))
+    return values.count("${") if isinstance(values, str) else 0
 
 
 def _over(below: Any, above: Any) -> Any:

@@ -19,6 +19,8 @@ from l2p.errors import UserError
 LARGEST = 256 * 1024  # bytes of a file
 DEEPEST = 24  # sections in sections
 MOST_NODES = 20_000  # values, those of an alias counted wherever it stands
+MOST_CHARACTERS = 2 * LARGEST  # of keys and values, counted alike
+LONGEST_NUMBER = 100  # characters; to recognise a longer one takes quadratic time
 EXPECTED = "expected keys and values such as 'name: my-run'"
 PLAIN = {
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")
@@ -63,9 +65,14 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with floats such as 1e-3, without dates; no duplicate keys, a bounded depth."""
+    """YAML 1.1 with floats such as 1e-3, without dates; no duplicate keys, a bounded depth, long words are text."""
 
     depth = 0
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and len(value) > LONGEST_NUMBER:
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
@@ -155,9 +162,9 @@ def _parse(text: str, source: str) -> tuple[Any, yaml.Node | None]:
 
 
 def _check(root: yaml.Node) -> None:
-    counts: dict[int, int] = {}
+    counts: dict[int, tuple[int, int]] = {}  # values and characters of a node, what aliases repeat included
 
-    def count(node: yaml.Node, above: frozenset[int]) -> int:
+    def count(node: yaml.Node, above: frozenset[int]) -> tuple[int, int]:
         if id(node) in above:
             raise yaml.MarkedYAMLError(problem="an alias that holds itself", problem_mark=node.start_mark)
         if id(node) not in counts:
@@ -166,11 +173,20 @@ def _check(root: yaml.Node) -> None:
                 raise yaml.MarkedYAMLError(
                     problem=f"a value of the kind {kind}", problem_mark=node.start_mark
                 )
+            length = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
             if isinstance(node, yaml.MappingNode):
                 _check_keys(node)
-            counts[id(node)] = 1 + sum(count(child, above | {id(node)}) for child in _children(node))
-        if counts[id(node)] > MOST_NODES:
-            raise yaml.MarkedYAMLError(problem=f"more than {MOST_NODES} values", problem_mark=node.start_mark)
+                length = sum(len(key.value) for key, _ in node.value)
+            below = [count(child, above | {id(node)}) for child in _children(node)]
+            counts[id(node)] = 1 + sum(n for n, _ in below), length + sum(n for _, n in below)
+        for found, most, what in zip(
+            counts[id(node)], (MOST_NODES, MOST_CHARACTERS), ("values", "characters"), strict=True
+        ):
+            if found > most:
+                raise yaml.MarkedYAMLError(
+                    problem=f"more than {most} {what}, those of aliases counted wherever they stand",
+                    problem_mark=node.start_mark,
+                )
         return counts[id(node)]
 
     count(root, frozenset())

@@ -24,7 +24,7 @@ import torch
 from l2p.corpus.sources import Source
 from l2p.errors import UserError, warn
 from l2p.files import PICTURES
-from l2p.images import Pictures, open_picture, read_picture
+from l2p.images import Pictures, decoding, open_picture, read_picture
 from l2p.picture_folder import (
     CAPTIONS,
     caption_of,
@@ -196,7 +196,7 @@ def _is_large(photo: Photo, height: int, width: int) -> bool:
 
     for size in (HEADER, None):
         try:
-            with open_picture(io.BytesIO(photo.read(size)), str(photo)) as image:
+            with open_picture(io.BytesIO(photo.read(size)), str(photo)) as image, decoding(str(photo)):
                 found = image.height, image.width
                 exif = Image.Exif()
                 exif.load(image.info.get("exif", b""))  # image.getexif() would decode a PNG
@@ -204,8 +204,6 @@ def _is_large(photo: Photo, height: int, width: int) -> bool:
                     found = found[::-1]
                 return found[0] >= height and found[1] >= width
         except UserError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if size is None:
-                raise UserError(f"{photo} is no picture or is cut short: {error}") from None
+            if size is None or photo.size <= size:
+                raise
     raise AssertionError("the last try returns or raises")

@@ -99,7 +99,7 @@ def _encode_image(image: np.ndarray, part: str) -> bytes:
 def decode_image(data: bytes) -> np.ndarray:
     """uint8 [H, W, 3] of a lossless picture's bytes."""
     with open_picture(io.BytesIO(data), "a picture of the corpus", ["PNG", "WEBP"]) as image:
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_tensors(data: bytes, part: str) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from l2p.errors import UserError
 from l2p.evaluation.charts import Chart, line_chart
 from l2p.files import read_json
+from l2p.images import read_picture
 
 TRAINING = ("transfer", "one_step", "match")
 _STRIPS = 6  # previews shown over training
@@ -102,10 +103,7 @@ def _strips(folder: Path, settings: dict[str, Any], markers: list[dict[str, Any]
 
 def _cut(path: Path, height: int, width: int, count: int) -> list[list[str]]:
     """The pictures of a labelled grid (two rows of ``count``, at its lower right, 2 px after each) as data URIs."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        sheet = np.asarray(image.convert("RGB"))
+    sheet = read_picture(path)
     top, left = sheet.shape[0] - 2 * (height + 2), sheet.shape[1] - count * (width + 2)
     if top < 0 or left < 0:
         raise UserError(f"{path} is no preview of {count} pictures of {height} x {width}: delete it")

@@ -24,7 +24,7 @@ from l2p.evaluation.sample_store import Shown
 from l2p.evaluation.spaces import Spaces, describe
 from l2p.features import FeatureNetwork, load_features
 from l2p.files import check_writable, write_json
-from l2p.images import Pictures, from_uint8, read_picture
+from l2p.images import Pictures, decoding, from_uint8, open_picture, read_picture
 from l2p.pairing import Pairing, pair_folders
 from l2p.picture_folder import Picture, PictureFolder
 from l2p.picture_manifest import MANIFEST
@@ -159,11 +159,9 @@ def evaluate_pictures(
 
 def _are_mixed(pictures: list[Picture]) -> bool:
     """Whether pictures are of several sizes, by their files' headers."""
-    from PIL import Image
-
     sizes = set()
     for picture in pictures:
-        with Image.open(picture.path) as image:
+        with open_picture(picture.path, str(picture.path)) as image, decoding(str(picture.path)):
             lies = image.getexif().get(ORIENTATION, 1) > 4
             sizes.add(image.size[::-1] if lies else image.size)
         if len(sizes) > 1:

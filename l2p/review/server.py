@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.images import read_picture
+from l2p.images import open_picture, read_picture
 from l2p.review.answers import Answer, Answers, Box, file_name
 from l2p.review.pairs import Review
 from l2p.review.serving import LOCAL, new_app, page
@@ -71,9 +71,9 @@ def _media_type(path: Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with open_picture(path, str(path)) as image:
             kind = Image.MIME.get(image.format or "", "")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (UserError, OSError):
         kind = ""
     if not kind.startswith("image/"):
         raise UserError("what this review names is no picture: start a review of your own")

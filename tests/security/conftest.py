@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import resource
 import socket
 import threading
 import time
@@ -16,6 +17,24 @@ import pytest
 from PIL import Image
 
 HOSTILE = "<img src=x onerror=document.title='owned'></script><script>alert(1)</script> & a lake"
+
+
+@pytest.fixture(scope="session")
+def imported() -> None:
+    """What reading a student imports, so that it is not measured."""
+    from l2p.students.io import load_student
+    from l2p.students.resolve import BUNDLED
+
+    load_student(BUNDLED / "landscapes-128")
+
+
+@pytest.fixture
+def frugal(imported):
+    """The test may take at most 150 MB more than there was, and 20 s."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # KiB
+    assert time.monotonic() - start < 20
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ number of them reads what any other number wrote.
 
 from __future__ import annotations
 
+import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,6 +32,15 @@ from l2p.files import atomic_path, write_text
 
 LATEST, REST = "latest", "rest.pt"
 MARK = "__tensor__"
+STEP = re.compile(r"step-\d{1,12}")
+_METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+# All that torch's `.metadata`, a pickle, may name beside torch's dtypes: plain records.
+READABLE = {
+    *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
+    *((_METADATA, n) for n in ("TensorStorageMetadata", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")),
+    *((_FILES, "_StorageInfo"), ("torch", "Size"), ("torch.serialization", "_get_layout")),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+}
 
 
 def save_sharded(state: dict[str, Any], folder: Path) -> None:
@@ -112,7 +123,47 @@ def step_of(path: Path) -> int:
 
 def _named(folder: Path) -> Path | None:
     latest = folder / LATEST
-    return folder / latest.read_text().strip() if latest.is_file() else None
+    if not latest.is_file():
+        return None
+    with latest.open("rb") as file:
+        name = file.read(100).decode(errors="replace").strip()
+    if not STEP.fullmatch(name):
+        raise UserError(f"{latest} names {name[:40]!r}, expected a folder beside it such as step-000120")
+    return folder / name
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads `.metadata` without running what it may name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = getattr(torch, name, None) if module == "torch" else None
+        if (module, name) in READABLE or isinstance(found, torch.dtype):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"its .metadata names {module}.{name}, which no checkpoint of ours does")
+
+
+def _reader(step: Path) -> Any:
+    """torch's reader of a step's folder, that takes tensors alone, and those from the folder's own files.
+
+    torch itself would unpickle `.metadata`, and every entry in it that is no tensor. Raises ValueError.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+    with (step / ".metadata").open("rb") as file:
+        metadata = _Unpickler(file).load()
+    if not isinstance(metadata, Metadata):
+        raise ValueError("its .metadata is no checkpoint's")
+    if not all(isinstance(entry, TensorStorageMetadata) for entry in metadata.state_dict_metadata.values()):
+        raise ValueError("its .metadata lists what is no tensor")
+    if any(Path(info.relative_path).name != info.relative_path for info in metadata.storage_data.values()):
+        raise ValueError("its .metadata names files of another folder")
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+            return metadata
+
+    return Reader(step)
 
 
 def _load_folder(folder: Path, only: Sequence[str] | None, mesh: DeviceMesh | None) -> dict[str, Any]:
@@ -126,7 +177,8 @@ def _load_folder(folder: Path, only: Sequence[str] | None, mesh: DeviceMesh | No
     alone = mesh is None or not dist.is_initialized()
     if only != ():
         _check_shards(step, alone)
-    known = dcp.FileSystemReader(step).read_metadata().state_dict_metadata
+    reader = _reader(step)
+    known = reader.read_metadata().state_dict_metadata
     tensors: dict[str, Tensor] = {}
 
     def part(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -146,7 +198,7 @@ def _load_folder(folder: Path, only: Sequence[str] | None, mesh: DeviceMesh | No
     state = _map(rest, part)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone on purpose
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(step), no_dist=alone)
+        dcp.load(tensors, storage_reader=reader, no_dist=alone)
     return state
 
 
