@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -228,17 +229,35 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_bytes(path: PathLike, most: int, expected: str) -> bytes:
+    """The content of a regular file of at most ``most`` bytes: a device or a pipe may never end.
+
+    Args:
+        expected: what the file should be, for the message.
+
+    Raises:
+        UserError: it is no regular file, or larger.
+        OSError: it is not there, is a folder, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe nobody writes would wait
+    with open(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is no regular file, expected {expected}")
+        size = os.fstat(descriptor).st_size
+        content = file.read(most + 1) if size <= most else b""
+    if max(size, len(content)) > most:
+        limit = f"{most // 2**20} MiB" if most >= 2**20 else f"{most // 1024} KiB"
+        raise UserError(f"{path} is larger than {limit}, expected {expected}")
+    return content
+
+
 def read_json(path: PathLike) -> Any:
     """The value in a JSON file. Raises UserError when the file is missing or is no JSON."""
     try:
-        if Path(path).exists() and not Path(path).is_dir():
-            if not Path(path).is_file():
-                raise UserError(f"{path} is no file, expected JSON")  # a pipe or a device may never end
-            if Path(path).stat().st_size > LARGEST_JSON:
-                raise UserError(
-                    f"{path} is larger than {LARGEST_JSON // 2**20} MiB, expected a small JSON file"
-                )
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_bytes(path, LARGEST_JSON, "a small JSON file").decode())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:

@@ -220,7 +220,8 @@ def _grey_8bit(piece: Image.Image, levels: tuple[float, bool]) -> Image.Image:
     if piece.mode == "F":
         return Image.fromarray(np.rint(values * np.float64(255)).astype(np.uint8))
     # top is odd: no level lies in the middle between two
-    return Image.fromarray(((values.astype(np.uint32) * 510 + top) // (2 * top)).astype(np.uint8))
+    table = ((np.arange(top + 1) * 510 + top) // (2 * top)).astype(np.uint8)
+    return Image.fromarray(table[values])
 
 
 def _on_white(image: Image.Image, name: str) -> Image.Image:

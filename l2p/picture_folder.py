@@ -12,12 +12,13 @@ from pathlib import Path, PurePosixPath
 
 from l2p.artifacts import digest, hash_files
 from l2p.errors import UserError, warn
-from l2p.files import PICTURES, PathLike
+from l2p.files import PICTURES, PathLike, read_bytes
 from l2p.images import PLUGINS, readable_suffixes
 from l2p.picture_manifest import listed, read_manifests
 from l2p.texts import COLUMNS, decode_text
 
 CAPTIONS = (".txt", ".caption", ".json")  # of a picture's name, with or without its own suffix, in this order
+MAX_CAPTION = 2**20  # bytes
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -205,7 +206,10 @@ def folder_captions(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, str
 
 
 def _read_caption(path: Path) -> str:
-    return caption_of(path.name, path.read_bytes(), str(path))
+    try:
+        return caption_of(path.name, read_bytes(path, MAX_CAPTION, "a caption"), str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _sample(name: str) -> str:

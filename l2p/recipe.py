@@ -372,7 +372,7 @@ def _override(text: str) -> Document:
         ) from None
     for part in reversed(path):
         values = {part: values}
-    return Document(source, values, text=text)
+    return Document(source, values)
 
 
 def _merged(documents: Sequence[Document], schema: type) -> dict[str, Any]:

@@ -23,13 +23,16 @@ from typing import Any
 
 from l2p.errors import UserError, warn
 from l2p.extras import install_hint
-from l2p.files import PathLike, write_text
+from l2p.files import PathLike, read_bytes, write_text
 
 COLUMNS = ("prompt", "caption", "text")  # looked for in this order where none is named
 FORMATS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 JSON = (".jsonl", ".ndjson", ".json")
 PARQUET = b"PAR1"
-MOST_ROWS, MOST_BYTES = 20_000_000, 4 * 2**30  # of a Parquet file, unpacked
+MOST_ROWS = 20_000_000  # of a file
+MOST_BYTES = 2**29  # of a file of text
+MOST_DECLARED, MOST_UNPACKED = 4 * 2**30, 2 * 2**30  # bytes of a Parquet file, and of the texts of a column
+BATCH = 2**16  # rows of a Parquet file decoded at once
 SEPARATORS = ",;\t"
 REPR = re.compile(r"""b'.*'|b".*"|\[\s*(['"]).*\1\s*\]""", re.DOTALL)  # bytes and lists that Python printed
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
@@ -48,6 +51,8 @@ def decode_text(data: bytes, name: PathLike) -> str:
         )
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = "utf-16" if wide else "utf-8-sig"
+    if data.count(b"\n") > MOST_ROWS:
+        raise UserError(f"{name} has {data.count(10):,} lines, at most {MOST_ROWS:,} are read")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -67,7 +72,7 @@ def decode_text(data: bytes, name: PathLike) -> str:
 def read_text(path: PathLike) -> str:
     """The text of a file, see :func:`decode_text`. Raises UserError where it cannot be read."""
     try:
-        return decode_text(Path(path).read_bytes(), path)
+        return decode_text(read_bytes(path, MOST_BYTES, "a text file"), path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
 
@@ -139,10 +144,9 @@ class Table:
             UserError: no such column, or a value that is no text.
         """
         column = self.pick(column)
-        texts = [
-            "" if value is None else self._text(value, place, column)
-            for value, place in zip(self.values(column), self.places, strict=True)
-        ]
+        values = self.values(column)
+        assert len(values) == len(self.places)
+        texts = ["" if value is None else self._text(value, row, column) for row, value in enumerate(values)]
         filled = [text for text in texts if text]
         if self.columns and filled and all(NUMBER.fullmatch(text) for text in filled):
             raise UserError(
@@ -150,14 +154,17 @@ class Table:
             )
         return texts
 
-    def _text(self, value: Any, place: str, column: str) -> str:
-        where = f"{self.name}{place}"
+    def _text(self, value: Any, row: int, column: str) -> str:
+        if isinstance(value, str):
+            text = value.strip()
+            if text.isascii() and text[:1] not in ("b", "["):
+                return text
+        where = f"{self.name}{self.places[row]}"
         if value is MISSING:
             raise UserError(f"{where} has no text under {column!r}")
         if not isinstance(value, str):
             shown = json.dumps(value, ensure_ascii=False, default=repr)
             raise UserError(f"{where} has no text{f' under {column!r}' if column else ''}: {shown[:60]}")
-        text = value.strip()
         if REPR.fullmatch(text):
             raise UserError(
                 f"{where} holds what Python prints for bytes or a list, expected plain text: {text[:60]}"
@@ -179,6 +186,8 @@ def read_table(path: PathLike) -> Table:
     path = Path(path)
     suffix = path.suffix.lower()
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path} is no regular file, expected a text file")  # it may never end
         with open(path, "rb") as file:
             start = file.read(len(PARQUET))
     except OSError as error:
@@ -205,7 +214,7 @@ def read_prompts(path: PathLike, column: str | None = None, paired: bool = False
     """
     table = read_table(path)
     texts = table.texts(column)
-    blank = [place for text, place in zip(texts, table.places, strict=True) if not text]
+    blank = [table.places[row] for row, text in enumerate(texts) if not text]
     if blank and paired:
         raise UserError(
             f"{table.name}{blank[0]} is blank, but each text belongs to one picture: fill it in, or remove it"
@@ -318,31 +327,73 @@ def _csv(text: str, path: Path) -> Table:
     )
 
 
+class _RowPlaces(Sequence[str]):
+    """ " row 1", " row 2" and so on, made when they are asked for: one for each of millions of rows is memory."""
+
+    def __init__(self, count: int) -> None:
+        self._rows = range(1, count + 1)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._rows[index]
+        return f" row {found}" if isinstance(found, int) else [f" row {n}" for n in found]
+
+
 def _parquet(path: Path) -> Table:
     try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
+        from pyarrow.parquet import ParquetFile, read_schema
     except ModuleNotFoundError:
         raise UserError(f"{path} needs pyarrow: {install_hint('corpus')}") from None
-    try:
-        file = ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"cannot read {path}: expected a Parquet file ({str(error).splitlines()[0]})"
-        ) from None
 
-    rows = file.metadata.num_rows
-    size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-    if not 0 <= rows <= MOST_ROWS or not 0 <= size <= MOST_BYTES:  # a small file may declare any number
+    def unreadable(error: Exception) -> UserError:
+        return UserError(
+            f"cannot read {path}: expected a Parquet file ({(str(error).splitlines() or [''])[0]})"
+        )
+
+    try:
+        schema = read_schema(path)
+        file = ParquetFile(path, read_dictionary=[f.name for f in schema if _is_text(f.type)])
+        rows, names = file.metadata.num_rows, tuple(schema.names)
+        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+    except Exception as error:  # pyarrow raises a dozen kinds, ValueError and MemoryError among them
+        raise unreadable(error) from None
+    if not 0 <= rows <= MOST_ROWS or not 0 <= size <= MOST_DECLARED:  # a small file may declare any number
         raise UserError(
-            f"{path} declares {rows:,} rows and {size:,} bytes, at most {MOST_ROWS:,} and {MOST_BYTES:,} are read"
+            f"{path} declares {rows:,} rows and {size:,} bytes, at most {MOST_ROWS:,} and {MOST_DECLARED:,} are read"
         )
 
     def values(column: str) -> list[Any]:
+        kind = schema.field(column).type
+        if kind.num_fields or str(kind).startswith("fixed_size"):  # which decode to any number of bytes a row
+            raise UserError(f"{path} row 1 has no text under {column!r}: the column holds {str(kind)[:60]}")
+        found: list[Any] = []
+        shared, texts, left = None, [], MOST_UNPACKED
         try:
-            return file.read(columns=[column]).column(column).to_pylist()
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+            for batch in file.iter_batches(BATCH, columns=[column]):
+                part = batch.column(0)
+                is_coded = hasattr(part, "dictionary")  # a text that many rows share is unpacked once
+                fresh = part.dictionary if is_coded else part
+                if not is_coded or shared is None or not fresh.equals(shared):
+                    left -= fresh.nbytes
+                    if left < 0 or len(found) + len(part) > rows:
+                        raise UserError(
+                            f"the column {column!r} of {path} holds more than {MOST_UNPACKED:,} bytes or {rows:,} rows"
+                        )
+                    shared, texts = fresh, fresh.to_pylist()
+                indices = part.indices.to_pylist() if is_coded else range(len(texts))
+                found += [None if index is None else texts[index] for index in indices]
+        except UserError:
+            raise
+        except Exception as error:
+            raise unreadable(error) from None
+        if len(found) != rows:
+            raise UserError(f"{path} declares {rows:,} rows and holds {len(found):,}: it is cut short")
+        return found
 
-    places = [f" row {n}" for n in range(1, file.metadata.num_rows + 1)]
-    return Table(str(path), tuple(file.schema_arrow.names), places, values)
+    return Table(str(path), names, _RowPlaces(rows), values)
+
+
+def _is_text(kind: Any) -> bool:
+    return str(kind) in ("string", "large_string")

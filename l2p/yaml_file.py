@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from l2p.errors import UserError
+from l2p.files import read_bytes
 
 LARGEST = 256 * 1024  # bytes of a file
 DEEPEST = 24  # sections in sections
@@ -34,7 +35,6 @@ class Document:
     source: str
     values: dict[str, Any]
     node: yaml.Node | None = None
-    text: str = ""
 
     def place(self, path: tuple[str | int, ...]) -> str:
         """The source, and the line of a key in it as far as it is there: ``recipe.yaml:12``."""
@@ -104,12 +104,7 @@ def read_document(path: Path, what: str = "recipe") -> Document:
     if "\0" in str(path):
         raise UserError(f"{what} {str(path)!r} is no name of a file")
     try:
-        if path.is_dir():
-            raise IsADirectoryError
-        if path.exists() and not path.is_file():  # a device or a pipe may never end
-            raise UserError(f"{what} {path} is no regular file, expected a YAML file")
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+        content = read_bytes(path, LARGEST, "a YAML file")
     except (FileNotFoundError, NotADirectoryError):
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
@@ -118,8 +113,8 @@ def read_document(path: Path, what: str = "recipe") -> Document:
         raise UserError(f"{what} {path} is a folder, expected a YAML file") from None
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {(error.strerror or str(error)).lower()}") from None
-    if len(content) > LARGEST:
-        raise UserError(f"{what} {path} is larger than {LARGEST // 1024} KiB, expected a YAML file")
+    except UserError as error:
+        raise UserError(f"{what} {error}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -137,7 +132,7 @@ def parse_document(text: str, source: str) -> Document:
         values = {values: None}  # a lone word, the start of a key
     if not isinstance(values, dict):
         raise UserError(f"{source} holds {'a list' if isinstance(values, list) else 'one value'}, {EXPECTED}")
-    return Document(source, values, node, text)
+    return Document(source, values, node)
 
 
 def parse_value(text: str, source: str) -> Any:

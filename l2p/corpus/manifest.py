@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.artifacts import differences, flatten, read_sealed
-from l2p.corpus.samples import OLD_PARTS
+from l2p.corpus.samples import OLD_PARTS, PARTS
 from l2p.errors import UserError
 
 FORMATS = (1, 2)  # 1 had no "parts": they were OLD_PARTS
@@ -57,10 +57,14 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"{path} has corpus format {version!r}, this version reads {FORMATS[0]} and {FORMATS[1]}: "
             "delete the folder to redraw it"
         )
-    shards = manifest.get("shards")
+    shards, parts = manifest.get("shards"), manifest.get("parts", list(OLD_PARTS))
     if not isinstance(manifest.get("settings"), dict) or not isinstance(shards, list):
         raise UserError(
             f"{path} is broken: settings and shards are missing; restore the file or redraw the corpus"
+        )
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+        raise UserError(
+            f"{path} is broken: parts is {str(parts)[:80]!r}, expected suffixes such as {PARTS[0]}"
         )
     for shard in shards:
         _check_shard(path, shard)
@@ -70,7 +74,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     settings = NOT_WRITTEN | settings
     if version == 1:
         settings = {"solver": "teacher"} | settings  # the first ones knew no other
-    return manifest | {"settings": settings, "parts": manifest.get("parts", list(OLD_PARTS))}
+    return manifest | {"settings": settings, "parts": parts}
 
 
 def _check_shard(path: Path, shard: Any) -> None:
@@ -79,6 +83,7 @@ def _check_shard(path: Path, shard: Any) -> None:
     name, numbers = entry.get("name"), [entry.get(key) for key in ("first", "count", "bytes")]
     dropped = entry.get("dropped", [])
     sound = isinstance(name, str) and SHARD.fullmatch(name) and isinstance(dropped, list)
+    sound = sound and all(isinstance(d, list) and len(d) == 2 and type(d[0]) is int for d in dropped)
     sound = sound and all(type(number) is int and 0 <= number < 2**53 for number in numbers)
     file = path.parent / str(name)
     if sound and file.is_file():

@@ -27,6 +27,7 @@ from l2p.files import PICTURES
 from l2p.images import Pictures, decoding, open_picture, read_picture
 from l2p.picture_folder import (
     CAPTIONS,
+    MAX_CAPTION,
     caption_of,
     folder_captions,
     match_captions,
@@ -37,7 +38,6 @@ from l2p.picture_folder import (
 from l2p.picture_manifest import MANIFESTS
 
 TAR = ".tar"
-MAX_CAPTION = 2**20  # bytes
 HEADER = 1 << 18  # bytes in which a picture's size is looked for
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: these swap height and width
 
@@ -158,27 +158,37 @@ def _in_tar(path: Path, unknown: Counter[str], notes: list[str]) -> list[Photo]:
     """The pictures in a tar with their captions; counts those of formats that cannot be read."""
     members: dict[str, tarfile.TarInfo] = {}
     texts: dict[str, bytes] = {}
+    end, sparse = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as tar:  # never compressed: the offsets would be wrong
             for member in tar:
-                if not member.isfile():
+                if not member.isreg():
                     continue
+                if member.issparse():  # its bytes do not lie in one piece
+                    sparse += 1
+                    continue
+                if not 0 <= member.size <= end - member.offset_data:
+                    raise EOFError(f"{member.name!r} has {member.size} bytes, the file {end}")
                 name = Path(member.name).as_posix()  # "./a.png" is a.png
                 if Path(name).suffix.lower() in CAPTIONS:
-                    if member.size > MAX_CAPTION:  # also a sparse member, which may declare any size
+                    if member.size > MAX_CAPTION:
                         raise UserError(
                             f"{path} holds {name!r} of {member.size:,} bytes, too large for a caption"
                         )
                     texts[name] = tar.extractfile(member).read()
                 else:
                     members[name] = member
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises whatever odd numbers in extended headers lead it to
         raise UserError(f"{path} is no tar or is cut short ({error})") from None
     found, others = split_pictures(map(Path, members))
     unknown.update(others)
     names = [name.as_posix() for name in found]
     readers = {name: partial(caption_of, name, data, f"{name} in {path}") for name, data in texts.items()}
     captions, unused, differing = match_captions(names, readers)
+    if sparse:
+        notes.append(f"{sparse} sparse files in {path.name}")
     if unused:
         notes.append(f"{len(unused)} texts of no picture in {path.name}")
     if differing:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,13 @@ def decode_facts(members: Mapping[str, bytes]) -> dict[str, Any]:
     Raises:
         ValueError: a member's bytes are not those that were written.
     """
-    facts = json.loads(members[FACTS])
-    checks = facts.pop("crc32", {})
+    try:
+        facts = json.loads(members[FACTS])
+    except RecursionError:
+        raise ValueError(f"its {FACTS} is nested too deep") from None
+    checks = facts.pop("crc32", {}) if isinstance(facts, dict) else None
+    if not isinstance(checks, dict):
+        raise ValueError(f"its {FACTS} does not describe a sample")
     for part, wanted in checks.items():
         data = _canonical(facts) if part == FACTS else members.get(part)
         if data is not None and zlib.crc32(data) != wanted:
@@ -108,11 +114,29 @@ def decode_tensors(data: bytes, part: str) -> dict[str, np.ndarray]:
     from safetensors.numpy import load
 
     try:
-        found: dict[str, Any] = (
-            {"latent": np.load(io.BytesIO(data), allow_pickle=False)} if part == OLD_LATENT else load(data)
-        )
+        found: dict[str, Any] = {"latent": _read_npy(data)} if part == OLD_LATENT else load(data)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
+    if not all(values.dtype.kind == "f" for values in found.values()):
+        raise ValueError("its numbers are not floating")
     if not all(np.isfinite(values).all() for values in found.values()):
         raise ValueError("a number is not finite")
     return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+    """The array in the bytes of a ``.npy``; its header is believed only where the bytes are there. Raises ValueError."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, kind = read(file)
+        if math.prod(shape) * kind.itemsize != len(data) - file.tell() or min(shape, default=0) < 0:
+            raise ValueError(f"{len(data)} bytes hold no {kind} of {shape}")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError:
+        raise
+    except Exception as error:  # the header is a Python expression, and odd ones raise many kinds
+        raise ValueError(f"its header is broken ({type(error).__name__})") from None

@@ -50,12 +50,12 @@ def scan(path: Path) -> Iterator[tuple[str, int, int]]:
                     return
                 info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
                 offset += _BLOCK
-                if offset + info.size > end:
-                    raise tarfile.HeaderError("the last member is cut off")
+                if not 0 <= info.size <= end - offset:
+                    raise tarfile.HeaderError("a member is cut off")
                 yield info.name, offset, info.size
                 offset += -(-info.size // _BLOCK) * _BLOCK
                 file.seek(offset)
-    except (OSError, tarfile.HeaderError, UnicodeDecodeError) as error:
+    except (OSError, tarfile.HeaderError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path} is truncated or corrupt ({error}): delete this file and run again, it alone is redrawn"
         ) from None

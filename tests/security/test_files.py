@@ -138,7 +138,7 @@ def test_json_is_bounded(tmp_path, monkeypatch, frugal):
         files.read_json(sparse)
     os.mkfifo(tmp_path / "pipe.json")
     for endless in (tmp_path / "pipe.json", Path("/dev/zero")):
-        with pytest.raises(UserError, match="is no file"):
+        with pytest.raises(UserError, match="is no regular file"):
             files.read_json(endless)
     (tmp_path / "honest.json").write_text("[" * 50 + "]" * 50)
     assert files.read_json(tmp_path / "honest.json")
