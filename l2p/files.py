@@ -14,7 +14,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -62,9 +62,27 @@ PICTURES = (
     *(".exr", ".hdr", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
 )  # suffixes, of formats that can be read here and of others: picture_folder.readable_suffixes
 DATA = (
-    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".yaml", ".yml"),
+    *(
+        ".txt",
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".parquet",
+        ".yaml",
+        ".yml",
+        ".md",
+        ".html",
+        ".xlsx",
+        ".gz",
+    ),
     *(".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".gguf", ".npy", ".npz", ".tar", ".zip"),
 )  # suffixes of texts and of weights
+_ONE_FILE = re.compile(
+    r"\S*[^\s.]\.([A-Za-z0-9]{1,5}|safetensors?)"
+)  # one word with a suffix, such as nope.sft
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://\S|(hub|hf|file|timm):\S", re.IGNORECASE)
 LARGEST_JSON = 256 * 2**20  # bytes
 _LONGEST_STEM = 120  # bytes of a name that its writer's own name is added to; a file's name has at most 255
 _SWEEP_SECONDS = 60.0
@@ -283,6 +301,32 @@ def looks_like_path(text: str) -> bool:
         return True
     first, separator, _ = text.partition("/")
     return bool(separator) and os.path.isdir(first)
+
+
+def names_input(text: str) -> bool:
+    """Whether a text that stands where a prompt may stand names a file, a folder or a source rather than words: it looks like a
+    path (with ``#COLUMN`` or without), is one word that ends like a file's name, or begins with a scheme such as ``hub:``."""
+    path, _, column = text.rpartition("#")
+    if path and not re.search(r"\s", column) and (os.path.exists(path) or names_input(path)):
+        return True
+    return looks_like_path(text) or bool(_ONE_FILE.fullmatch(text) or _SCHEME.match(text))
+
+
+def check_outputs(outputs: Iterable[PathLike], inputs: Iterable[PathLike], option: str = "--out") -> None:
+    """Refuse to write over what is read: an input itself, or a file that is there in a folder that is one.
+
+    Raises:
+        UserError: names the file.
+    """
+    read = {Path(path).resolve() for path in inputs}
+    folders = [path for path in read if path.is_dir()]
+    for output in outputs:
+        place = Path(output).resolve()
+        within = place.is_file() and any(place.is_relative_to(folder) for folder in folders)
+        if place in read or within:
+            raise UserError(
+                f"{option} is {output}, which this command reads or writes otherwise: choose another place"
+            )
 
 
 def no_such(text: str, hint: str = "") -> UserError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from l2p.cli.options import Seconds, StepsOrNone, number_type
+from l2p.cli.options import Mode, Seconds, StepsOrNone, check_modes, number_type
 from l2p.config import BatchSize, Count, CountOrZero, SamplingSteps, Threads
 from l2p.errors import UserError
 
@@ -29,6 +29,13 @@ PATH_NAMES = (
     "pid",
     "l2p-pid",
 )  # as bench.paths
+
+
+STUDENTS = ("l2p", "l2p-unet", "l2p-multistep")  # of PATH_NAMES
+BUDGETED = Mode("a path of l2p's own networks", ("memory_budget",))
+ONE_STEP = Mode("a path of one step", ("cuda_graphs",))
+MANY_STEPS = Mode("--paths with l2p-multistep", ("student_steps",))
+LATENT = Mode("a path in latents", ("teacher_steps",))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +94,16 @@ def run(args: argparse.Namespace) -> None:
     paths, sizes = _paths(args.paths), _sizes(args.sizes)
     if args.plot and not args.plot.lower().endswith((".png", ".svg", ".pdf")):
         raise UserError(f"--plot is {args.plot}, expected a file that ends in .png, .svg or .pdf")
+    if args.plot and args.plot == args.json:
+        raise UserError(f"--plot and --json are both {args.plot}: give them files of their own")
+    ours = {*STUDENTS} & {*paths}
+    uses = {
+        BUDGETED: bool(ours) or "l2p-pid" in paths,
+        ONE_STEP: bool(ours - {"l2p-multistep"}),
+        MANY_STEPS: "l2p-multistep" in paths,
+        LATENT: bool({*paths} - {*STUDENTS}),
+    }
+    check_modes(args, uses, [mode for mode, used in uses.items() if used])
     import sys
 
     from l2p import runtime

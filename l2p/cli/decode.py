@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2p.cli.options import NoiseLevel, PictureSeed, PictureSide, number_type, text_type
+from l2p.cli.options import Mode, NoiseLevel, PictureSeed, PictureSide, check_modes, number_type, text_type
 from l2p.config import GuidanceScale, SamplingSteps, Threads
-from l2p.errors import UserError
+from l2p.errors import UserError, warn
+from l2p.files import check_outputs
 
 if TYPE_CHECKING:
     from l2p.decoders.decode import PidDecoder, VaeDecoder
@@ -37,6 +38,12 @@ WHEN_STOPPED = "; run the same command again, it goes on from here"
 BUNDLED = "landscapes-4x"
 SETTINGS = ("decoder", "scale", "steps", "seed", "text_encoder", "memory_budget")  # that decide a picture
 OF_A_PROMPT = ("stop_at_sigma", "teacher_steps", "guidance_scale", "height", "width")
+PROMPTS = Mode("a prompt and --teacher", (*OF_A_PROMPT, "seed"))
+VAE = Mode("--decoder vae", ())
+PID = Mode("--decoder pid", ("weights", "steps", "memory_budget", "text_encoder", "seed"))
+PID_FILES = Mode("files and --decoder pid", ("prompt",))
+FILES = Mode("files", ("sigma",))
+MODES = (PROMPTS, FILES, VAE, PID, PID_FILES)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +141,9 @@ def run(args: argparse.Namespace) -> int:
             "nothing to decode: name latents, pictures or folders of them, or a prompt and --teacher"
         )
     tasks = _tasks(args)
+    _check_options(args, of_prompts=tasks[0][1] is not None)
     folder, file = _check_out(args.out, len(tasks))
+    check_outputs([folder / (file or name) for name, _ in tasks], getattr(args, "files", ()))
     from l2p import runtime
     from l2p.artifacts import UNKNOWN, say, why_not
 
@@ -312,7 +321,7 @@ class Tools:
         args, teacher = self.args, self.teacher
         side = teacher.vae.config.get("sample_size") or 1024
         with autocast(self.device, self.dtype):
-            return sample(
+            source, facts = sample(
                 teacher,
                 prompt,
                 args.seed,
@@ -322,17 +331,23 @@ class Tools:
                 args.guidance_scale,
                 args.stop_at_sigma or 0.0,
             )
+        if args.stop_at_sigma is not None and not facts["steps_skipped"]:
+            warn(
+                f"--stop-at-sigma {args.stop_at_sigma:g} skips none of {args.teacher_steps} steps: the last one begins above "
+                "it; take a higher level, or more --teacher-steps"
+            )
+        return source, facts
 
 
 def _tasks(args: argparse.Namespace) -> list[tuple[str, str | None]]:
     """Name of the picture and prompt (None for files) of each input; ``args.files`` gets the files."""
     from l2p.decoders.sources import find_files
-    from l2p.files import looks_like_path, no_such
+    from l2p.files import names_input, no_such
     from l2p.names import prompt_names, unique
 
     prompts, paths = list(args.prompt_input), []
     for text in args.inputs:
-        as_path = looks_like_path(text)
+        as_path = names_input(text)
         if os.path.exists(text):
             if args.teacher and not as_path and "/" not in text and os.sep not in text and "." not in text:
                 raise UserError(
@@ -340,6 +355,10 @@ def _tasks(args: argparse.Namespace) -> list[tuple[str, str | None]]:
                 )
             paths.append(text)
         elif as_path:
+            if os.path.isfile(text.rpartition("#")[0]):
+                raise UserError(
+                    f"{text} is a table: l2p decode takes latents, pictures and prompts, one by one"
+                )
             raise no_such(text, f"--prompt-input {text!r} draws these words" if args.teacher else "")
         elif args.teacher:
             prompts.append(text)
@@ -351,13 +370,14 @@ def _tasks(args: argparse.Namespace) -> list[tuple[str, str | None]]:
         if not args.teacher:
             raise UserError("--prompt-input is drawn by a teacher: name it with --teacher")
         return list(zip(prompt_names(prompts), prompts, strict=True))
-    if args.stop_at_sigma is not None:
-        raise UserError(
-            "--stop-at-sigma ends the sampling of a prompt: give a prompt and --teacher, or --sigma for files"
-        )
     args.files = [str(path) for path in find_files(paths)]
     names = unique([f"{Path(file).stem}.png" for file in args.files])
     return [(name, None) for name in names]
+
+
+def _check_options(args: argparse.Namespace, of_prompts: bool) -> None:
+    active = {PROMPTS if of_prompts else FILES, PID if args.decoder == "pid" else VAE}
+    check_modes(args, MODES, active | ({PID_FILES} if active == {FILES, PID} else set()))
 
 
 def _check_out(out: str, count: int) -> tuple[Path, str | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from l2p.cli.options import check_alone
 from l2p.recipe import Recipe, load_recipe
 
 EXAMPLES = """\
@@ -43,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_alone(args, "dry_run", "resume")
     recipe = load_recipe(args.recipe, args.overrides)
     if args.tiny:
         return _run_tiny(recipe, args)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from l2p.cli.options import PairCount, number_type
+from l2p.cli.options import Mode, PairCount, check_modes, number_type
 from l2p.errors import UserError
 from l2p.students.resolve import resolve_student, results_folder, student_help
 
@@ -27,6 +27,11 @@ exit code 1: a --fail-if condition holds
 """
 WHEN_STOPPED = "; run the same command again, it goes on from here"
 PATHS = ("vae", "pid", "l2p")
+OWN_PICTURES = Mode("a folder of pictures", ())
+STUDENT = Mode("a student", ("device", "dtype"))
+TEACHER = Mode("a student beside a teacher", ("paths",))
+DECODER = Mode("--paths with pid", ("pid",))
+MODES = (OWN_PICTURES, STUDENT, TEACHER, DECODER)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -131,8 +136,16 @@ def _measure(args: argparse.Namespace, folder: Path, out: Path, paths: tuple[str
         raise UserError(
             f"{args.student} is a folder of pictures: name the pictures to compare with, --against FOLDER"
         )
+    active = {OWN_PICTURES} if own_pictures else {STUDENT} if pictures else {STUDENT, TEACHER}
+    check_modes(args, MODES, active | ({DECODER} if "pid" in paths and TEACHER in active else set()))
+    from l2p.files import check_outputs
+
+    inputs = [path for path in (folder, against, (args.prompts or "").partition("#")[0]) if path]
+    check_outputs([out], inputs)
     if args.json not in (None, "-"):
         from l2p.files import check_writable
+
+        check_outputs([args.json], [*inputs, out / "metrics.json", out / "report.html"], "--json")
 
         if Path(args.json).is_dir():
             raise UserError(f"--json is {args.json}, a folder: expected a file, such as figures.json")

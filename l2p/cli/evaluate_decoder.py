@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from l2p.cli.options import NoiseLevel, PairCount, number_type, numbers_type
+from l2p.cli.options import Mode, NoiseLevel, PairCount, check_modes, number_type, numbers_type
 from l2p.config import SamplingSteps, Threads
 from l2p.errors import UserError
 
@@ -21,6 +21,9 @@ examples:
 """
 STOPPED = ("stop_at", "sigma", "steps_skipped", "seconds_saved", "psnr_to_whole", "perceptual_to_whole", "color_drift",
            "patch_frechet")  # fmt: skip
+
+
+STOPS = Mode("--sigmas", ("stop_images", "teacher_steps"))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     steps, sigmas = args.steps, args.sigmas
     if not steps:
         raise UserError("--steps names no number of steps, expected some such as 1,4")
+    check_modes(args, (STOPS,), {STOPS} if sigmas else ())
     from l2p import runtime
     from l2p.decoders.io import load_decoder
     from l2p.evaluation.decoders import evaluate_decoder, verdict

@@ -201,14 +201,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:
-    from l2p.files import looks_like_path, no_such
+    from l2p.files import names_input, no_such
 
     for text in args.prompts:
-        if os.path.isfile(text):
+        if os.path.isfile(text) or os.path.isfile(text.rpartition("#")[0]):
             raise UserError(
                 f"{text} is a file: --prompts-file {text} draws the prompts in it, --prompt {text!r} these words"
             )
-        if looks_like_path(text):
+        if os.path.isdir(text):
+            raise UserError(f"{text} is a folder here: --prompt {text!r} draws these words")
+        if names_input(text):
             raise no_such(text, f"--prompt {text!r} draws these words")
     prompts = [*args.prompts, *args.prompt]
     if args.prompts_file:

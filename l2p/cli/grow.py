@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 
+from l2p.cli.options import check_alone
 from l2p.recipe import load_recipe
 
 EXAMPLES = """\
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_alone(args, "tiny", "resume")
     from l2p import runtime
     from l2p.training import grow
 

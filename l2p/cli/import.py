@@ -6,7 +6,9 @@ are read without running anything in them."""
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from l2p.cli.options import Mode, check_alone, check_modes
 from l2p.errors import UserError
 
 EXAMPLES = """\
@@ -19,6 +21,10 @@ examples:
   l2p import --keys pid-flux-2k
 """
 WHEN_STOPPED = "; nothing half-written is left"
+
+
+FROM_HUB = Mode("a file on the Hub", ("endpoint",))
+IMPORT = Mode("a file to import", ("source", "out", "variant", "text_encoder"))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +54,10 @@ def run(args: argparse.Namespace) -> None:
     from l2p.published.pid import NOTICE
     from l2p.published.pid import PiDVariant as PiD
 
+    check_alone(args, "list", "keys")
+    shown = args.list or args.keys
+    on_hub = not shown and args.source and not Path(args.source).is_file()
+    check_modes(args, (FROM_HUB, IMPORT), [*([] if shown else [IMPORT]), *([FROM_HUB] if on_hub else [])])
     runtime.silence_libraries()
     if args.list or args.keys:
         print(tables.list_variants() if args.list else tables.list_keys(args.keys))

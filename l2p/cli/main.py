@@ -18,6 +18,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
+from l2p.cli.options import parse
 from l2p.errors import UserError, UserNotice, out_of_memory, printable
 from l2p.keys import mask
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         verb.configure(parser)
-        code = verb.run(parser.parse_intermixed_args(rest)) or 0
+        code = verb.run(parse(parser, rest)) or 0
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as error:
@@ -158,7 +159,7 @@ def _rank() -> str:
 
 def _split(argv: list[str]) -> tuple[str, list[str]]:
     """The verb and its arguments; prints the help or the version and exits where that was asked for."""
-    verbs = "\n".join(f"  {name:<15}{line}" for name, line in VERBS.items())
+    verbs = "\n".join(f"  {name:<18}{line}" for name, line in VERBS.items())
     parser = Parser(
         prog="l2p",
         description="Distil a latent text-to-image model into a pixel-space student that paints in one step.",

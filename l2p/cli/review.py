@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from l2p.cli.options import PictureCount, Port, number_type
-from l2p.errors import UserError
+from l2p.cli.options import Mode, PictureCount, Port, check_modes, number_type
+from l2p.errors import UserError, warn
 from l2p.students.resolve import results_folder, student_help
 
 EXAMPLES = """\
@@ -23,6 +23,11 @@ examples:
   l2p review runs/quickstart/student --summary
 """
 WHEN_STOPPED = "; every answer is kept: run the same command again to go on"
+
+
+JUDGE = Mode("a review", ("against", "prompts", "num_images", "host", "port"))
+GENERATED = Mode("a review of a student", ("device", "dtype"))
+SUMMARY = Mode("--summary", ("json",))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +63,11 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from l2p.picture_folder import holds_pictures
     from l2p.review.serving import check_address
 
+    generated = () if args.summary or holds_pictures(args.student) else (GENERATED,)
+    check_modes(args, (JUDGE, GENERATED, SUMMARY), {SUMMARY if args.summary else JUDGE, *generated})
     check_address(args.host, args.port)
     out = Path(args.out) if args.out else results_folder(args.student, "review")
     if args.summary:
@@ -85,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
             device=args.device,
             dtype=args.dtype,
         )
+        if "num_images" in args.given and len(review.pairs) < args.num_images:
+            warn(f"--num-images is {args.num_images}, but there are {len(review.pairs)} pairs")
         print(f"{len(review.pairs)} pairs; answers are kept in {out / 'answers'}")
         serve(review_app(review, out, args.host), args.host, args.port, "review")
 

@@ -9,6 +9,7 @@ import argparse
 import json
 from typing import Any
 
+from l2p.cli.options import Mode, check_alone, check_modes
 from l2p.recipe import load_recipe
 
 EXAMPLES = """\
@@ -21,6 +22,9 @@ examples:
   l2p synthesize --print-taxonomy > mine.yaml
 """
 WHEN_STOPPED = "; whole shards are kept: run the same command again to go on from here"
+
+
+RECIPE = Mode("a recipe", ("recipe", "overrides", "dry_run", "prompts_only", "check", "json"))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_alone(args, "dry_run", "prompts_only", "check")
+    check_modes(args, (RECIPE,), () if args.print_taxonomy else (RECIPE,))
     if args.print_taxonomy:
         from l2p.corpus.taxonomy import BUILT_IN
 

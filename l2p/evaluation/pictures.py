@@ -86,6 +86,8 @@ def evaluate_pictures(
     if (line := pairing.line()) is not None:
         warn(line)
     files, pairs = _chosen(pairing, num_images)
+    if num_images is not None and num_images > len(files["student"]):
+        warn(f"num_images is {num_images}, but {folder} holds {len(files['student'])} pictures")
     sizes = {name: read_picture(some[0].path).shape[:2] for name, some in files.items()}
     if pairs and sizes["student"] != sizes["against"]:
         shapes = " and ".join("{} x {}".format(*size) for size in sizes.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from l2p import __version__
 from l2p.errors import UserError
-from l2p.files import PathLike, atomic_path, write_json, write_text
+from l2p.files import PathLike, atomic_path, check_outputs, write_json, write_text
 from l2p.hub.program import to_onnx, to_torch_export
 from l2p.students.io import read_config
 from l2p.students.resolve import resolve_student
@@ -45,6 +45,7 @@ def export(student: PathLike, kind: str, out: PathLike) -> Path:
     if kind not in KINDS:
         raise UserError(f"--to is {kind!r}, expected one of {', '.join(KINDS)}")
     folder = resolve_student(student)
+    check_outputs([out], [folder], "OUT")
     if read_config(folder).get("quantization") is not None:
         raise UserError(f"{folder} is quantised: export the student that it was made from")
     return KINDS[kind](folder, Path(out))
