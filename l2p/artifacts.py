@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, remove, write_json
+from l2p.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -257,11 +257,6 @@ def reusable(path: str | Path, made_from: Mapping[str, Any]) -> bool:
     if (reason := why_not(path, made_from)) is not None:
         say(f"{path} is made anew ({reason})")
     return reason is None
-
-
-def say(line: str) -> None:
-    """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # ----------------------------------------------------------------------------------------------- checkpoints

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+
+_UNUSUAL = re.compile(r"[^\n\t -~]")  # the others, mostly letters of other scripts, are looked at one by one
 
 
 class UserError(ValueError):
@@ -14,11 +17,20 @@ class UserNotice(UserWarning):
 
 
 def printable(text: object) -> str:
-    """Text in which nothing is a command to a terminal or turns the reading direction: such characters as ``\\x1b``.
+    """Text in which nothing is a command to a terminal or turns the reading direction: such characters as ``\\u001b``, which in
+    a JSON document mean the same.
 
     Line breaks and tabs stay.
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
+    text = str(text)
+    if not _UNUSUAL.search(text):
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
 def warn(line: str) -> None:

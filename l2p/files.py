@@ -292,6 +292,25 @@ def read_json(path: PathLike) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def leads_out(path: PathLike, folder: PathLike) -> bool:
+    """Whether a path in `folder` is a link, or lies behind one, out of it: a folder of strangers may lead to private files.
+
+    A snapshot in the Hub's cache is made of links to the blobs beside it, and these are right.
+    """
+    place, root = Path(path).resolve(), Path(folder).resolve()
+    if place.is_relative_to(root):
+        return False
+    for part in (root, *root.parents):
+        if part.parent.name == "snapshots" and _COMMIT.fullmatch(part.name):
+            repo = part.parents[1]
+            cached = repo.name.startswith(("models--", "datasets--"))
+            return not (cached and place.parent == repo / "blobs")
+    return True
+
+
 def looks_like_path(text: str) -> bool:
     """Whether a text that names no file is a mistyped path rather than a prompt or a name on the Hub: it ends like a file of
     pictures, texts or weights, begins with ``/ ./ ../ ~/ runs/``, or with a folder that is here."""

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from l2p.artifacts import digest, hash_files
 from l2p.errors import UserError, warn
-from l2p.files import PICTURES, PathLike, read_bytes
+from l2p.files import PICTURES, PathLike, leads_out, read_bytes
 from l2p.images import PLUGINS, readable_suffixes
-from l2p.picture_manifest import listed, read_manifests
+from l2p.picture_manifest import MANIFESTS, listed, read_manifests
 from l2p.texts import COLUMNS, decode_text
 
 CAPTIONS = (".txt", ".caption", ".json")  # of a picture's name, with or without its own suffix, in this order
@@ -47,6 +47,15 @@ def told_unknown(unknown: Mapping[str, int]) -> list[str]:
         f"{count} {suffix} (which Pillow cannot read here{f': {PLUGINS[suffix]}' if suffix in PLUGINS else ''})"
         for suffix, count in sorted(unknown.items())
     ]
+
+
+def split_linked(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[str]]:
+    """Files without those texts and manifests that are links out of their folder, which may be private files of this machine;
+    and a phrase about these. Pictures may lie elsewhere: what is no picture is not read."""
+    texts = (path for path in files if path.suffix.lower() in CAPTIONS or path.name in MANIFESTS)
+    out = {path for path in texts if leads_out(path, folder)}
+    phrases = [f"{len(out)} texts that are links out of the folder ({listed(sorted(p.name for p in out))})"]
+    return [path for path in files if path not in out], phrases if out else []
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,10 @@ class PictureFolder:
         files = sorted(
             (path for path in folder.glob("*") if path.is_file()), key=lambda p: natural_key(p.name)
         )
+        files, linked = split_linked(files, folder)
         found, unknown = split_pictures(files)
         said = read_manifests(files, found)
-        left_out = told_unknown(unknown)
+        left_out = [*told_unknown(unknown), *linked]
         below = sum(
             len(split_pictures(p.glob("*"))[0]) for p in folder.glob("*") if p.is_dir() and p.name[0] != "."
         )
@@ -182,6 +192,7 @@ def match_captions(
 def folder_captions(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, str], list[str]]:
     """Captions of the pictures among the files of a folder, from the texts beside them, else from its manifests; and phrases
     about texts that found no picture."""
+    files, notes = split_linked(files, folder)
     pictures, _ = split_pictures(files)
     names = {path.relative_to(folder).as_posix(): path for path in files}
     texts = {
@@ -194,7 +205,7 @@ def folder_captions(folder: Path, files: Sequence[Path]) -> tuple[dict[Path, str
     said = read_manifests(files, pictures)
     for path, (prompt, _) in said.rows.items():
         captions.setdefault(path, prompt or "")
-    notes = said.notes
+    notes += said.notes
     unused = [name for name in unused if not name.lower().endswith(".json")]  # which hold many other things
     if pictures and unused:
         notes.append(f"{len(unused)} texts of no picture ({listed(unused)})")

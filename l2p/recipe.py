@@ -5,6 +5,7 @@ Every knob is explained where people choose it: in `recipes/quickstart.yaml` and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
@@ -39,16 +40,20 @@ from l2p.config import (
     config,
     dotted,
     shown,
+    shown_text,
     validate,
 )
 from l2p.errors import UserError
-from l2p.keys import check_endpoint
+from l2p.keys import SECRET_NAME, check_endpoint, holds_key, known_endpoint
 from l2p.shipped_recipes import find_recipe
 from l2p.yaml_file import Document, parse_value, read_document
 
 REQUIRED = "???"  # OmegaConf's sign for a value that has no default
 MOST_LAYERS = 8  # recipes that extend one another
 MOST_REFERENCES = 24  # ${...} in a recipe: each may double the work of resolving the others
+# A key of this recipe, from its top or, with dots before it, from where it stands. OmegaConf also knows functions, such as
+# ${oc.env:NAME}, which would put any variable of the environment into a name, a file or a request.
+REFERENCE = re.compile(r"\$\{\.*[A-Za-z_]\w*(?:\.\w+)*\}", re.ASCII)
 T = TypeVar("T")
 
 
@@ -306,22 +311,56 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[T]
 
 
 def check_trust(recipe: Recipe, overrides: Sequence[str]) -> None:
-    """What a file alone may not do: hold a key, or have code run.
+    """What a file alone may not do: hold a key, have code run, or send prompts and a key of the environment anywhere.
 
     Args:
         overrides: the user's own words.
 
     Raises:
-        UserError: a key or a password in ``corpus.llm``, or a scorer by its module or file that the overrides do not name.
+        UserError: a key or a password in ``corpus.llm``, an endpoint or a variable for its key that is not known
+            (:func:`l2p.keys.known_endpoint`), or a scorer by its module or file, that the overrides do not name.
     """
     llm, quality = recipe.corpus.llm, recipe.corpus.quality
+    for path, text in _texts(asdict(recipe)):
+        called = SECRET_NAME.fullmatch(str(path[-1])) and text
+        checked_below = path in (("corpus", "llm", "base_url"), ("corpus", "llm", "key_env"))
+        if (called or holds_key(text)) and not checked_below:
+            raise UserError(
+                f"{shown_text(dotted(path))} holds what looks like a key, and a recipe is kept and published: put the key into "
+                "the environment, and have it read there"
+            )
     if llm is not None:
         check_endpoint(llm.base_url, llm.key_env)
-    if quality is not None and ":" in quality.scorer and not any(quality.scorer in o for o in overrides):
-        raise UserError(
-            f"corpus.quality.scorer runs the code {shown(quality.scorer)}, which a file alone may not ask for: read that "
-            f"code, and say corpus.quality.scorer={quality.scorer} on the command line as well"
-        )
+        if not known_endpoint(llm.base_url, llm.key_env):
+            wanted = {"base_url": llm.base_url}
+            if llm.key_env != LLMConfig.key_env:
+                wanted["key_env"] = llm.key_env
+            missing = [
+                f"corpus.llm.{key}={value}"
+                for key, value in wanted.items()
+                if _said(overrides, "corpus", "llm", key) != value
+            ]
+            if missing:
+                raise UserError(
+                    f"corpus.llm sends the prompts and the environment's {llm.key_env} to {shown(llm.base_url)}, which a "
+                    f"file alone may not ask for: if you trust that address, say {' '.join(missing)} on the command "
+                    "line as well"
+                )
+    if quality is not None and ":" in quality.scorer:
+        if _said(overrides, "corpus", "quality", "scorer") != quality.scorer:
+            raise UserError(
+                f"corpus.quality.scorer runs the code {shown(quality.scorer)}, which a file alone may not ask for: read "
+                f"that code, and say corpus.quality.scorer={quality.scorer} on the command line as well"
+            )
+
+
+def _said(overrides: Sequence[str], *path: str) -> Any:
+    """What the last of the overrides that says something about a key says; None if none does."""
+    documents = [document for document in map(_override, overrides) if document.has(path)]
+    value: Any = documents[-1].values if documents else None
+    for part in path if documents else ():
+        value = value[part]
+    return value
 
 
 def overrides_of(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -386,8 +425,7 @@ def _merged(documents: Sequence[Document], schema: type) -> dict[str, Any]:
     check_keys(schema, values)
     for path in _missing(values):
         raise ConfigError(path, f"{dotted(path)} is missing, please give it a value")
-    if _references(values) > MOST_REFERENCES:  # in the values: the text may write them as "\\x24{"
-        raise ConfigError((), f"more than {MOST_REFERENCES} references such as ${{name}}")
+    _check_references(values)
     try:
         return OmegaConf.to_container(OmegaConf.create(values), resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -397,10 +435,27 @@ def _merged(documents: Sequence[Document], schema: type) -> dict[str, Any]:
         raise ConfigError((), "a reference ${...} leads back to itself") from None
 
 
-def _references(values: Any) -> int:
-    if isinstance(values, (dict, list)):
-        return sum(map(_references, values.values() if isinstance(values, dict) else values))
-    return values.count("${") if isinstance(values, str) else 0
+def _check_references(values: Any) -> None:
+    """Raises ConfigError for a reference to something else than a key, or too many."""
+    count = 0
+    for path, text in _texts(values):
+        starts = text.count("${")
+        count += starts
+        if starts != len(REFERENCE.findall(text)):
+            raise ConfigError(
+                path,
+                f"{dotted(path)} is {shown(text)}: ${{...}} may name a key of this recipe, such as ${{name}}, alone",
+            )
+    if count > MOST_REFERENCES:
+        raise ConfigError((), f"more than {MOST_REFERENCES} references such as ${{name}}")
+
+
+def _texts(values: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(values, str):
+        yield path, values
+    elif isinstance(values, (dict, list)):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _texts(value, (*path, key))
 
 
 def _over(below: Any, above: Any) -> Any:
@@ -410,12 +465,8 @@ def _over(below: Any, above: Any) -> Any:
     return above
 
 
-def _missing(values: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    if values == REQUIRED:
-        yield path
-    elif isinstance(values, (dict, list)):
-        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _missing(value, (*path, key))
+def _missing(values: Any) -> Iterator[tuple[str | int, ...]]:
+    yield from (path for path, text in _texts(values) if text == REQUIRED)
 
 
 def _place(documents: Sequence[Document], path: tuple[str | int, ...]) -> str | None:

@@ -187,7 +187,7 @@ def test_train_blocks(write, text, expected):
         ("name: [x\nseed: 1\n", ":2: broken YAML: "),
         ("name: x\n\tseed: 1\n", ":2: broken YAML: "),
         ("name: x\nname: y\n", ":2: broken YAML: found duplicate key name"),
-        ("name: ${x\n", ":1: name: no viable alternative"),
+        ("name: ${x\n", r":1: name is '\$\{x': "),
         ("seed: 1\n", ": name is missing"),
         ("", " is empty"),
         ("# only a comment\n", " is empty"),

@@ -196,8 +196,9 @@ def _machine(device: Any, threads: int | None) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from l2p.console import Console
 
     machine, rows = facts["machine"], facts["rows"]
     title = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}"

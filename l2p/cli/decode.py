@@ -145,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
     folder, file = _check_out(args.out, len(tasks))
     check_outputs([folder / (file or name) for name, _ in tasks], getattr(args, "files", ()))
     from l2p import runtime
-    from l2p.artifacts import UNKNOWN, say, why_not
+    from l2p.artifacts import UNKNOWN, why_not
+    from l2p.terminal import say
 
     runtime.setup(args.threads)
     runtime.silence_libraries()

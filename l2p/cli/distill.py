@@ -85,9 +85,9 @@ def _print_plan(recipe: Recipe) -> None:
     from dataclasses import asdict
 
     from omegaconf import OmegaConf
-    from rich.console import Console
     from rich.table import Table
 
+    from l2p.console import Console
     from l2p.training import distill
 
     rows = distill.plan(recipe)
@@ -122,7 +122,7 @@ def _parameters(recipe: Recipe) -> str:
 def _print_result(result: dict[str, Any]) -> None:
     from pathlib import Path
 
-    from rich.console import Console
+    from l2p.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     places = {name: result[name] for name in ("report", "student")}

@@ -215,9 +215,10 @@ PROBES: dict[str, Callable[[], list[Finding]]] = {
 
 
 def _print(findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from l2p.console import Console
 
     table = Table("what")
     for title in ("found", "", "what to do"):

@@ -116,8 +116,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(first: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from l2p.console import Console
 
     table = Table(first, *(column.replace("_", " ") for column in columns))
     for row in rows:

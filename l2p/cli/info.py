@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from l2p.errors import UserError, printable
+from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.students.resolve import resolve_student, student_help
 
@@ -68,8 +68,9 @@ def _print_names(as_json: bool) -> None:
     if as_json:
         print(json.dumps(names, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from l2p.console import Console
 
     table = Table("kind", "names", title="l2p info NAME tells more", title_justify="left")
     for kind, found in names.items():
@@ -117,9 +118,10 @@ def _print_part(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from l2p.console import Console
 
     config = facts["config"]
     shown = {
@@ -135,9 +137,9 @@ def _print_part(facts: dict[str, Any], as_json: bool) -> None:
         "on disk": f"{facts['bytes'] / 1e6:,.1f} MB",
         **{key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in shown.items()},
     }
-    table = Table(title=escape(printable(facts["path"])), title_justify="left", show_header=False)
+    table = Table(title=escape(facts["path"]), title_justify="left", show_header=False)
     for row, value in rows.items():
-        table.add_row(row, escape(printable(value)))
+        table.add_row(row, escape(value))
     Console(highlight=False).print(table)
 
 
@@ -205,9 +207,10 @@ def count_parameters(folder: Path) -> int:
 
 
 def _print_counted(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from l2p.console import Console
 
     table = Table(
         *("side", "patch", "parameters", "weights", "TFLOP core", "head", "GB moved core", "head"),
@@ -244,9 +247,10 @@ def _steps(config: dict[str, Any]) -> str:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from l2p.console import Console
 
     config, recipe = facts["config"], facts["recipe"] or {}
     core, head, teacher = config.get("core", {}), config.get("head", {}), config.get("teacher", {})
@@ -263,9 +267,9 @@ def _print(facts: dict[str, Any]) -> None:
         "recipe": f"{recipe.get('name')} (seed {recipe.get('seed')})" if recipe else "not recorded",
         "last stage": str(config.get("stage") or "none"),
     }
-    table = Table(title=escape(printable(facts["path"])), title_justify="left", show_header=False)
+    table = Table(title=escape(facts["path"]), title_justify="left", show_header=False)
     for name, value in rows.items():
-        table.add_row(name, escape(printable(value)))
+        table.add_row(name, escape(value))
     console = Console(highlight=False)
     console.print(table)
     methods = facts["metrics"] or {}

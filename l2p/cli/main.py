@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import NoReturn
 
 from l2p.cli.options import parse
-from l2p.errors import UserError, UserNotice, out_of_memory, printable
-from l2p.keys import mask
+from l2p.errors import UserError, UserNotice, out_of_memory
+from l2p.terminal import clean, clean_streams
 
 VERBS = {
     "distill": "a teacher goes in, a one-step pixel student and its report come out",
@@ -60,6 +60,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
+    with clean_streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     verb: ModuleType | None = None
     debug = os.environ.get("L2P_DEBUG", "") not in ("", "0")
     if not debug:  # libraries talk to their developers; a user can act on none of it
@@ -136,8 +141,8 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     if issubclass(category, UserNotice):
-        return f"l2p: warning: {printable(mask(' '.join(str(message).split())))}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+        return f"l2p: warning: {clean(' '.join(str(message).split()))}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {clean(message)}\n"
 
 
 def _named(error: OSError) -> str:
@@ -145,7 +150,7 @@ def _named(error: OSError) -> str:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"l2p: {_rank()}{printable(mask(line))}", file=sys.stderr)
+    print(f"l2p: {_rank()}{clean(line)}", file=sys.stderr)
     return code
 
 

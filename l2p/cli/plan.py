@@ -47,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(rows: list[dict[str, Any]], gpus: int, vram: int) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from l2p.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table("GB on each GPU", *(row["stage"] for row in rows), title_justify="left")

@@ -43,9 +43,10 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(recipes, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from l2p.console import Console
 
     table = Table("recipe", "command", "what it makes")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True

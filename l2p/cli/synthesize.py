@@ -77,8 +77,9 @@ def _print_plan(rows: list[dict[str, str]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from l2p.console import Console
 
     table = Table("step", "state", "work")
     for row in rows:

@@ -61,8 +61,9 @@ def _bundled(name: str) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from l2p.console import Console
 
     table = Table("teacher", "pipeline", "parameters", "latent", "token", "stages", "license")
     for row in rows:

@@ -10,20 +10,23 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 
 from l2p.errors import UserError
 from l2p.files import write_text
 from l2p.keys import check_endpoint, mask
+from l2p.net import handlers_within
 from l2p.recipe import LLMConfig
+from l2p.terminal import say
 
 TRIES = 5
+MOST_BYTES = 16 * 2**20  # of an answer
 BUSY = (408, 409, 429, 500, 502, 503, 504)
 LONGEST_WAIT = 60.0  # seconds between two tries
 INSTRUCTION = (
@@ -55,7 +58,6 @@ class Writer:
                 "set it anew"
             )
         self._answers = _remembered(memory)
-        self._opener = urllib.request.build_opener(_NoRedirect)
 
     def rewrite(self, prompts: Sequence[str]) -> list[str]:
         """Each prompt as the model writes it; the order is kept. An answer may hold fewer prompts than it was asked for.
@@ -103,9 +105,11 @@ class Writer:
         answer = self._post("/chat/completions", body)
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
-            return _name(config, part), parse(text)[: len(part)]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            said = self._masked(answer.decode(errors="replace"))
+            texts = parse(text)[: len(part)]
+            # half a surrogate, which JSON may hold, would be written to no file: the answer is paid for
+            return _name(config, part), [t.encode("utf-8", "replace").decode() for t in texts]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            said = self._masked(answer[:2000].decode(errors="replace"))
             raise UserError(f"{config.base_url} answered with no chat completion: {said[:200]}") from None
 
     def _post(self, path: str, body: dict) -> bytes:
@@ -117,28 +121,42 @@ class Writer:
         for attempt in range(TRIES):
             request = urllib.request.Request(url, json.dumps(body).encode(), headers)
             try:
-                with self._opener.open(request, timeout=self.config.timeout) as response:
-                    return response.read()
+                return self._read(request)
             except urllib.error.HTTPError as error:
                 line = self._explain(error)
                 again, asked = error.code in BUSY, error.headers.get("Retry-After", "")
-            except (OSError, ValueError) as error:  # no connection, a broken one, or a key that is no header
+            except (OSError, ValueError, HTTPException) as error:  # no connection, a broken one, or no HTTP
                 reason = getattr(error, "reason", error)
-                line = f"{self.config.base_url} cannot be reached ({self._masked(str(reason))})"
-                again, asked = isinstance(error, OSError), ""
+                said = self._masked(str(reason) or type(error).__name__)[:200]
+                line = f"{self.config.base_url} cannot be reached ({' '.join(said.split())})"
+                again, asked = not isinstance(error, ValueError), ""
             if not again or attempt == TRIES - 1:
                 raise UserError(line) from None
             wait = min(LONGEST_WAIT, float(asked) if asked.isdecimal() else 2.0**attempt)
-            print(f"{line}; waiting {wait:.0f} s, then try {attempt + 2} of {TRIES}", file=sys.stderr)
+            say(f"{line}; waiting {wait:.0f} s, then try {attempt + 2} of {TRIES}")
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
+
+    def _read(self, request: urllib.request.Request) -> bytes:
+        """The body of an answer. Raises UserError for one that is too large, OSError or HTTPException for a broken one."""
+        opener = urllib.request.build_opener(_NoRedirect, *handlers_within(self.config.timeout))
+        with opener.open(request, timeout=self.config.timeout) as response:
+            data = response.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise UserError(f"{self.config.base_url} answered with more than {MOST_BYTES // 2**20} MiB")
+            if response.length:
+                raise IncompleteRead(data, response.length)
+            return data
 
     def _explain(self, error: urllib.error.HTTPError) -> str:
         config = self.config
         if error.code in (401, 403):
             key = "does not take the key in" if self._key else "wants a key: put one into"
             return f"{config.base_url} {key} the environment's {config.key_env} ({error.code})"
-        said = " ".join(self._masked(error.read(2000).decode(errors="replace")).split())
+        try:
+            said = " ".join(self._masked(error.read(2000).decode(errors="replace")).split())
+        except (OSError, HTTPException):
+            said = "and its reason was cut short"
         return f"{config.base_url} refused {config.model} ({error.code}): {said[:200]}"
 
     def _masked(self, text: str) -> str:

@@ -230,7 +230,6 @@ def check_solver(config: CorpusConfig, teacher_steps: int | None) -> None:
 @contextmanager
 def _bar(total: int, done: int, shown: bool) -> Iterator:
     """Yields a function that adds to the count of pictures drawn."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -240,6 +239,8 @@ def _bar(total: int, done: int, shown: bool) -> Iterator:
         TimeRemainingColumn,
     )
     from rich.text import Text
+
+    from l2p.console import Console
 
     class Rate(ProgressColumn):
         def render(self, task) -> Text:

@@ -255,8 +255,9 @@ def early_stop_table(
 
 
 def _counted(count: int, told: str, progress: bool):
-    from rich.console import Console
     from rich.progress import track
+
+    from l2p.console import Console
 
     return track(range(count), told, console=Console(stderr=True), disable=not progress)
 

@@ -254,8 +254,9 @@ def encoder_vectors(teacher: Teacher, dtype: torch.dtype) -> Callable[[torch.Ten
 
 def _batches(config: EvaluationConfig, progress: bool):
     """Ranges of sample numbers, with a bar."""
-    from rich.console import Console
     from rich.progress import track
+
+    from l2p.console import Console
 
     first, last = config.seed, config.seed + config.num_images
     ranges = [range(i, min(i + config.batch_size, last)) for i in range(first, last, config.batch_size)]

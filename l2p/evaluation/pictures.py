@@ -181,8 +181,9 @@ def _only_spaces(
 ) -> dict[str, Any]:
     """Distances in feature spaces between pictures of any sizes."""
     import torch
-    from rich.console import Console
     from rich.progress import track
+
+    from l2p.console import Console
 
     sets = {name: Spaces(networks) for name in files}
     paths = [(name, picture.path) for name, some in files.items() for picture in some]
@@ -240,8 +241,9 @@ def _batches(
     files: dict[str, list[Picture]], pairs: int, sizes: dict[str, tuple[int, int]], progress: bool
 ) -> Iterator[tuple[int, dict[str, Pictures]]]:
     """First index and next pictures: of both sets where they are pairs, then of each set alone."""
-    from rich.console import Console
     from rich.progress import track
+
+    from l2p.console import Console
 
     for name, size in sizes.items():
         if min(size) < LEAST:
@@ -282,10 +284,10 @@ def draw_pictures(
     Returns:
         keyword arguments for :func:`evaluate_pictures`.
     """
-    from rich.console import Console
     from rich.progress import track
 
     from l2p.artifacts import digest, hash_model, reusable
+    from l2p.console import Console
     from l2p.corpus.prompts import fingerprint
     from l2p.evaluation.evaluate import EVALUATION_SEEDS
     from l2p.images import save_png

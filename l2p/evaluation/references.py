@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from l2p import runtime
-from l2p.artifacts import digest, hash_tensors, say
+from l2p.artifacts import digest, hash_tensors
 from l2p.files import atomic_path
 from l2p.images import Pictures, to_uint8
 from l2p.noise import pixel_noise
 from l2p.parallel import parallel_map, shares
 from l2p.patches import patchify
+from l2p.terminal import say
 
 if TYPE_CHECKING:
     from l2p.recipe import TeacherConfig

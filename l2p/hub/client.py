@@ -9,7 +9,6 @@ import errno
 import hashlib
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,13 @@ from typing import Any, Literal, TypeVar
 from l2p.errors import UserError
 from l2p.files import looks_like_path, no_such
 from l2p.keys import mask
+from l2p.terminal import say
 
 T = TypeVar("T")
-NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>.+))?", re.ASCII)
+REVISION = re.compile(
+    r"(?!.*(?:\.\.|//|/\.))\w[\w./-]{0,254}", re.ASCII
+)  # as git has it: no `..`, which leaves the cache
 TEXTS = ("*.json", "*.txt", "*.jinja", "*.model")
 _commits: dict[tuple[HubName, str | None], str] = {}  # what was read first in this process
 TRIES = 5
@@ -39,26 +42,37 @@ HTTP_LIBRARIES = (
 
 @dataclass(frozen=True)
 class HubName:
-    """``USER/NAME`` and, after an ``@``, a branch, tag or commit."""
+    """``USER/NAME`` and, after an ``@``, a branch, tag or commit.
+
+    Raises:
+        UserError: a repository or a revision that is none, such as ``../../token``: both become parts of paths.
+    """
 
     repo: str
     revision: str | None = None
     kind: Literal["model", "dataset"] = "model"
 
-    @classmethod
-    def parse(cls, text: str, kind: Literal["model", "dataset"] = "model") -> HubName | None:
-        """The name in `text`, or None where it is none."""
+    def __post_init__(self) -> None:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
 
-        match = NAME.fullmatch(text)
-        if match is None:
-            return None
         try:
-            validate_repo_id(match["repo"])
+            validate_repo_id(self.repo)
         except HFValidationError:
+            raise UserError(f"{str(self.repo)[:200]!r} is no name on the Hub, expected USER/NAME") from None
+        if self.revision is not None and not REVISION.fullmatch(str(self.revision)):
+            raise UserError(
+                f"{str(self.revision)[:200]!r} is no revision of {self.repo}: expected a branch, a tag or a commit"
+            )
+
+    @classmethod
+    def parse(cls, text: str, kind: Literal["model", "dataset"] = "model") -> HubName | None:
+        """The name in `text`, or None where it is none."""
+        match = NAME.fullmatch(text)
+        try:
+            return cls(match["repo"], match["revision"], kind) if match else None
+        except UserError:
             return None
-        return cls(match["repo"], match["revision"], kind)
 
     @classmethod
     def of_input(cls, text: str) -> HubName | None:
@@ -228,7 +242,7 @@ def patient(call: Callable[[], T], name: HubName, network: bool = True) -> T:
                 raise
             if wait is None or attempt == TRIES - 1:
                 raise UserError(line) from None
-            print(f"{line}; waiting {wait:.0f} s, then try {attempt + 2} of {TRIES}", file=sys.stderr)
+            say(f"{line}; waiting {wait:.0f} s, then try {attempt + 2} of {TRIES}")
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 

@@ -16,11 +16,11 @@ import torch
 
 from l2p.checksums import write_checksums
 from l2p.errors import UserError
-from l2p.files import PathLike, read_json, write_json, write_text
+from l2p.files import PathLike, leads_out, read_json, write_json, write_text
 from l2p.hub.card import write_card
 from l2p.hub.client import HubName, commit_of
 from l2p.images import labelled_grid, save_png
-from l2p.keys import KEY
+from l2p.keys import holds_key
 from l2p.students.io import FORMAT_KEYS, load_student, read_config, save_student
 from l2p.students.lora import merged
 from l2p.students.pipeline import text_encoder_folder
@@ -62,6 +62,10 @@ def stage(
         UserError: a broken student, or a text that holds a token.
     """
     source, out = Path(student), Path(out)
+    beside = source.resolve().parent
+    _refuse_links(
+        source, beside / "metrics.json", beside / "evaluation", beside / "evaluation" / "pictures.npz"
+    )
     config = read_config(source)
     network = load_student(source)
     if merge or quantize:
@@ -78,8 +82,9 @@ def stage(
     save_student(network, out, extra=extra, dtype=dtype)
     if not reference:
         texts = text_encoder_folder(source)
+        _refuse_links(texts)
         for part in TEXT_PARTS:
-            shutil.copytree(texts / part, out / part, ignore=_links_elsewhere)
+            shutil.copytree(texts / part, out / part)
         write_checksums(out)
     if extra.get("recipe"):
         from omegaconf import OmegaConf
@@ -117,9 +122,12 @@ def quantize_measured(student: PixelStudent, kind: str, folder: Path) -> None:
 
 
 def find_metrics(folder: Path) -> dict[str, Any] | None:
-    """The figures of a student: in its folder where it was published, else beside it, where a run leaves them."""
+    """The figures of a student: in its folder where it was published, else beside it, where a run leaves them.
+
+    A link out of that folder is not followed: it could lead to any file of this machine.
+    """
     for path in (folder / "metrics.json", folder.resolve().parent / "metrics.json"):
-        if path.is_file():
+        if path.is_file() and not leads_out(path, path.parent):
             metrics = read_json(path)
             return metrics if isinstance(metrics, dict) else None
     return None
@@ -148,7 +156,7 @@ def _reference(folder: Path, config: dict[str, Any]) -> dict[str, str] | None:
 def _pictures(source: Path, path: Path) -> None:
     """Teacher and student side by side, from the evaluation; or the sheet that an earlier publication made."""
     drawn = source.resolve().parent / "evaluation" / "pictures.npz"
-    if (source / PICTURES).is_file() and not _links_elsewhere(str(source), [PICTURES]):
+    if (source / PICTURES).is_file():
         shutil.copyfile(source / PICTURES, path)
     elif drawn.is_file() and commit_of(source) is None:
         with np.load(drawn, allow_pickle=False) as arrays:
@@ -158,20 +166,20 @@ def _pictures(source: Path, path: Path) -> None:
                 save_png(labelled_grid(rows, captions), path)
 
 
-def _links_elsewhere(folder: str, names: list[str]) -> list[str]:
-    """Those of the names in a folder that are links out of it, which publishing would follow to a private file.
-
-    A snapshot in the Hub's cache is made of links into the cache, and these are right.
-    """
-    place = Path(folder).resolve()
-    snapshot = next((parent for parent in (place, *place.parents) if commit_of(parent)), None)
-    root = place if snapshot is None else snapshot.parents[1]
-    return [name for name in names if not (place / name).resolve().is_relative_to(root)]
+def _refuse_links(folder: Path, *more: Path) -> None:
+    """Raises UserError where a file in a folder, or one of `more` in the folder above, is a link out of it: publishing would
+    follow it to a private file."""
+    inside = ((path, folder) for path in sorted(folder.rglob("*")) if path.is_symlink())
+    for path, root in (*inside, *((path, path.parent) for path in more if path.is_symlink())):
+        if leads_out(path, root):
+            raise UserError(
+                f"{path} is a link out of its folder, which publishing does not follow: put the file itself there"
+            )
 
 
 def _refuse_tokens(folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
-        if file.suffix in (".json", ".yaml", ".md") and KEY.search(file.read_text(encoding="utf-8")):
+        if file.suffix in (".json", ".yaml", ".md") and holds_key(file.read_text(encoding="utf-8")):
             raise UserError(
-                f"{file.name} holds what looks like a Hub token (hf_...): take it out of the recipe, and revoke it"
+                f"{file.name} holds what looks like a token or a key (hf_...): take it out of the recipe, and revoke it"
             )

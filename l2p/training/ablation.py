@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from l2p import distributed
-from l2p.config import Seed, Text, config
+from l2p.config import Seed, Text, config, shown
 from l2p.errors import UserError
 from l2p.files import check_writable, write_text
 from l2p.locks import InUse, locked
@@ -45,6 +46,7 @@ COLUMNS = ("row", "seed", *FIGURES, "latency_ms", "training_seconds", "steps", "
 SHARED = ("lift", "transfer", "one_step", "match")
 TABLE_LOCK, TABLE_SECONDS = ".table.lock", 300.0
 RETRY_SECONDS = 5.0
+ROW = re.compile(r"\w[\w.+=-]{0,99}")
 BASELINES = ("real", "vae", "teacher", "teacher_one_step", "lift")
 
 
@@ -97,6 +99,11 @@ def plan(
     """
     if not config.rows:
         raise UserError(f"{path}: rows is empty, expected a name and its overrides for each")
+    for name in config.rows:
+        if not ROW.fullmatch(name):  # it becomes the name of a folder
+            raise UserError(
+                f"{path}: a row is called {shown(name)}, expected a plain name of letters, digits and . _ + = -"
+            )
     for name in only:
         if name not in config.rows:
             raise UserError(f"{path} has no row {name!r}: expected some of {', '.join(config.rows)}")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from l2p.artifacts import UNKNOWN, differences, plain, read_sealed, record_of, say, write_sealed
+from l2p.artifacts import UNKNOWN, differences, plain, read_sealed, record_of, write_sealed
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, remove
+from l2p.terminal import say
 
 DAMAGED_ARRAY = (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError)  # what NumPy raises
 

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from l2p.artifacts import differences, digest, flatten, hash_model, plain, read_sealed, say, write_sealed
+from l2p.artifacts import differences, digest, flatten, hash_model, plain, read_sealed, write_sealed
 from l2p.corpus.manifest import missing_file, read_manifest
 from l2p.errors import UserError
 from l2p.files import remove
 from l2p.hub.client import commit_of
 from l2p.locks import locked
+from l2p.terminal import say
 from l2p.training.engine.sharded import step_of
 
 MARK = ".l2p.json"

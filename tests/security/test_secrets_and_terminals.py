@@ -85,7 +85,7 @@ def test_every_line_of_the_command_is_masked(capsys, monkeypatch):
 
     main._fail(f"the request to https://host/?token={KEYS[1]} failed: Authorization: Bearer {KEYS[0]}", 2)
     err = capsys.readouterr().err
-    assert "hf_***" in err and "Bearer ***" in err and KEYS[0] not in err and KEYS[1] not in err
+    assert "token=***" in err and "Bearer ***" in err and KEYS[0] not in err and KEYS[1] not in err
     assert mask("hf_hub and sk-learn are words, and so is the path xai-runs/one") == (
         "hf_hub and sk-learn are words, and so is the path xai-runs/one"
     )
@@ -128,7 +128,7 @@ def raw(text: str) -> list[str]:
 
 def test_printable_leaves_text_and_disarms_commands():
     assert printable("ä 日本 a\tb\nc") == "ä 日本 a\tb\nc"
-    assert raw(printable(ESCAPE)) == [] and "\\x1b" in printable(ESCAPE) and "\\u202e" in printable(ESCAPE)
+    assert raw(printable(ESCAPE)) == [] and "\\u001b" in printable(ESCAPE) and "\\u202e" in printable(ESCAPE)
 
 
 @pytest.fixture
@@ -213,29 +213,6 @@ def test_evaluate_and_review_read_no_private_file(l2p, hostile_student, tmp_path
         code, out, err = l2p(*command, "--out", tmp_path / "out")
         assert code == 2 and "--prompts" in err, err
     assert not (tmp_path / "out").exists()
-
-
-def test_publishing_follows_no_link_to_a_private_file(tmp_path):
-    import shutil
-
-    from l2p.hub.stage import _links_elsewhere
-
-    secret = tmp_path / "id_rsa"
-    secret.write_text("PRIVATE")
-    texts = tmp_path / "student" / "text_encoder"
-    texts.mkdir(parents=True)
-    (texts / "config.json").write_text("{}")
-    (texts / "extra.json").symlink_to(secret)
-    (texts / "own.json").symlink_to("config.json")
-    shutil.copytree(texts, tmp_path / "out", ignore=_links_elsewhere)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "own.json"]
-    snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee" / "text_encoder"
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--a--b" / "blobs").mkdir()
-    (tmp_path / "models--a--b" / "blobs" / "1").write_text("{}")
-    (snapshot / "config.json").symlink_to("../../../blobs/1")
-    (snapshot / "extra.json").symlink_to(secret)
-    assert _links_elsewhere(str(snapshot), ["config.json", "extra.json"]) == ["extra.json"]
 
 
 def test_texts_of_strangers_are_inert_on_the_card(hostile_student):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from l2p.console import Console
 from l2p.training.engine.after_step import AfterStep
 from l2p.training.engine.log import READ_EVERY
 from l2p.training.module import DistillModule
