@@ -227,7 +227,7 @@ def test_every_way_to_the_terminal_is_clean(capsys, tmp_path):
         handler = logging.StreamHandler()
         logging.getLogger("transformers.x").addHandler(handler)
         try:
-            logging.getLogger("transformers.x").warning(HOSTILE)
+            logging.getLogger("transformers.x").error(HOSTILE)
         finally:
             logging.getLogger("transformers.x").removeHandler(handler)
 
