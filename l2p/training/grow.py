@@ -48,7 +48,7 @@ from l2p.teachers import load_teacher, teacher_sha256
 from l2p.teachers.text import PromptEncoder
 from l2p.training.engine.task import OptimConfig, Task, run_task, scaled
 from l2p.training.grow_data import Batches, GrowPictures, check_sizes
-from l2p.training.run_folder import NO_EFFECT, TrainingFolder
+from l2p.training.run_folder import TrainingFolder
 
 EDGE = 1e-3  # where Charbonnier turns from squared to absolute, in units of [-1, 1]
 
@@ -113,7 +113,9 @@ class GrowFolder(TrainingFolder):
     kind = "grow"
     stages = ("grow",)
     # more steps go on where fewer ended; the rest changes what is kept, or how it is computed
-    no_effect = (*NO_EFFECT, "steps", "preview_images", "gradient_checkpointing", "band_height")
+    no_effect = (
+        "optim.steps", "optim.checkpoint_every", "preview_images", "gradient_checkpointing", "band_height",
+    )  # fmt: skip
     owned = ("grow.json",)
 
 

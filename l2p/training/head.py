@@ -43,7 +43,7 @@ from l2p.students.heads import PatchHead
 from l2p.students.heads.pretrained import FOLDER, cut_core, save_head
 from l2p.teachers import Teacher, load_teacher, teacher_sha256
 from l2p.training.engine.task import OptimConfig, Task, run_task, scaled
-from l2p.training.run_folder import NO_EFFECT, TrainingFolder
+from l2p.training.run_folder import TrainingFolder
 from l2p.training.teacher import PicturesConfig, encode_pictures, render_pictures
 
 EDGE = 1e-3  # where a distance turns from squared to absolute
@@ -97,7 +97,7 @@ class HeadFolder(TrainingFolder):
 
     kind = "train-head"
     stages = ("head",)
-    no_effect = (*NO_EFFECT, "steps")  # more steps go on where fewer ended
+    no_effect = ("optim.steps", "optim.checkpoint_every")  # more steps go on where fewer ended
 
 
 def _run(recipe: HeadRecipe, output: HeadFolder) -> Path:

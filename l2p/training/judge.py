@@ -33,7 +33,7 @@ from l2p.images import Pictures, from_uint8
 from l2p.landscapes import ATTRIBUTES, World, WorldName, load_world
 from l2p.seeds import SEEDS, check_seeds
 from l2p.training.engine.task import OptimConfig, Task, run_task, scaled
-from l2p.training.run_folder import NO_EFFECT, TrainingFolder
+from l2p.training.run_folder import TrainingFolder
 
 TRAIN_SEEDS = SEEDS["judge"].start
 TEST_SEEDS = SEEDS["judge test"].start
@@ -117,7 +117,7 @@ class JudgeFolder(TrainingFolder):
 
     kind = "train-judge"
     stages = ("judge",)
-    no_effect = (*NO_EFFECT, "num_test_images")
+    no_effect = ("num_test_images",)  # which is measured anew
 
 
 def train(recipe: JudgeRecipe, resume: bool = False) -> Path:

@@ -50,7 +50,7 @@ from l2p.training.engine.loggers import extra_loggers
 from l2p.training.held_out import HeldOut
 from l2p.training.module import DistillModule
 from l2p.training.pid_data import NoiseConfig, PidDataModule, PidDataset, encode_versions, folder_pictures
-from l2p.training.run_folder import NO_EFFECT, TrainingFolder
+from l2p.training.run_folder import TrainingFolder, without_effect
 from l2p.training.teacher import PicturesConfig, render_pictures
 
 FIRST_SCENE = SEEDS["decoder"].start
@@ -125,7 +125,7 @@ class PidFolder(TrainingFolder):
 
     kind = "train-pid"
     stages = STAGES
-    no_effect = (*NO_EFFECT, "preview_images")
+    no_effect = ("preview_images", *without_effect("flow", "few_step", "one_step", "polish"))
 
 
 @dataclass

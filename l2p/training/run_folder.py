@@ -28,8 +28,12 @@ from l2p.training.engine.sharded import step_of
 
 MARK = ".l2p.json"
 COSMETIC = ("name", "output_dir", "device", "threads", "logging")  # sections that change no result
-NO_EFFECT = ("checkpoint_every", "preview_every")  # knobs of any section that change no result
 TINY = ("tiny-teacher", "tiny-student", "tiny-prompts.txt")  # what `--tiny` puts into its own folder
+
+
+def without_effect(*sections: str) -> tuple[str, ...]:
+    """The dotted keys of these sections that say how often a training is kept and shown, which changes no result."""
+    return tuple(f"{section}.{key}" for section in sections for key in ("checkpoint_every", "preview_every"))
 
 
 class TrainingFolder:
@@ -42,7 +46,8 @@ class TrainingFolder:
 
     kind: ClassVar[str]  # the command that trains here
     stages: ClassVar[tuple[str, ...]]
-    no_effect: ClassVar[tuple[str, ...]] = NO_EFFECT
+    no_effect: ClassVar[tuple[str, ...]] = ()  # dotted keys that change no result
+    recorded_later: ClassVar[tuple[str, ...]] = ()  # dotted keys that markers of earlier versions lack
     owned: ClassVar[tuple[str, ...]] = ()  # patterns of what this kind writes, besides what all write
 
     def __init__(
@@ -190,7 +195,7 @@ class TrainingFolder:
         return {
             key: value
             for key, value in (flatten(self.recipe) | self.inputs).items()
-            if key.split(".")[0] not in (*later, *COSMETIC) and key.split(".")[-1] not in self.no_effect
+            if key.split(".")[0] not in (*later, *COSMETIC) and key not in self.no_effect
         }
 
     def summary(self, stage: str) -> dict[str, Any] | None:
@@ -250,7 +255,10 @@ class TrainingFolder:
 
     def check_settings(self, stage: str, before: Mapping[str, Any]) -> None:
         """Raises UserError, naming the change, where `before` are not the recipe's settings for this stage."""
-        if changed := differences(before, self.settings(stage)):
+        now = self.settings(stage)
+        if changed := differences(
+            {key: now[key] for key in self.recorded_later if key in now} | dict(before), now
+        ):
             raise UserError(
                 f"{self.path} has its {stage} stage with other settings ({changed}): choose another output_dir, "
                 f"{self.way_back(stage)}or start anew with --resume never"
@@ -316,8 +324,11 @@ class RunFolder(TrainingFolder):
     kind = "distill"
     stages = STAGES
     no_effect = (
-        *NO_EFFECT, "path", "cache", "latency_runs", "peak_memory", "min_r2", "image_format",
-        "latents", "accumulate",
+        "corpus.path", "evaluation.cache", *without_effect("transfer", "one_step", "match"),
+        *(f"{stage}.accumulate" for stage in ("transfer", "one_step", "match")),
+    )  # fmt: skip
+    recorded_later = (
+        "corpus.image_format", "corpus.latents", "lift.min_r2", "evaluation.latency_runs", "evaluation.peak_memory",
     )  # fmt: skip
     owned = (
         "recipe.yaml",
@@ -379,7 +390,9 @@ class RunFolder(TrainingFolder):
         if self.marker(stage).is_file() or not other.marker(stage).is_file():
             return False
         done = read_sealed(other.marker(stage), "delete this file and run that row again")
-        if differences(done["settings"], self.settings(stage)):
+        try:
+            self.check_settings(stage, done["settings"])
+        except UserError:
             return False
         left = [other.log(stage), other.grid(stage), *other.checkpoints(stage)]
         left += [other.path / name for name in ("lift.safetensors", "lift") if stage == "lift"]
@@ -405,6 +418,5 @@ def settings_of(
     return {
         key: ("off" if key.split(".")[0] in off else value)
         for key, value in flat.items()
-        if any(key == s or key.startswith(f"{s}.") for s in sections)
-        and (key == "teacher.path" or key.split(".")[-1] not in RunFolder.no_effect)
+        if any(key == s or key.startswith(f"{s}.") for s in sections) and key not in RunFolder.no_effect
     }

@@ -30,7 +30,7 @@ from l2p.teachers.protocol import Conditioning
 from l2p.teachers.z_image import ZImageTeacher
 from l2p.training.arrays import fill_array
 from l2p.training.engine.task import OptimConfig, Task, run_task
-from l2p.training.run_folder import NO_EFFECT, TrainingFolder
+from l2p.training.run_folder import TrainingFolder
 
 CHUNK = 128  # pictures that are drawn, or encoded, before the cache says so
 EDGE = 1e-3  # where the VAE's distance turns from squared to absolute
@@ -119,7 +119,10 @@ class TeacherFolder(TrainingFolder):
 
     kind = "train-teacher"
     stages = ("vae", "transformer")
-    no_effect = (*NO_EFFECT, "steps", "compile")  # more steps go on where fewer ended
+    no_effect = (  # more steps go on where fewer ended
+        "vae.optim.steps", "vae.optim.checkpoint_every",
+        "transformer.optim.steps", "transformer.optim.checkpoint_every", "transformer.compile",
+    )  # fmt: skip
 
 
 def _run(recipe: TeacherRecipe, output: TeacherFolder) -> Path:

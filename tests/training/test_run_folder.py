@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from typing import get_type_hints
 
 import pytest
 
@@ -10,7 +11,12 @@ from l2p.artifacts import differences, read_sealed
 from l2p.errors import UserError
 from l2p.files import read_json, write_json
 from l2p.recipe import Recipe
+from l2p.training.grow import GrowFolder, GrowRecipe
+from l2p.training.head import HeadFolder, HeadRecipe
+from l2p.training.judge import JudgeFolder, JudgeRecipe
+from l2p.training.pid import PidFolder, PidRecipe
 from l2p.training.run_folder import MARK, RunFolder, settings_of
+from l2p.training.teacher import TeacherFolder, TeacherRecipe
 
 
 def recipe(**changed):
@@ -50,6 +56,47 @@ def test_a_done_stage_is_known_and_changed_settings_are_refused_by_name(tmp_path
         changed.summary("one_step")
     folder.forget_from("lift")
     assert folder.summary("one_step") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stage"),
+    [
+        ("evaluation.peak_memory", False, "evaluation"),
+        ("evaluation.latency_runs", 9, "evaluation"),
+        ("lift.min_r2", 0.9, "lift"),
+        ("corpus.image_format", "webp", "corpus"),
+        ("corpus.latents", False, "corpus"),
+        ("one_step.objectives", {"perceptual": {"path": "b"}}, "one_step"),
+    ],
+)
+def test_keys_that_change_what_is_left_are_compared_and_older_markers_still_serve(
+    tmp_path, key, value, stage
+):
+    written, now = asdict(recipe()), asdict(recipe())
+    section, name = key.split(".")
+    if name == "objectives":
+        written[section][name] = {"perceptual": {"path": "a"}}
+    now[section][name] = value
+    before = RunFolder(tmp_path, written)
+    with pytest.raises(UserError, match=f"{key}"):
+        RunFolder(tmp_path, now).check_settings(stage, before.settings(stage))
+    if name != "objectives":
+        older = {k: v for k, v in before.settings(stage).items() if k not in RunFolder.recorded_later}
+        before.check_settings(stage, older)
+
+
+def test_every_key_without_effect_is_one_of_its_recipe():
+    kinds = {
+        RunFolder: Recipe, TeacherFolder: TeacherRecipe, GrowFolder: GrowRecipe, HeadFolder: HeadRecipe,
+        JudgeFolder: JudgeRecipe, PidFolder: PidRecipe,
+    }  # fmt: skip
+    for folder, schema in kinds.items():
+        for key in (*folder.no_effect, *folder.recorded_later):
+            found = schema
+            for part in key.split("."):
+                hints = get_type_hints(found)
+                assert part in hints, f"{schema.__name__} has no {key}"
+                found = hints[part]
 
 
 def test_inputs_are_compared_where_both_sides_know_them(tmp_path):
