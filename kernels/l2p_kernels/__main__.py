@@ -12,7 +12,7 @@ VERBS = {
         "operations, bytes and the floor time they imply on four GPUs (counts, not timings)",
     ),
     "count": ("counts", "instructions of patch attention from its SASS, and a model's estimate of its time"),
-    "bench": ("bench", "time every implementation on the device at hand"),
+    "bench": ("patch_attention.bench", "time every implementation on the device at hand"),
 }
 
 

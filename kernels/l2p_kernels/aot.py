@@ -78,12 +78,10 @@ class Compiled:
 
 def shipped(arch: str) -> Iterator[Configuration]:
     """The configurations of every operator on an architecture."""
-    from .adaln.shipped import configurations as adaln
     from .patch_attention.shipped import configurations as patch_attention
     from .philox.shipped import configurations as philox
 
     yield from patch_attention(arch)
-    yield from adaln()
     yield from philox()
 
 

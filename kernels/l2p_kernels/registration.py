@@ -1,6 +1,6 @@
 """Makes a PyTorch operator of a pair of functions, so that models holding it compile with fullgraph and export."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -31,7 +31,6 @@ def register(
     tensors: int,
     gradients: int,
     outputs: int = 1,
-    differentiable: int = 1,
     keep_outputs: bool = False,
 ) -> Callable:
     """Registers `l2p_kernels::{name}` and `l2p_kernels::{name}_backward` with fakes, gradient and operation counts.
@@ -40,7 +39,7 @@ def register(
         inputs: the schema of the inputs; first `tensors` tensors (the first `gradients` of them with a gradient), then
             numbers.
         forward: `(*inputs) -> outputs`, a tensor or a tuple of `outputs` tensors. Autocast is off inside.
-        backward: `(*grads of the first differentiable outputs, *outputs or Nones, *inputs) -> gradients`, a list with
+        backward: `(gradient of the first output, *outputs or Nones, *inputs) -> gradients`, a list with
             None where an input is None.
         fake: `(*inputs) -> outputs` without data.
         flops: `(*input shapes and numbers) -> (forward, backward)` operations.
@@ -54,9 +53,7 @@ def register(
     op = torch.library.custom_op(
         f"l2p_kernels::{name}", run, mutates_args=(), schema=f"({inputs}) -> {returns}"
     )
-    before = [f"Tensor grad_{i}" for i in range(differentiable)] + [
-        f"Tensor? out_{i}" for i in range(outputs)
-    ]
+    before = ["Tensor grad", *(f"Tensor? out_{i}" for i in range(outputs))]
     backward_op = torch.library.custom_op(
         f"l2p_kernels::{name}_backward",
         run_backward,
@@ -77,7 +74,7 @@ def register(
 
     def differentiate(ctx, *grads):
         saved = ctx.saved_tensors
-        found = iter(backward_op(*grads[:differentiable], *saved, *ctx.numbers))
+        found = iter(backward_op(grads[0], *saved, *ctx.numbers))
         wanted = saved[outputs : outputs + gradients]
         missing = [None] * (tensors - gradients + len(ctx.numbers))
         return *(None if x is None else next(found) for x in wanted), *missing
@@ -93,21 +90,6 @@ def register(
         return flops(*args[skipped:])[1]
 
     return op
-
-
-def rows_in_flight(values_a_row: int, limit: int = 1 << 20) -> int:
-    """How many rows of `values_a_row` fp32 values a chunked path works at a time (4 MiB by default)."""
-    return max(1, limit // values_a_row)
-
-
-def bands(x: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of the pictures and tokens of `x [B, N, D]`, of few enough values to stay in cache."""
-    batch, tokens, width = x.shape
-    rows = rows_in_flight(width)
-    pictures, rows = max(1, rows // tokens), min(rows, tokens)
-    for first in range(0, batch, pictures):
-        for row in range(0, tokens, rows):
-            yield slice(first, first + pictures), slice(row, row + rows)
 
 
 def floating(name: str, x: Tensor, shape: tuple, like: Tensor, what: str) -> None:

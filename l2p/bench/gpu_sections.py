@@ -121,8 +121,6 @@ def env(to: Findings) -> None:
 def correct(to: Findings) -> None:
     """Every operator on the device against fp64, outputs and gradients, in the number formats that models use."""
     from l2p_kernels import patch_attention, philox_normal
-    from l2p_kernels.adaln.api import adaln
-    from l2p_kernels.bench import worst_error
     from l2p_kernels.patch_attention.cases import Case, errors_against_reference
 
     fast, device = ("triton", str(to.device)) if to.on_gpu else ("windowed", "cpu")
@@ -140,16 +138,6 @@ def correct(to: Findings) -> None:
                 worst = max(errors_against_reference(case, fast, dtype, device).values())
                 verdict = "" if worst <= BOUNDS[dtype] else f"WRONG, at most {BOUNDS[dtype]:g}"
                 to.figure(key, f"error {worst:.1e}", note=verdict)
-        with to.part(f"adaln {kind}"):
-            shapes = [(2, 130, 192), (2, 192), (2, 192), (2, 130, 192), (2, 192)]
-            inputs = [torch.randn(shape, device=to.device, dtype=dtype) for shape in shapes]
-
-            def call(impl: str) -> Callable[..., Tensor]:
-                return lambda x, s, h, b, g: torch.cat(adaln(x, s, h, branch=b, gate=g, impl=impl))
-
-            worst = worst_error(call("triton" if to.on_gpu else "chunked"), call("reference"), inputs)
-            verdict = "" if worst <= BOUNDS[dtype] else f"WRONG, at most {BOUNDS[dtype]:g}"
-            to.figure(f"adaln {kind}", f"error {worst:.1e}", note=verdict)
     with to.part("noise of a seed"):
         drawn = philox_normal(torch.empty(100_001, device=to.device), 7, 1, 3).cpu()
         gap = float((drawn - philox_normal(torch.empty(100_001), 7, 1, 3)).abs().max())
@@ -187,11 +175,10 @@ def attention_inputs(to: Findings) -> tuple[Tensor, Tensor, Tensor, dict[str, An
 
 
 def kernels(to: Findings) -> None:
-    """patch_attention at 4096 px of `base` against its floor and beside other ways; adaln and noise against the memory."""
+    """patch_attention at 4096 px of `base` against its floor and beside other ways; noise against the memory."""
     import importlib.util
 
     from l2p_kernels import patch_attention, philox_normal
-    from l2p_kernels.adaln.api import adaln
     from l2p_kernels.patch_attention import bench
     from l2p_kernels.patch_attention.op import pairs
 
@@ -220,11 +207,6 @@ def kernels(to: Findings) -> None:
             torch.autograd.grad(patch_attention(*leaves, impl=fast, **options), leaves, grad)
 
         to.timed(key, run, 3 * floor, rounds=5, warm_up=1)
-    with to.part("adaln"):
-        x, branch = (torch.randn(1, n * n, 128, device=to.device, dtype=q.dtype) for _ in "xb")
-        row = torch.randn(1, 128, device=to.device, dtype=q.dtype)
-        least = 4 * x.nbytes / copy / 1e9
-        to.timed("adaln", lambda: adaln(x, row, row, branch=branch, gate=row), least)
     numbers = torch.empty(64 * 64 * 64, device=to.device)
     to.timed("noise of a 4096 px picture", lambda: philox_normal(numbers, 1), numbers.nbytes / copy / 1e9)
 
@@ -299,10 +281,10 @@ def _core_and_head(to: Findings, pipeline: Any, words: Any) -> None:
 
     student, side, t = pipeline.student, pipeline.student.spec.height, torch.ones(1, device=to.device)
     x = pipeline.noise([1], side, side).rows(0, side).to(to.device)
-    to.timed("core", lambda: student.look(x, t, words, torch.zeros_like(t)))
-    seen = student.look(x, t, words, torch.zeros_like(t))
-    to.timed("head", lambda: student.paint(seen))
-    picture = student.paint(seen)
+    to.timed("core", lambda: student.forward_features(x, t, words, torch.zeros_like(t)))
+    features = student.forward_features(x, t, words, torch.zeros_like(t))
+    to.timed("head", lambda: student.forward_head(features))
+    picture = student.forward_head(features)
     to.timed("8 bits on the host", lambda: to_levels(picture))
 
 

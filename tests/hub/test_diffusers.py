@@ -192,7 +192,7 @@ def test_the_bundle_holds_what_is_needed_and_no_more():
         "l2p.students.student",
         "l2p.students.heads.patch",
         "l2p_kernels.patch_attention.api",
-        "l2p_kernels.adaln.triton",
+        "l2p_kernels.philox.triton",
     } <= modules
     assert not any(
         name.startswith(("l2p.training", "l2p.cli", "l2p.evaluation", "l2p.recipe")) for name in modules

@@ -1,15 +1,25 @@
-"""What `python -m l2p_kernels bench patch_attention` times."""
+"""`python -m l2p_kernels bench`: times every path of patch attention on the device at hand, after checking that it is right.
+
+Rounds are interleaved (one run of every path, then the next round), so that other load falls on all alike; the table
+gives medians with the 20th and 80th percentile. Where a path's result is wrong nothing is timed, and the command fails.
+"""
 
 import argparse
 import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bench import Contest, our_impls
 from .api import patch_attention
-from .cases import Case, errors_against_reference
+from .cases import Case, errors_against_reference, relative_rms
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def unfold_sdpa(q: Tensor, k: Tensor, v: Tensor, tile: int, halo: int, columns: bool = True) -> Tensor:
@@ -63,29 +73,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-full", action="store_true", help="leave full SDPA out (slow on large grids)")
 
 
-def contest(options: argparse.Namespace, device: str, dtype: torch.dtype) -> Contest:
-    """Raises ValueError where the grid is no multiple of the tile."""
-    tile, halo = options.tile, options.halo
-    if options.grid % tile:
-        raise ValueError(f"--grid must be a multiple of the tile {tile}; got {options.grid}")
-    ours = our_impls("windowed", device)
-    small = Case(1, 3 * tile, 2 * tile, options.heads, options.head_dim, tile, halo)
-    errors = {impl: max(errors_against_reference(small, impl, dtype, device).values()) for impl in ours}
+def seconds(run: Callable[[], object], device: str) -> float:
+    """One run, waited for; on a GPU the median of `triton.testing.do_bench`, which clears the L2 before each."""
+    if device == "cuda":
+        from triton.testing import do_bench
 
+        return do_bench(run, return_mode="median") / 1e3
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def fault(options: argparse.Namespace, paths: dict[str, Callable[[], Tensor]], device: str) -> str | None:
+    """What is wrong with a path, or None: ours against fp64 on a small grid, then each path against the first."""
+    dtype, tile = DTYPES[options.dtype], options.tile
+    small = Case(1, 3 * tile, 2 * tile, options.heads, options.head_dim, tile, options.halo)
+    for impl in [name for name in paths if name in ("windowed", "triton")]:
+        error = max(errors_against_reference(small, impl, dtype, device).values())
+        if error > TOLERANCE[dtype]:
+            return f"{impl} is wrong (relative error {error:.1e}); nothing is timed"
+    first, *rest = paths
+    wanted = paths[first]()
+    for name in rest:
+        if (error := relative_rms(paths[name](), wanted)) > 2 * TOLERANCE[dtype]:
+            return f"{name} differs from {first} by {error:.1e}; nothing is timed"
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    """Checks, times, prints; 1 where a path is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m l2p_kernels bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--backward", action="store_true", help="time forward and backward together")
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    tile, halo, device = options.tile, options.halo, "cuda" if torch.cuda.is_available() else "cpu"
+    if options.grid % tile:
+        parser.error(f"--grid must be a multiple of the tile {tile}; got {options.grid}")
+    torch.manual_seed(0)
     shape = (options.batch, options.grid, options.grid, options.heads, options.head_dim)
     inputs = [
-        torch.randn(shape, device=device, dtype=dtype, requires_grad=options.backward) for _ in range(3)
+        torch.randn(shape, device=device, dtype=DTYPES[options.dtype], requires_grad=options.backward)
+        for _ in range(3)
     ]
-    impls = ours + (["flex"] if device == "cuda" else [])
-    paths = {
+    impls = ["windowed", *(["triton", "flex"] if device == "cuda" else [])]
+    paths: dict[str, Callable[[], Tensor]] = {
         impl: lambda impl=impl: patch_attention(*inputs, tile=tile, halo=halo, impl=impl) for impl in impls
     }
     paths["F.unfold + SDPA"] = lambda: unfold_sdpa(*inputs, tile, halo)
     paths["unfold + SDPA"] = lambda: unfold_sdpa(*inputs, tile, halo, columns=False)
-    others = {}
+    if wrong := fault(options, paths, device):
+        print(wrong, file=sys.stderr)
+        return 1
     if not options.no_full:
-        others["full SDPA"] = lambda: full_sdpa(*inputs)
+        paths["full SDPA (*)"] = lambda: full_sdpa(*inputs)
     if device == "cuda" and importlib.util.find_spec("natten"):
-        others["NATTEN"] = lambda: natten(*inputs, tile, halo)
-    title = f"patch_attention {options.dtype} {list(shape)}, {tile=} {halo=}"
-    return Contest(title, inputs, paths, others, errors)
+        paths["NATTEN (*)"] = lambda: natten(*inputs, tile, halo)
+    grad = torch.randn_like(inputs[0])
+
+    def timed(run: Callable[[], Tensor]) -> Callable[[], object]:
+        return (lambda: torch.autograd.grad(run(), inputs, grad)) if options.backward else run
+
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(options.rounds):
+        for name, run in paths.items():
+            times[name].append(seconds(timed(run), device))
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    what = "forward + backward" if options.backward else "forward"
+    print(
+        f"patch_attention {options.dtype} {list(shape)}, {tile=} {halo=}, {what}, {where}, torch {torch.__version__}"
+    )
+    print(f"{'path':16} {'median ms':>10} {'p20':>9} {'p80':>9}")
+    for name, found in times.items():
+        low, high = (statistics.quantiles(found, n=5)[i] if len(found) > 1 else found[0] for i in (0, 3))
+        print(f"{name:16} {statistics.median(found) * 1e3:10.2f} {low * 1e3:9.2f} {high * 1e3:9.2f}")
+    if any(name.endswith("(*)") for name in paths):
+        print("(*) another operator: here for scale")
+    return 0

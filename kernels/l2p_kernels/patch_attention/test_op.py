@@ -1,5 +1,7 @@
 """The operator as PyTorch sees it: schema, fake tensors, autograd, compile, export, operation counts."""
 
+import shutil
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,6 +11,8 @@ from .cases import Case, relative_rms
 from .op import pairs, patch_attention_triton, patch_attention_windowed
 from .reference import reach
 
+HAS_COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
+INDUCTOR = (pytest.mark.slow, pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler"))
 PLAIN = Case(1, 9, 10, tile=4, halo=2, heads=2, head_dim=16)
 FULL = Case(1, 6, 9, tile=4, halo=2, heads=1, head_dim=16, norm=True, rope=True)
 
@@ -54,9 +58,10 @@ class Model(torch.nn.Module):
         return patch_attention(q, k, v, q_norm=self.norm, k_norm=self.norm, **options)
 
 
-def test_compile_fullgraph_forward_and_backward():
+@pytest.mark.parametrize("backend", ("aot_eager", pytest.param("inductor", marks=INDUCTOR)))
+def test_compile_fullgraph_forward_and_backward(backend):
     model, x = Model(FULL), FULL.tensors()["q"]
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     for run in (model, compiled):
         x.grad = model.norm.grad = None
         out = run(x)
@@ -64,7 +69,7 @@ def test_compile_fullgraph_forward_and_backward():
         found = [out.detach(), x.grad, model.norm.grad]
         if run is model:
             wanted = found
-    assert all(relative_rms(a, b) < 1e-6 for a, b in zip(found, wanted, strict=True))
+    assert all(relative_rms(a, b) < 2e-6 for a, b in zip(found, wanted, strict=True))
 
 
 def test_export():
