@@ -68,6 +68,20 @@ def test_patch_head_opens_features_where_they_are():
     assert tokens[2, 3] and tokens.sum() == 1
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 96), (0, 20), (30, 61), (75, 96)])
+def test_pixels_that_are_written_once_are_those_of_a_training(start, stop):
+    """Without gradients the last convolutions' input is written to its place; with them it is put together."""
+    torch.manual_seed(0)
+    head = PatchHead(24, 24, 16, 64, fine_patch=4, width=16, num_blocks=1, head_dim=16, tile=2, halo=1)
+    torch.nn.init.normal_(head.conv_out.weight)
+    features, c, z, t = torch.randn(2, 6, 3, 24), torch.randn(2, 24), torch.randn(2, 6, 3, 64), torch.ones(2)
+    x = torch.randn(2, 3, 96, 48)
+    trained = head.rows(features, c, z, lambda a, b: x[:, :, a:b], t, start, stop)
+    with torch.no_grad():
+        drawn = head.rows(features, c, z, lambda a, b: x[:, :, a:b], t, start, stop)
+    torch.testing.assert_close(drawn, trained, rtol=1e-5, atol=1e-5)
+
+
 def test_patch_head_modulation_is_one_at_the_start():
     head = PatchHead(24, 24, 16, 64, width=32, num_blocks=1, head_dim=16)
     torch.nn.init.normal_(head.conv_out.weight)

@@ -210,14 +210,20 @@ class PatchHead(nn.Module):
         top, bottom = _read(start, stop, height, EDGE)
         near = draft
         if (start, stop) != (0, height):
-            near = draft[:, :, top - draft_top : bottom - draft_top]
             first = (top - low) // f
             x, low = x[:, first : -(-(bottom - low) // f)], low + first * f
-        fine = pixels(F.silu(self.out(norm(x))), f)[:, top - low : bottom - low]
+            near = draft[:, :, top - draft_top : bottom - draft_top]
+        tokens, before, after = self.out(norm(x)), top - (start - EDGE), stop + EDGE - bottom
+        crop = slice(top - low, bottom - low)
         # Channels last, as the layers before write them and as convolutions on a CPU are two to three times faster.
-        near = torch.cat([near.permute(0, 2, 3, 1).to(fine.dtype), fine], dim=3)
-        del fine
-        near = continued(continued(near, 2, EDGE, EDGE), 1, top - (start - EDGE), stop + EDGE - bottom)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            near = torch.cat(
+                [near.permute(0, 2, 3, 1).to(tokens.dtype), pixels(F.silu(tokens), f)[:, crop]], dim=3
+            )
+            near = continued(continued(near, 2, EDGE, EDGE), 1, before, after)
+        else:
+            near = _surrounded(tokens, near, f, crop, before, after)
+        del tokens
         written = self.conv_out(F.silu(self.conv_in(near.permute(0, 3, 1, 2))))
         del near
         return self._apply_residual(written, draft, draft_top, start, stop)
@@ -382,6 +388,34 @@ def continued(x: Tensor, axis: int, before: int, after: int) -> Tensor:
         return x
     first, last = x.narrow(axis, 0, 1), x.narrow(axis, -1, 1)
     return torch.cat([*[first] * before, x, *[last] * after], dim=axis)
+
+
+def _surrounded(tokens: Tensor, draft: Tensor, f: int, crop: slice, before: int, after: int) -> Tensor:
+    """The draft [B, 3, rows, W] and SiLU of fine tokens [B, H, W / f, C f^2] as pixels [B, before + rows + after, W + 2 EDGE,
+    3 + C], the picture continued past its edges: each number is written once, to its place. Changes `tokens`.
+
+    Args:
+        crop: the draft's rows among those of the tokens.
+    """
+    batch, rows, columns, _ = tokens.shape
+    bottom = before + rows * f
+    channels = 3 + tokens.shape[3] // f**2
+    near = tokens.new_empty(batch, bottom + after, columns * f + 2 * EDGE, channels)
+    inner = near[:, before:bottom, EDGE:-EDGE]
+    inner[:, crop, :, :3].copy_(draft.permute(0, 2, 3, 1))
+    cells = tokens.unflatten(3, (f, f, -1)).transpose(2, 3)
+    target = inner[..., 3:].unflatten(2, (columns, f)).unflatten(1, (rows, f))
+    if tokens.device.type == "cuda":
+        torch.ops.aten.silu.out(cells, out=target)
+    else:  # where a SiLU of memory that does not lie together takes longer than a copy
+        F.silu(tokens, inplace=True)
+        target.copy_(cells)
+    first, last = before + crop.start, before + crop.stop
+    near[:, first:last, :EDGE] = near[:, first:last, EDGE : EDGE + 1]
+    near[:, first:last, -EDGE:] = near[:, first:last, -EDGE - 1 : -EDGE]
+    near[:, first - before : first] = near[:, first : first + 1]
+    near[:, last : last + after] = near[:, last - 1 : last]
+    return near[:, first - before : last + after]
 
 
 def _within(inner: tuple[int, int], first: int) -> slice:
