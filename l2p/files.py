@@ -292,6 +292,66 @@ def read_json(path: PathLike) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
+def append_line(path: PathLike, line: str, sync: bool = False) -> None:
+    """Add a line of text to a file of ours, made where it is not there: whole, or not at all.
+
+    A last line that a crash cut short is ended first.
+
+    Args:
+        sync: return once the line is on the disk, and the name of a new file in its folder, too.
+
+    Raises:
+        UserError: a link, a pipe or a device stands there, or a file with another name elsewhere: nothing is written there.
+    """
+    new = not os.path.lexists(path)
+    descriptor = open_own(path)
+    try:
+        size, data = os.fstat(descriptor).st_size, (line + "\n").encode()
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            if os.write(descriptor, data) < len(data):  # one call: lines of several processes do not mix
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if sync and new:
+        folder = os.open(Path(path).parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def open_own(path: PathLike) -> int:
+    """A descriptor to read a regular file and append to it; it is made where it is not there, and no link is followed.
+
+    Raises:
+        UserError: as :func:`append_line`.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+    flags |= sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UserError(
+                f"{path} is a link, a folder or no file, expected a file of ours: remove it"
+            ) from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise UserError(
+            f"{path} is no file, or has another name elsewhere, expected a file of ours: remove it"
+        )
+    return descriptor
+
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -56,6 +57,7 @@ def locked(
     for attempts_left in reversed(range(10)):
         made = not folder.exists()
         check_writable(folder)
+        _check_own(path)
         try:
             lock.acquire()
             break
@@ -85,6 +87,14 @@ def holding_output_dir(run: Callable[..., T]) -> Callable[..., T]:
             return run(recipe, *args, **kwargs)
 
     return held
+
+
+def _check_own(path: Path) -> None:
+    """Raises UserError where the lock would be written over something else: a link, a pipe, or a file's second name."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise UserError(f"cannot lock {path}: it is no file, or has another name elsewhere: remove it")
 
 
 def _sign(descriptor: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
-from l2p.files import PathLike
+from l2p.files import PathLike, append_line
 from l2p.texts import COLUMNS, Table, read_table
 
 MANIFEST = "metadata.jsonl"
@@ -148,5 +148,4 @@ def listed(names: Sequence[str]) -> str:
 
 def add_to_manifest(folder: PathLike, row: dict[str, Any]) -> None:
     """Appends a row with ``file_name`` to a folder's manifest; of several about one file the last one counts."""
-    with open(Path(folder) / MANIFEST, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append_line(Path(folder) / MANIFEST, json.dumps(row, ensure_ascii=False))

@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> None:
         if "num_images" in args.given and len(review.pairs) < args.num_images:
             warn(f"--num-images is {args.num_images}, but there are {len(review.pairs)} pairs")
         print(f"{len(review.pairs)} pairs; answers are kept in {out / 'answers'}")
-        serve(review_app(review, out, args.host), args.host, args.port, "review")
+        serve(
+            review_app(review, out, args.host, (args.student, args.against)), args.host, args.port, "review"
+        )
 
 
 def _tell(summary: dict[str, Any], out: Path) -> None:

@@ -19,7 +19,7 @@ from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 
 from l2p.errors import UserError
-from l2p.files import write_text
+from l2p.files import append_line, write_text
 from l2p.keys import check_endpoint, mask
 from l2p.net import handlers_within
 from l2p.recipe import LLMConfig
@@ -89,8 +89,7 @@ class Writer:
 
     def _keep(self, name: str, texts: list[str]) -> None:
         self._answers[name] = texts
-        with open(self.memory, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"request": name, "prompts": texts}, ensure_ascii=False) + "\n")
+        append_line(self.memory, json.dumps({"request": name, "prompts": texts}, ensure_ascii=False))
 
     def _ask(self, part: list[str]) -> tuple[str, list[str]]:
         config = self.config

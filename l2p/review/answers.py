@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import threading
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.files import append_line
 
 CHOICES = ("a", "b", "tie")
 QUESTIONS = ("follows", "real")
@@ -91,21 +91,7 @@ class Answers:
             raise UserError(f"this review has {MAX_REVIEWERS} reviewers already: use one of their names")
         if not new and path.stat().st_size > MAX_BYTES:
             raise UserError("this reviewer has answered and taken back too often: choose another name")
-        line = json.dumps({"reviewer": reviewer, **value}, ensure_ascii=False) + "\n"
-        with path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # cut short by a crash: what follows starts on a line of its own
-                    line = "\n" + line
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if new:  # the file's name is on the disk once its folder is
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        append_line(path, json.dumps({"reviewer": reviewer, **value}, ensure_ascii=False), sync=True)
 
     def _path(self, reviewer: str) -> Path:
         return self.folder / f"{file_name(reviewer)}.jsonl"
@@ -121,6 +107,8 @@ def file_name(reviewer: str) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    if path.is_symlink():  # it could lead to any file of this machine
+        raise UserError(f"{path} is a link, expected a file of answers: remove it")
     if not path.is_file():
         return []
     values = []

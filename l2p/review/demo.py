@@ -44,6 +44,8 @@ class DrawRequest:
         prompt = given.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > MAX_PROMPT:
             raise UserError(f"the prompt must be a text of 1 to {MAX_PROMPT} characters")
+        if any("\ud800" <= c <= "\udfff" for c in prompt):  # JSON may hold half a character
+            raise UserError("the prompt holds a character that is none")
         numbers = {key: given.get(key) for key in ("seed", "height", "width")}
         for key, value in numbers.items():
             if not isinstance(value, int) or isinstance(value, bool):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from l2p.artifacts import differences, hash_model, read_sealed, reusable, write_sealed
 from l2p.corpus.prompts import fingerprint
 from l2p.errors import UserError, warn
-from l2p.files import check_writable
+from l2p.files import check_writable, leads_out
 from l2p.pairing import pair_folders
 from l2p.picture_folder import PictureFolder, holds_pictures
 
@@ -74,7 +74,11 @@ def read_review(folder: str | Path) -> Review:
         raise UserError(f"{folder} holds no review: start one with l2p review STUDENT --against OTHER")
     values = read_sealed(path, "delete it and start the review anew; the answers are kept")
     try:
-        return Review(**{**values, "pairs": [Pair(**pair) for pair in values["pairs"]]})
+        review = Review(**{**values, "pairs": [Pair(**pair) for pair in values["pairs"]]})
+        texts = [review.a, review.b, *(text for pair in review.pairs for text in asdict(pair).values())]
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise TypeError("a name, a prompt or a path that is no text")
+        return review
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no review of this version: {error}") from error
 
@@ -155,6 +159,13 @@ def _pair_files(a: PictureFolder, b: PictureFolder, num_images: int, prompts: st
         raise UserError(f"no pictures of {a.path} and {b.path} belong together: {pairing.line()}")
     if (line := pairing.line()) is not None:
         warn(line)
+    for path, folder in (
+        (p.path, f.path) for pair in pairing.pairs for p, f in zip(pair, (a, b), strict=True)
+    ):
+        if leads_out(path, folder):
+            raise UserError(
+                f"{path} is a link out of its folder, which a review does not show: put the picture itself there"
+            )
     told = prompts_of(prompts, pairing) if prompts else {}
     return [
         Pair(

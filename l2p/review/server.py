@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from l2p.errors import UserError
+from l2p.files import leads_out
 from l2p.images import open_picture, read_picture
 from l2p.review.answers import Answer, Answers, Box, file_name
 from l2p.review.pairs import Review
@@ -17,11 +19,17 @@ MAX_BOXES = 50
 SHOWN = tuple(f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "avif"))  # what browsers show
 
 
-def review_app(review: Review, folder: str | Path, host: str = LOCAL):
-    """The application (FastAPI) that asks the pairs of a review and keeps the answers in ``folder/answers``."""
+def review_app(review: Review, folder: str | Path, host: str = LOCAL, sources: Sequence[str | Path] = ()):
+    """The application (FastAPI) that asks the pairs of a review and keeps the answers in ``folder/answers``.
+
+    Args:
+        sources: what is compared; of these those that are folders, and ``folder``, are all whose pictures are shown: a
+            ``review.json`` from elsewhere may name any picture of this machine.
+    """
     from fastapi.responses import FileResponse, HTMLResponse, Response
 
     app = new_app(host)
+    places = [Path(place) for place in (folder, *sources) if Path(place).is_dir()]
     answers = Answers(Path(folder) / "answers")
 
     @app.get("/", response_class=HTMLResponse)
@@ -38,6 +46,10 @@ def review_app(review: Review, folder: str | Path, host: str = LOCAL):
         if item is None or side not in ("left", "right"):
             raise UserError("there is no such picture in this review")
         path = Path(getattr(item, review.sides(reviewer, pair)[side]))
+        if all(leads_out(path, place) for place in places):
+            raise UserError(
+                "this review names a picture outside the folders that it was started with: start a review of your own"
+            )
         if not path.is_file():
             raise UserError("the picture is gone from the disk: start the review again")
         if (kind := _media_type(path)) not in SHOWN:
@@ -127,7 +139,9 @@ def _box(box: Any, sides: dict[str, str]) -> Box:
     try:
         of = {"left": sides["left"], "right": sides["right"]}[box["side"]]
         x, y, w, h = (float(box[key]) for key in "xywh")
-    except (KeyError, TypeError, ValueError):
+        if isinstance(box["x"], (str, bool)):
+            raise TypeError
+    except (KeyError, TypeError, ValueError, OverflowError):  # a whole number may be larger than any float
         raise UserError("a box has a side (left or right) and numbers x, y, w, h") from None
     inside = all(map(math.isfinite, (x, y, w, h))) and min(x, y) >= 0 and w > 0 and h > 0
     if not inside or x + w > 1.0001 or y + h > 1.0001:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from l2p.errors import UserError
 from l2p.review.guard import Guard, is_loopback, policy_of
@@ -37,6 +37,7 @@ def check_address(host: str, port: int) -> None:
 def new_app(host: str) -> FastAPI:
     """An empty application behind the :class:`~l2p.review.guard.Guard` of an address."""
     from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -45,6 +46,11 @@ def new_app(host: str) -> FastAPI:
     @app.exception_handler(UserError)
     def _(request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    def _(request, error: RequestValidationError) -> JSONResponse:
+        # the usual answer repeats what was sent, which may be no text and no number that JSON has
+        return JSONResponse({"detail": "expected a JSON object, and the parameters of this address"}, 422)
 
     return app
 
@@ -57,6 +63,20 @@ def page(name: str) -> HTMLResponse:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     html = environment.get_template(name).render()
     return HTMLResponse(html, headers={"Content-Security-Policy": policy_of(html)})
+
+
+def server_options() -> dict[str, Any]:
+    """What bounds the connections of a server of uvicorn."""
+    from l2p.review.protocol import BoundedProtocol
+
+    return {
+        "http": BoundedProtocol,
+        "ws": "none",
+        "server_header": False,
+        "limit_concurrency": MAX_CONNECTIONS,
+        "timeout_keep_alive": 5,
+        "timeout_graceful_shutdown": 5,
+    }
 
 
 def serve(app: FastAPI, host: str, port: int, what: str) -> None:
@@ -76,13 +96,4 @@ def serve(app: FastAPI, host: str, port: int, what: str) -> None:
     print(f"{what}: http://{shown}:{port}/  (Ctrl-C ends it)", flush=True)
     if not is_loopback(host):
         print("anyone who can reach this address can use the page", flush=True)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
-    )
+    uvicorn.run(app, host=host, port=port, log_level="warning", **server_options())

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import selectors
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from l2p.errors import UserError
 
+TOTAL_SECONDS = 30.0  # for the prompts of one call
 SECONDS = 10.0  # for one prompt; honest templates take less than a thousandth of it
 MEMORY = 512 * 2**20
-MAX_OUTPUT = 2**20  # characters
+MAX_OUTPUT = 2**20  # characters of one prompt, and, beside eight times the prompts' own, of those of one call
 LANDSCAPES_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -85,6 +89,28 @@ for line in sys.stdin:
 """
 
 
+class _Budget(threading.local):
+    """What is left to the templates of a call; without limit outside of one."""
+
+    end, characters = math.inf, math.inf
+
+
+_left = _Budget()
+
+
+@contextmanager
+def one_call(prompts: Sequence[str]) -> Iterator[None]:
+    """Within, templates share one budget of time and characters: a template near its own limits would take hours for many
+    prompts, and their tokenizer gigabytes."""
+    before = _left.end, _left.characters
+    _left.end = min(before[0], time.monotonic() + TOTAL_SECONDS)
+    _left.characters = min(before[1], MAX_OUTPUT + 8 * sum(map(len, prompts)))
+    try:
+        yield
+    finally:
+        _left.end, _left.characters = before
+
+
 class _Worker:
     """The process; started when first needed, and anew after it was killed."""
 
@@ -102,12 +128,18 @@ class _Worker:
                 self.close()
                 raise UserError(
                     f"the tokenizer's chat template was stopped: it took more than {SECONDS:g} s or "
-                    f"{MEMORY // 2**20} MiB for one prompt"
+                    f"{MEMORY // 2**20} MiB for one prompt, or {TOTAL_SECONDS:g} s for those of one call"
                 ) from None
             except BaseException:  # Ctrl-C: an answer of this request must not be taken for the next one's
                 self.close()
                 raise
         answer = json.loads(line)
+        if "error" not in answer:
+            _left.characters -= len(answer["text"])
+            if _left.characters < 0:
+                raise UserError(
+                    "the tokenizer's chat template writes far more than it is given: its texts are too long"
+                )
         if "error" in answer:
             raise UserError(f"the tokenizer's chat template cannot be rendered: {answer['error']}")
         return answer["text"]
@@ -116,7 +148,7 @@ class _Worker:
         process = self._running()
         process.stdin.write(request)
         process.stdin.flush()
-        end, answer = time.monotonic() + SECONDS, bytearray()
+        end, answer = min(_left.end, time.monotonic() + SECONDS), bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while not answer.endswith(b"\n"):

@@ -15,7 +15,7 @@ from l2p.checksums import check_folder
 from l2p.errors import UserError, warn
 from l2p.files import read_json
 from l2p.runtime import realign_tensors
-from l2p.teachers.chat_template import bound_chat_templates
+from l2p.teachers.chat_template import bound_chat_templates, one_call
 from l2p.teachers.installed import attention_of, diffusers_class, model_class
 from l2p.teachers.protocol import Conditioning
 
@@ -127,7 +127,8 @@ class PipelineEncoder(PromptEncoder):
         return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
 
     def _read(self, prompts: Sequence[str], empty: bool = False) -> list[Row]:
-        embeds, mask, pooled = self.read(self.pipeline, list(prompts), empty=empty)
+        with one_call(prompts):
+            embeds, mask, pooled = self.read(self.pipeline, list(prompts), empty=empty)
         rows = embeds if mask is None else [e[m] for e, m in zip(embeds, mask.bool(), strict=True)]
         return list(zip(rows, [None] * len(rows) if pooled is None else pooled, strict=True))
 
@@ -203,7 +204,8 @@ class TextEncoder(PromptEncoder):
 
         Of a prompt beyond ``MAX_TOKENS`` the end is cut off, with a warning; what the template puts after it is kept.
         """
-        texts = [self.in_template(prompt) for prompt in prompts]
+        with one_call(prompts):
+            texts = [self.in_template(prompt) for prompt in prompts]
         found = [self._cut(ids, prompt) for ids, prompt in zip(self._ids(texts), prompts, strict=True)]
         tokens = self.tokenizer.pad(
             {"input_ids": found}, padding=True, padding_side="right", return_tensors="pt", verbose=False

@@ -11,7 +11,7 @@ from l2p.review.server import review_app
 
 @pytest.fixture
 def address(review, tmp_path, serve):
-    return serve(review_app(review, tmp_path / "review"))
+    return serve(review_app(review, tmp_path / "review", sources=[tmp_path]))
 
 
 def test_a_review_by_mouse_and_by_keys(chromium, until, address, review, tmp_path):

@@ -16,7 +16,7 @@ from tests.review.conftest import PROMPTS
 
 @pytest.fixture
 def address(review, tmp_path, serve):
-    return serve(review_app(review, tmp_path / "review"))
+    return serve(review_app(review, tmp_path / "review", sources=[tmp_path]))
 
 
 def test_a_whole_review(address, call, review, tmp_path):
@@ -118,6 +118,6 @@ def test_a_picture_that_no_browser_shows_is_sent_as_png(tmp_path, serve, call):
         (tmp_path / side).mkdir()
         Image.new("RGB", (8, 8), (9, 80, 7)).save(tmp_path / side / "x.tif")
     review = prepare(tmp_path / "review", tmp_path / "a", str(tmp_path / "b"))
-    address = serve(review_app(review, tmp_path / "review"))
+    address = serve(review_app(review, tmp_path / "review", sources=[tmp_path]))
     status, data = call(address, "/api/picture", reviewer="Ann", pair="0000", side="left")
     assert status == 200 and Image.open(io.BytesIO(data)).getpixel((0, 0)) == (9, 80, 7)

@@ -58,13 +58,16 @@ def serve():
     """``serve(app) -> port`` of an application that runs until the test ends."""
     import uvicorn
 
+    from l2p.review.serving import server_options
+
     running = []
 
     def start(app) -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", **server_options())
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         limit = time.monotonic() + 60

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +35,11 @@ FOREIGN = [
     {"Origin": "http://evil.example"},
     {"Origin": "null"},
     {"Origin": "http://127.0.0.1:1"},
+    {"Origin": "file://127.0.0.1:{port}"},
+    {"Origin": "http://[::1"},
+    {"Origin": ""},
+    {"Origin": "http://127.0.0.1:{port}/x"},
+    {"Origin": "http://me@127.0.0.1:{port}"},
     {"Origin": "http://localhost.evil.example:{port}"},
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
@@ -45,9 +52,13 @@ FOREIGN = [
 ]
 
 
+def reviewed(folder):
+    return review_app(read_review(folder), folder, sources=(folder.parent / "new", folder.parent / "old"))
+
+
 @pytest.fixture
 def port(review_folder, serve):
-    return serve(review_app(read_review(review_folder), review_folder))
+    return serve(reviewed(review_folder))
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, ids=str)
@@ -110,20 +121,83 @@ def test_picture_addresses_lead_nowhere_else(port, ask, pair):
         assert ask(port, "GET", path)[0] in (400, 404, 422)
 
 
+def rewrite(folder, **changes) -> None:
+    """Each pair of a review.json, as a stranger would write them."""
+    review = json.loads((folder / "review.json").read_text())
+    review.pop("checksum", None)  # whoever writes the file can leave it out
+    for pair in review["pairs"]:
+        pair |= changes
+    (folder / "review.json").write_text(json.dumps(review))
+
+
 def test_a_review_folder_of_a_stranger_shows_no_file_of_this_machine(review_folder, serve, ask, tmp_path):
-    secret = tmp_path / "id_rsa"
-    secret.write_text("PRIVATE KEY")
-    disguised = tmp_path / "key.png"
-    disguised.symlink_to(secret)
-    for path in (secret, disguised):
-        review = json.loads((review_folder / "review.json").read_text())
-        review.pop("checksum", None)  # whoever writes the file can leave it out
-        for pair in review["pairs"]:
-            pair["a"] = pair["b"] = str(path)
-        (review_folder / "review.json").write_text(json.dumps(review))
-        port = serve(review_app(read_review(review_folder), review_folder))
+    private = tmp_path / "private.png"
+    shutil.copy(tmp_path / "new" / "0.png", private)
+    (tmp_path / "new" / "id_rsa").write_text("PRIVATE KEY")
+    (review_folder / "link.png").symlink_to(private)
+    outside, no_picture = b"outside the folders", b"no picture"
+    for path, reason in (
+        (private, outside),
+        (tmp_path / "new" / ".." / "private.png", outside),
+        (review_folder / "link.png", outside),
+        ("/etc/passwd", outside),
+        (tmp_path / "new" / "id_rsa", no_picture),
+    ):
+        rewrite(review_folder, a=str(path), b=str(path))
+        port = serve(reviewed(review_folder))
         status, _, data = ask(port, "GET", "/api/picture", reviewer="A", pair="0000", side="left")
-        assert status == 400 and b"PRIVATE" not in data and b"no picture" in data
+        assert status == 400 and reason in data, path
+
+
+@pytest.mark.parametrize(
+    "changes", [{"a": 5}, {"id": ["x"]}, {"prompt": {"a": 1}}, {"b": None}, {"a": "\0"}], ids=str
+)
+def test_a_review_of_odd_values_is_a_line(review_folder, changes):
+    rewrite(review_folder, **changes)
+    with pytest.raises(UserError, match=r"is no review of this version"):
+        read_review(review_folder)
+
+
+def test_a_review_is_not_started_with_links_to_private_pictures(tmp_path, review_folder):
+    from l2p.review.pairs import prepare
+
+    shutil.move(tmp_path / "new" / "0.png", tmp_path / "private.png")
+    (tmp_path / "new" / "0.png").symlink_to(tmp_path / "private.png")
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        prepare(tmp_path / "another", tmp_path / "new", str(tmp_path / "old"))
+
+
+HUGE = '{"pair":"0000","follows":"left","real":"left","boxes":[{"side":"left","x":%s,"y":0,"w":1,"h":1}]}'
+ODD = [
+    HUGE % ("1" + "0" * 400),
+    HUGE % "NaN",
+    HUGE % "1e999",
+    HUGE % '"0"',
+    HUGE % "true",
+    '{"pair": %s}' % ("9" * 5000),
+    '{"pair": "\\ud800"}',
+    '"\\ud800"',
+    "[NaN]",
+    "\ufeff{}",
+    "{",
+]
+
+
+@pytest.mark.parametrize("body", ODD, ids=lambda body: body[:20] + body[-30:-20])
+def test_odd_bodies_are_refused_and_no_fault_of_the_server(port, ask, review_folder, body):
+    status, _, data = ask(
+        port, "POST", "/api/answer", body.encode(), {"Content-Type": "application/json"}, reviewer="A"
+    )
+    assert status in (400, 422) and json.loads(data)["detail"]
+    assert Answers(review_folder / "answers").all() == {}
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "a\udfffb", "", " ", 5, "x" * 1001])
+def test_a_prompt_of_the_demo_is_a_text(prompt):
+    from l2p.review.demo import DrawRequest
+
+    with pytest.raises(UserError, match="the prompt"):
+        DrawRequest.check({"prompt": prompt, "seed": 1, "height": 8, "width": 8, "path": "l2p"})
 
 
 def test_bodies_are_bounded_before_they_are_read(port, ask, review_folder, monkeypatch):
@@ -186,12 +260,134 @@ def test_fifty_slow_clients_keep_no_one_waiting(port, ask):
             client.close()
 
 
+def test_clients_that_stop_in_the_headers_lock_nobody_out(port, ask, monkeypatch):
+    """300 of them: more than the server has connections; those that come later than others are closed after a while."""
+    from l2p.review import protocol, serving
+
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 1.0)
+    clients = []
+    try:
+        for _ in range(serving.MAX_CONNECTIONS + 44):
+            client = socket.create_connection(("127.0.0.1", port), timeout=30)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+            clients.append(client)
+        assert ask(port, "GET", "/api/state", reviewer="Ann")[0] == 200
+        start = time.monotonic()
+        for client in clients:
+            try:
+                assert client.recv(100) == b""
+            except ConnectionResetError:
+                pass
+        assert time.monotonic() - start < 10
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_the_headers_of_a_second_request_have_an_end_too(port, monkeypatch):
+    from l2p.review import protocol
+
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"GET /nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b" 404 " in client.recv(4096)
+        client.sendall(b"GET / HTTP/1.1\r\nX: ")
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(4096):
+                pass  # the rest of the first answer
+
+
+def test_more_clients_than_connections_get_an_answer_that_says_so(review_folder, serve, ask, monkeypatch):
+    from l2p.review import serving
+
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 3)
+    port = serve(reviewed(review_folder))
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+    assert ask(port, "GET", "/api/state", reviewer="Ann")[0] == 503
+    for client in idle:
+        client.close()
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "TRACE", "OPTIONS", "PATCH", "CONNECT"])
+def test_other_methods_are_refused(port, ask, method):
+    assert ask(port, method, "/api/undo", reviewer="A")[0] == 405
+
+
+@pytest.mark.parametrize("header", ["Host", "Origin", "Sec-Fetch-Site", "Content-Length"])
+def test_a_header_that_stands_there_twice_is_refused(port, header):
+    values = {"Host": f"127.0.0.1:{port}", "Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "none"}
+    sent = {"Host": f"127.0.0.1:{port}", header: values.get(header, "0")}
+    lines = [f"{name}: {value}" for name, value in sent.items()] + [f"{header}: {sent[header]}"]
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(("GET / HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode())
+        reply = client.recv(200)
+    # h11 itself refuses two hosts, and joins two equal lengths
+    assert b" 400 " in reply or header == "Content-Length", reply
+
+
+def test_browsers_are_told_to_keep_answers_to_us(port, ask):
+    for path in ("/", "/api/state?reviewer=A", "/api/picture?reviewer=A&pair=0000&side=left", "/nowhere"):
+        found = ask(port, "GET", path)[1]
+        assert found["cross-origin-resource-policy"] == found["cross-origin-opener-policy"] == "same-origin"
+        assert found["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "fifo", "folder"])
+def test_answers_go_to_a_file_of_ours_alone(tmp_path, kind):
+    """And so do the rows of a manifest, a language model's answers and a lock."""
+    from l2p.files import append_line
+    from l2p.locks import locked
+    from l2p.picture_manifest import add_to_manifest
+
+    answers = Answers(tmp_path / "answers")
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "precious").write_text("x")
+    places = (answers._path("Ann"), tmp_path / "metadata.jsonl", tmp_path / "llm.jsonl", tmp_path / ".lock")
+    for place in places:
+        if kind == "link":
+            place.symlink_to(tmp_path / "precious")
+        elif kind == "second name":
+            os.link(tmp_path / "precious", place)
+        else:
+            os.mkfifo(place) if kind == "fifo" else place.mkdir()
+
+    def lock() -> None:
+        with locked(tmp_path):
+            pass
+
+    for write in (
+        lambda: answers.add("Ann", Answer("0000", "a", "b")),
+        lambda: add_to_manifest(tmp_path, {"file_name": "a.png"}),
+        lambda: append_line(tmp_path / "llm.jsonl", "x"),
+        lock,
+    ):
+        with pytest.raises(UserError, match="remove it|cannot lock"):
+            write()
+    assert (tmp_path / "precious").read_text() == "x" and all(os.path.lexists(place) for place in places)
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    from l2p.files import append_line
+
+    path = tmp_path / "a.jsonl"
+    append_line(path, "one")
+    with path.open("a") as file:
+        file.write("cut sho")
+    append_line(path, "two")
+    assert path.read_text() == "one\ncut sho\ntwo\n"
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:2]))  # a full disk
+    with pytest.raises(OSError, match="No space left"):
+        append_line(path, "three")
+    assert path.read_text() == "one\ncut sho\ntwo\n"
+
+
 def test_pictures_that_take_long_are_bounded_and_the_page_goes_on_answering(serve, ask):
-    from l2p.review.demo import WAITING, DrawRequest, Painter
+    from l2p.review.demo import WAITING, DemoModels, DrawRequest
 
     release = threading.Event()
 
-    class Slow(Painter):
+    class Slow(DemoModels):
         def __init__(self):
             self._lock, self._places = threading.Lock(), threading.BoundedSemaphore(WAITING)
 

@@ -104,6 +104,36 @@ def test_the_limit_holds_for_whatever_asks_transformers(tiny_pipeline, tmp_path,
     assert time.monotonic() - start < 60
 
 
+def test_templates_of_one_call_share_their_time_and_their_text(teacher_folder, monkeypatch):
+    """One near its limits would take hours for many prompts, and their tokenizer gigabytes."""
+    path = teacher_folder / "tokenizer" / "chat_template.jinja"
+    prompts = [f"a lake {i}" for i in range(64)]
+    monkeypatch.setattr(chat_template, "MAX_OUTPUT", 20_000)
+    chat_template._worker.close()
+    path.write_text("{{ 'x ' * 5000 }}")
+    reader = TextEncoder.from_pretrained(teacher_folder)
+    assert len(reader.tokenize(prompts[:2])[0]) == 2
+    monkeypatch.setattr(type(reader.tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenised first"))
+    for read in (reader.tokenize, load_teacher(teacher_folder).encode_prompts):
+        with pytest.raises(UserError, match="writes far more than it is given"):
+            read(prompts)
+    monkeypatch.setattr(chat_template, "TOTAL_SECONDS", 0.5)
+    path.write_text("{% for a in range(700) %}{% for b in range(1000) %}{% endfor %}{% endfor %}x")
+    start, slow = time.monotonic(), TextEncoder.from_pretrained(teacher_folder)
+    with pytest.raises(UserError, match="for those of one call"):
+        slow.tokenize(prompts)
+    assert time.monotonic() - start < 10
+    chat_template._worker.close()
+
+
+def test_a_template_writes_no_file_and_no_core():
+    assert "RLIMIT_FSIZE, 0" in chat_template.WORKER
+    BoundedTemplate("x").render()
+    limits = Path(f"/proc/{chat_template._worker._process.pid}/limits").read_text()
+    for name in ("Max file size", "Max core file size"):
+        assert limits.partition(name)[2].split()[:2] == ["0", "0"]
+
+
 def test_no_process_is_left_behind():
     BoundedTemplate("x").render()
     process = chat_template._worker._process
