@@ -139,8 +139,6 @@ def _box(box: Any, sides: dict[str, str]) -> Box:
     try:
         of = {"left": sides["left"], "right": sides["right"]}[box["side"]]
         x, y, w, h = (float(box[key]) for key in "xywh")
-        if isinstance(box["x"], (str, bool)):
-            raise TypeError
     except (KeyError, TypeError, ValueError, OverflowError):  # a whole number may be larger than any float
         raise UserError("a box has a side (left or right) and numbers x, y, w, h") from None
     inside = all(map(math.isfinite, (x, y, w, h))) and min(x, y) >= 0 and w > 0 and h > 0
