@@ -11,11 +11,13 @@ order mark. Lines end with ``\\n`` or ``\\r\\n``, and with nothing else that Uni
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,10 @@ MOST_BYTES = 2**29  # of a file of text
 MOST_DECLARED, MOST_UNPACKED = 4 * 2**30, 2 * 2**30  # bytes of a Parquet file, and of the texts of a column
 BATCH = 2**16  # rows of a Parquet file decoded at once
 SEPARATORS = ",;\t"
-REPR = re.compile(r"""b'.*'|b".*"|\[\s*(['"]).*\1\s*\]""", re.DOTALL)  # bytes and lists that Python printed
+PRINTED_STARTS = ("b", "[", "(", "{")  # of bytes, lists, tuples and objects that a program printed
+LONGEST_PRINTED = 100_000  # characters; a longer text is none
+NUMBERED = re.compile(r"\d+\s*[\t;,|]\s*\S")  # a line of a table without a header
+WORDS = re.compile(r"\w+([ -]\w+){0,2}")  # a column's name
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
 HEADERS = (*COLUMNS, *(f"{name}s" for name in COLUMNS))
 
@@ -157,7 +162,7 @@ class Table:
     def _text(self, value: Any, row: int, column: str) -> str:
         if isinstance(value, str):
             text = value.strip()
-            if text.isascii() and text[:1] not in ("b", "["):
+            if text.isascii() and text[:1] not in PRINTED_STARTS:
                 return text
         where = f"{self.name}{self.places[row]}"
         if value is MISSING:
@@ -165,13 +170,30 @@ class Table:
         if not isinstance(value, str):
             shown = json.dumps(value, ensure_ascii=False, default=repr)
             raise UserError(f"{where} has no text{f' under {column!r}' if column else ''}: {shown[:60]}")
-        if REPR.fullmatch(text):
+        if (kind := printed_kind(text)) is not None:
             raise UserError(
-                f"{where} holds what Python prints for bytes or a list, expected plain text: {text[:60]}"
+                f"{where} holds what a program prints for {kind}, expected plain text: {text[:60]}"
             )
         if any("\ud800" <= sign <= "\udfff" for sign in text):
             raise UserError(f"{where} holds half of a surrogate pair, which is no character")
         return text
+
+
+def printed_kind(text: str) -> str | None:
+    """What a program printed into a text: "bytes", "a list", "a tuple" or "an object", in Python's or JSON's form; None for words."""
+    if not text.startswith(PRINTED_STARTS) or text[-1] not in "'\"])}" or len(text) > LONGEST_PRINTED:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of escapes that are none
+                value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return None
+    kinds = {bytes: "bytes", list: "a list", tuple: "a tuple", dict: "an object", set: "an object"}
+    return kinds.get(type(value))
 
 
 MISSING = object()  # in a row that lacks the column
@@ -199,6 +221,10 @@ def read_table(path: PathLike) -> Table:
         return _csv(text, path)
     if suffix in JSON:
         return _json(text, path)
+    if suffix not in ("", ".txt"):
+        raise UserError(
+            f"{path} ends in {path.suffix}, expected {', '.join(FORMATS)}: name it after what it holds"
+        )
     return _plain(text, path)
 
 
@@ -235,20 +261,31 @@ def _plain(text: str, path: Path) -> Table:
     if first.startswith(("{", "[")) and (_parsed(text) is not None or isinstance(_parsed(first), dict)):
         return _json(text, path)
     words = [word.strip().strip('"').lower() for word in re.split(f"[{SEPARATORS}]", first)]
-    if any(word in HEADERS for word in words) and all(re.fullmatch(r"\w+", word) for word in words):
+    spaced = "\t" in first or ";" in first  # by a comma, words are a sentence
+    if any(word in HEADERS for word in words) and all(
+        WORDS.fullmatch(word) if spaced else re.fullmatch(r"\w+", word) for word in words
+    ):
         if len(words) > 1 or len(lines) > 1:
             raise UserError(
                 f"{path}:1 looks like a header ({first}): name the file {path.stem}.csv, or remove this line"
             )
+    filled = [line for line in lines if line]
+    if filled and all(map(NUMBERED.match, filled)) and (len(filled) > 1 or "\t" in first):
+        raise UserError(
+            f"{path}:1 looks like a row of a table ({first[:60]}): name the file {path.stem}.csv and give it a header such as "
+            "id,prompt"
+        )
+    if filled and all(line.startswith('"') and isinstance(_parsed(line), str) for line in filled):
+        return _json(text, path)
     return Table(str(path), (), [f":{n}" for n in range(1, len(lines) + 1)], lambda _: lines)
 
 
-def _parsed(text: str) -> list | dict | None:
+def _parsed(text: str) -> list | dict | str | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, (list, dict)) else None
+    return found if isinstance(found, (list, dict, str)) else None
 
 
 def _json(text: str, path: Path) -> Table:

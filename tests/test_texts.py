@@ -45,8 +45,14 @@ def test_files_that_were_joined_keep_no_mark_inside(tmp_path):
         (b"a barn\ra lake\rb", r"p\.txt:1 holds a carriage return: end lines with"),
         (b"prompt\na barn\n", r"p\.txt:1 looks like a header \(prompt\): name the file p\.csv"),
         (b"Prompt,seed\na barn,3\n", r"p\.txt:1 looks like a header"),
-        (b"a barn\nb'a red house'\n", r"p\.txt:2 holds what Python prints for bytes or a list"),
-        (b"['a', 'b']\n", r"p\.txt:1 holds what Python prints"),
+        (b"prompt\tnegative prompt\na barn\tblurry\n", r"p\.txt:1 looks like a header"),
+        (b"a barn\nb'a red house'\n", r"p\.txt:2 holds what a program prints for bytes"),
+        (b"['a', 'b']\n", r"p\.txt:1 holds what a program prints for a list"),
+        (b"{'prompt': 'a', 'seed': 1}\n", r"p\.txt:1 holds what a program prints for an object"),
+        (b"('a red house', 0.3)\n", r"p\.txt:1 holds what a program prints for a tuple"),
+        (b'a barn\n{"prompt": "a", "real": true}\n', r"p\.txt:2 holds what a program prints for an object"),
+        (b"1\ta red house\n", r"p\.txt:1 looks like a row of a table"),
+        (b"1,a red house\n2,a barn\n", r"p\.txt:1 looks like a row of a table"),
     ],
 )
 def test_what_is_no_list_of_prompts_is_refused_with_its_line(tmp_path, data, said):
@@ -54,6 +60,28 @@ def test_what_is_no_list_of_prompts_is_refused_with_its_line(tmp_path, data, sai
     with pytest.raises(UserError, match=said) as error:
         read_prompts(tmp_path / "p.txt")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["p.yaml", "p.md", "p.html", "p.xlsx", "p.txt.bak"])
+def test_other_suffixes_are_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_text("a red house\n")
+    with pytest.raises(UserError, match=rf"ends in \.{name.split('.')[-1]}, expected \.txt, "):
+        read_prompts(tmp_path / name)
+
+
+def test_a_json_string_a_line_is_the_text_in_it_and_words_stay_as_they_are(tmp_path):
+    (tmp_path / "p.txt").write_text('"a \\"red\\" house"\n\n"a barn\\nby a lake"\n')
+    assert read_prompts(tmp_path / "p.txt") == ['a "red" house', "a barn\nby a lake"]
+    words = [
+        '"Stop" on a sign',
+        "(a house:1.2), [dusk]",
+        "{a|b} house",
+        "a barn, 2 cows",
+        "prompt, a house",
+        "3 houses",
+    ]
+    (tmp_path / "p").write_text("\n".join(words))
+    assert read_prompts(tmp_path / "p") == words
 
 
 ROWS = [{"id": n, "text": text, "other": "x"} for n, text in enumerate([*WANTED, "two\nlines"])]
@@ -115,7 +143,7 @@ def test_parquet_is_known_by_its_content(tmp_path):
         ("p.csv", "a red house\na lake\n", r"has the columns a red house: name one"),
         ("p.csv", "prompt\na red house, by a lake\n", r"p\.csv:2 has 2 fields, the header has 1: put texts"),
         ("p.csv", 'prompt\n"a\nb"\n"c\n', r"p\.csv:4 is no CSV: unexpected end of data"),
-        ("p.csv", "prompt,seed\nb'a red house',3\n", r"p\.csv:2 holds what Python prints for bytes"),
+        ("p.csv", "prompt,seed\nb'a red house',3\n", r"p\.csv:2 holds what a program prints for bytes"),
         ("p.csv", "text\n1\n2.5\n", r"column 'text' of .* holds numbers"),
         ("p.csv", "prompt,prompt\na,b\n", r"has several columns 'prompt'"),
         ("p.json", '[{"prompt": "a"}, {"prompt": 3}]', r"p\.json item 2 has no text under 'prompt': 3"),
