@@ -74,12 +74,10 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def _compare(path: Path, known: str) -> None:
     if not path.is_file():
-        if not path.name.endswith(EDITABLE):
-            raise UserError(
-                f"{path} is missing: the folder is incomplete; save or download the model again, or delete "
-                f"{CHECKSUMS} if this is on purpose"
-            )
-        _warn_once(f"{path} is missing, but was saved with the model")
+        raise UserError(
+            f"{path} is missing: the folder is incomplete; save or download the model again, or delete {CHECKSUMS} if this "
+            "is on purpose"
+        )
     elif hash_file(path) != known:
         if not path.name.endswith(EDITABLE):
             raise UserError(

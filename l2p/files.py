@@ -413,6 +413,12 @@ def no_such(text: str, hint: str = "") -> UserError:
     return UserError(f"no such file or directory: {text}{f' ({hint})' if hint else ''}")
 
 
+def check_could_write(folder: PathLike) -> None:
+    """As :func:`check_writable`, but makes nothing: a file is written and forgotten in the first parent that is there."""
+    folder = Path(folder).absolute()
+    check_writable(next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent)))
+
+
 def check_writable(folder: PathLike) -> None:
     """Makes `folder` and proves that a file can be written there; raises UserError, so that no work is lost later."""
     folder = Path(folder)

@@ -86,12 +86,12 @@ def read_source(
 
 @torch.no_grad()
 def encode(picture: Pictures, teacher: Teacher, sigma: float = 0.0, seed: int = 0) -> Source:
-    """Latents of a picture uint8 [H, W, 3]; its sides are continued to whole tokens by its last pixels."""
+    """Latents of a picture uint8 [H, W, 3]; its sides are continued to whole tokens, two at least, by its last pixels."""
     from l2p import flow
 
     height, width = picture.shape[:2]
     p = teacher.geometry.token_pixels
-    x = F.pad(from_uint8(picture[None]), (0, -width % p, 0, -height % p), mode="replicate")
+    x = F.pad(from_uint8(picture[None]), (0, _missing(width, p), 0, _missing(height, p)), mode="replicate")
     z = teacher.encode(x.to(teacher.device)).float()
     if sigma:
         z = flow.add_noise(z, flow.noise([seed], *z.shape[1:]).to(z), sigma)
@@ -120,9 +120,14 @@ def _read_latents(path: Path, geometry: LatentGeometry, sigma: float | None) -> 
         raise UserError(f"{path} says sigma={told!r}, expected a number from 0 to 1") from None
     rows, columns = z.shape[2:]
     k = geometry.packing
-    padded = F.pad(z, (0, -columns % k, 0, -rows % k), mode="replicate")
+    padded = F.pad(z, (0, _missing(columns, k), 0, _missing(rows, k)), mode="replicate")
     side = geometry.compression
     return Source(padded, level, rows * side, columns * side, metadata.get("prompt"))
+
+
+def _missing(side: int, token: int) -> int:
+    """What a side lacks to whole tokens, and to two of them: a statistic over a single token is none."""
+    return max(2 * token, -(-side // token) * token) - side
 
 
 def _unpacked(z: Tensor, geometry: LatentGeometry, path: Path) -> Tensor:

@@ -83,13 +83,19 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
         return BUNDLED / str(path)
     if Path(path).is_dir():
         return Path(path)
+    name = hub_name(path)
+    return download(HubName(name.repo, revision or name.revision), PARTS, ignore=VARIANTS)
+
+
+def hub_name(path: str | Path) -> HubName:
+    """The name on the Hub of a teacher that is neither bundled nor a folder here. Raises UserError where it can be none."""
     name = HubName.of_input(str(path))
     if name is None:
         bundled = sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
         raise UserError(
             f"no teacher at {str(path)!r}: expected a folder, a Hub name such as Tongyi-MAI/Z-Image-Turbo, or {bundled}"
         )
-    return download(HubName(name.repo, revision or name.revision), PARTS, ignore=VARIANTS)
+    return name
 
 
 def is_local_teacher(path: str | Path) -> bool:

@@ -64,6 +64,8 @@ def check_pipeline_folder(folder: Path, index: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{folder / 'model_index.json'} takes {name} from {part!r}: expected a class of diffusers or transformers"
             )
+        if name.startswith("tokenizer"):
+            check_tokenizer(folder / name)
         for file in sorted((folder / name).glob("*config.json")):
             config = read_json(file)
             if not isinstance(config, dict):
@@ -73,6 +75,14 @@ def check_pipeline_folder(folder: Path, index: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"{file} names code of its own (auto_map), and none is run: take another teacher"
                 )
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises: UserError for a folder without the settings of its tokenizer, which would be read as some other one's."""
+    if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'} is missing: the folder is incomplete; get it anew"
+        )
 
 
 def _check_config(file: Path, config: Mapping[str, Any]) -> None:

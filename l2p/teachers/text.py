@@ -16,7 +16,7 @@ from l2p.errors import UserError, warn
 from l2p.files import read_json
 from l2p.runtime import realign_tensors
 from l2p.teachers.chat_template import bound_chat_templates, one_call
-from l2p.teachers.installed import attention_of, diffusers_class, model_class
+from l2p.teachers.installed import attention_of, check_tokenizer, diffusers_class, model_class
 from l2p.teachers.protocol import Conditioning
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
@@ -179,6 +179,10 @@ class TextEncoder(PromptEncoder):
 
     def __init__(self, tokenizer, model: nn.Module, cache_size: int = 16384) -> None:
         super().__init__(cache_size)
+        if getattr(tokenizer, "chat_template", "") is None:
+            raise UserError(
+                f"the tokenizer in {tokenizer.name_or_path} has no chat template: is chat_template.jinja missing?"
+            )
         self.tokenizer = tokenizer
         self.model = realign_tensors(model.eval().requires_grad_(False))
 
@@ -299,6 +303,7 @@ def read_tokenizer(folder: Path, part: str):
 
     bound_chat_templates()
     check_folder(folder, part)
+    check_tokenizer(folder / part)
     is_processor = any(
         (folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")
     )

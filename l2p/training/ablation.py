@@ -229,7 +229,8 @@ def read_results(path: Path) -> list[dict[str, str]]:
     """Rows of a ``results.csv``; [] where there is none, or one of other columns."""
     if not path.is_file():
         return []
-    rows = list(csv.DictReader(path.read_text().splitlines()))
+    with path.open(encoding="utf-8", newline="") as file:  # texts may hold any line's end
+        rows = list(csv.DictReader(file))
     return rows if rows and tuple(rows[0]) == COLUMNS else []
 
 

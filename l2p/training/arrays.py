@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tokenize
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def fill_array(
 
     done = Path(f"{path}.done")
     about = plain({**about, "shape": list(shape), "dtype": np.dtype(dtype).name, "chunk": chunk})
-    with FileLock(f"{path}.lock"):
+    with _locked(f"{path}.lock"):
         _take_over(path, done, about, chunk)
         changed = _changed(path, done, about)
         if changed and not anew and changed != UNKNOWN:
@@ -85,8 +86,7 @@ def fill_array(
 
 
 def _fill(path: Path, start: int, chunk: int, compute: Callable[[int, int], np.ndarray]) -> None:
-    lock = FileLock(f"{path}.{start}.lock")
-    with lock:
+    with _locked(f"{path}.{start}.lock"):
         done = np.load(Path(f"{path}.done"), mmap_mode="r+")
         if not done[start // chunk]:
             array = np.load(path, mmap_mode="r+")
@@ -95,7 +95,16 @@ def _fill(path: Path, start: int, chunk: int, compute: Callable[[int, int], np.n
             array.flush()
             done[start // chunk] = _checksum(array[start:stop])
             done.flush()
-    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """A lock whose file is gone afterwards; it goes while it is held, so that who waits for this very file sees it."""
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            Path(path).unlink(missing_ok=True)
 
 
 def _take_over(path: Path, done: Path, about: dict, chunk: int) -> None:

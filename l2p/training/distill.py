@@ -22,20 +22,20 @@ from l2p.corpus import check_solver, prompts_for
 from l2p.corpus.prompts import fingerprint as prompts_fingerprint
 from l2p.errors import UserError, warn
 from l2p.evaluation.clip import check_clip
-from l2p.files import atomic_path, read_json, remove, write_text
+from l2p.files import atomic_path, check_could_write, read_json, remove, write_text
 from l2p.hub.client import HubName, cached_commit
 from l2p.objectives import check_combinations, check_objectives
 from l2p.recipe import Recipe
 from l2p.seeds import SEEDS, check_seeds
 from l2p.students.lora import check_peft
-from l2p.teachers import teacher_sha256
+from l2p.teachers import hub_name, is_local_teacher, teacher_sha256
 from l2p.training.advice import advised
 from l2p.training.data import shares_of
 from l2p.training.engine.loggers import check_loggers
 from l2p.training.engine.progress import CONSOLE
 from l2p.training.engine.sharded import load_checkpoint
 from l2p.training.preflight import check_build
-from l2p.training.run_folder import RunFolder
+from l2p.training.run_folder import TINY, RunFolder
 from l2p.training.stages import STAGES, TRAINING, Run
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -89,6 +89,15 @@ def run(recipe: Recipe, resume: str = "auto", progress: bool = True) -> dict[str
 def check(recipe: Recipe) -> None:
     """Find what can be found wrong without loading anything. Raises UserError."""
     check_stages(recipe)
+    check_could_write(recipe.output_dir)
+    teacher = recipe.teacher.path
+    if (
+        not is_local_teacher(teacher) and Path(teacher) != Path(recipe.output_dir) / TINY[0]
+    ):  # still to be written
+        try:
+            hub_name(teacher)
+        except UserError as error:
+            raise UserError(f"teacher.path: {error}") from None
     check_loggers(recipe.logging)
     if recipe.student.lora is not None:
         check_peft()

@@ -43,10 +43,10 @@ def test_broken_pictures_are_told(tmp_path):
             read_picture(tmp_path / name)
 
 
-def test_a_picture_is_padded_to_tokens_and_its_size_kept(teacher, tmp_path):
+def test_a_picture_is_padded_to_two_tokens_at_least_and_its_size_kept(teacher, tmp_path):
     Image.new("RGB", (19, 1), (200, 100, 50)).save(tmp_path / "thin.png")
     source = read_source(tmp_path / "thin.png", teacher.geometry, teacher, None)
-    assert source.latents.shape == (1, 16, 2, 4) and (source.height, source.width) == (1, 19)
+    assert source.latents.shape == (1, 16, 4, 4) and (source.height, source.width) == (1, 19)
     noisy = read_source(tmp_path / "thin.png", teacher.geometry, teacher, 0.5)
     assert noisy.sigma == 0.5 and not torch.equal(noisy.latents, source.latents)
 

@@ -145,6 +145,7 @@ def test_bands_grow_with_the_budget_and_too_little_is_one_line(teacher, lift, st
     for budget in (3 * 10**8, 4 * 10**8, 10**10):
         band = fit_band(student, (1, 3, 2048, 2048), budget)
         assert head.band_bytes(band, 1, 2048, 4) < budget
+        assert 0 < new_head(16, 4, 1, 0, 0).band_bytes(band, 1, 2048, 4) < budget
         bands.append(band)
     assert bands[0] < bands[1] <= bands[2]
     # With all the memory of the world, bands are still no higher than halos make it worth.

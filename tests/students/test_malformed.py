@@ -48,6 +48,12 @@ def part(section: str, **changes) -> Callable[[Path], None]:
     return lambda f: config(**{section: {**json.loads((f / CONFIG).read_text())[section], **changes}})(f)
 
 
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
 def text(name: str, content: str | bytes) -> Callable[[Path], None]:
     return lambda f: (f / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -215,6 +221,19 @@ CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "one",
         tensors(lambda s: s["norm.weight"].fill_(torch.nan), "text_encoder/model.safetensors"),
         "hold NaN",
+    ),
+    "tokenizer without settings": (
+        "one",
+        lambda f: (f / "tokenizer/tokenizer_config.json").unlink(),
+        "tokenizer_config.json is missing",
+    ),
+    "no chat template": (
+        "one",
+        lambda f: (
+            (f / "tokenizer/chat_template.jinja").unlink(missing_ok=True),
+            edit_json(f / "tokenizer/tokenizer_config.json", lambda c: c.pop("chat_template", None)),
+        ),
+        "has no chat template",
     ),
     "tokenizer is no JSON": ("one", text("tokenizer/tokenizer.json", "{"), "cannot load the text encoder"),
     "text encoder from this machine": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -156,3 +157,11 @@ def test_rows_run_for_real_and_a_second_time_change_nothing(new_run, straight, t
     assert (tmp_path / "out" / "results.csv").read_text() == first
     (row,) = [r for r in ablation.read_results(tmp_path / "out" / "results.csv") if r["row"] == "plain"]
     assert row["steps"] == "10" and float(row["psnr"]) > 0 and float(row["latency_ms"]) > 0
+
+
+def test_a_table_with_strange_line_ends_in_a_cell_is_read_whole(tmp_path):
+    row = dict.fromkeys(ablation.COLUMNS, "1") | {ablation.COLUMNS[-1]: "a\u2028b\x85c\nd"}
+    with open(tmp_path / "results.csv", "w", encoding="utf-8", newline="") as file:
+        csv.DictWriter(file, ablation.COLUMNS).writeheader()
+        csv.DictWriter(file, ablation.COLUMNS).writerow(row)
+    assert ablation.read_results(tmp_path / "results.csv") == [row]

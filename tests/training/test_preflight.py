@@ -41,6 +41,8 @@ def plan(tmp_path_factory):
         (["one_step.batch_size=9", "one_step.accumulate=2"], "one_step: batch_size is 9"),
         (["evaluation.clip=not a clip"], "no CLIP at 'not a clip'"),
         (["evaluation.prompts=/nope.txt"], "/nope.txt"),
+        (["output_dir=/proc/x"], "cannot write to /proc"),
+        (["teacher.path=runs/typo"], "teacher.path: no such file or directory: runs/typo"),
     ],
 )
 def test_a_dry_run_refuses_what_would_fail_later(plan, overrides, message):

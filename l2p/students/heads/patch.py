@@ -299,7 +299,7 @@ class PatchHead(nn.Module):
         f, c = self.fine_patch, self.width
         far = 10**6 * self.unit  # in the middle of a large picture
         ranges = self._ranges(far // f - 1, (far + band) // f + 1, 10**9)
-        given, attended = ranges[0][1] - ranges[0][0], ranges[1][1] - ranges[1][0]
+        given, attended = (high - low for low, high in (ranges[0], ranges[1 if self.num_blocks else 0]))
         hidden = self.blocks[0].down.in_features if self.num_blocks else 0
         around = (
             max(self.patch_size, min(band, self._stripe // width + 1)) / f
