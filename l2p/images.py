@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2p.colour import png_chunk, stated_space
 from l2p.errors import UserError, warn
 from l2p.files import PICTURES, PathLike, atomic_path
 
@@ -41,7 +42,7 @@ FORMATS = (
 PIECE = 2**22  # pixels that are converted at once
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0
 FLOAT_SLACK = 1e-3  # beyond 0 and 1 that is taken for rounding
-SRGB_GAMMA, GAMMA_SLACK = 1 / 2.2, 0.01  # of PNG's chunk gAMA
+SPACE = "l2p_space"  # of a picture's info: the :class:`~l2p.colour.ColourSpace` that its file states
 PNG_KEY = "l2p"  # of the text in a PNG that says what it was made from
 PAPER, INK = 255, 40  # grey levels of a grid's background and text
 
@@ -145,8 +146,8 @@ def readable_suffixes() -> frozenset[str]:
 def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures:
     """The picture in a file, or in an open one that is called `name`: sRGB, uint8 [H, W, 3].
 
-    The first frame of several, rotated as EXIF says, converted to sRGB by its ICC profile (or its PNG gamma), composited
-    on white where it is transparent. The range of the levels follows from the file's format: 16 bits are 0 to 65535,
+    The first frame of several, rotated as EXIF says, converted to sRGB by its ICC profile (or what else states its colours,
+    see :mod:`l2p.colour`), composited on white where it is transparent. The range of the levels follows from the file's format: 16 bits are 0 to 65535,
     floating levels are 0 to 1. CMYK without a profile is converted without colour management.
 
     Raises:
@@ -161,6 +162,8 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
         image = stack.enter_context(open_picture(file, name))
         if getattr(image, "is_animated", False) and image.format != "MPO":  # to count frames may take minutes
             warn(f"{name} holds several frames: the first one is read")
+        image.info[SPACE] = stated_space(image, file, name)
+        _scale_transparency(image, file)
         ImageOps.exif_transpose(image, in_place=True)
         levels = _grey_levels(image, name) if image.mode == "F" or image.mode[0] == "I" else None
         # In pieces: the copies that a conversion makes of a whole picture take several times its memory.
@@ -168,7 +171,7 @@ def read_picture(path: PathLike | BinaryIO, name: str | None = None) -> Pictures
         for left, top, right, bottom in _boxes(image):
             piece = _with_info(image.crop((left, top, right, bottom)), image.info)
             if levels is not None:
-                piece = _with_info(_grey_8bit(piece, levels), image.info)
+                piece = _grey_8bit(piece, levels)
             picture[top:bottom, left:right] = np.asarray(_on_white(piece, name))
         return picture
 
@@ -209,8 +212,34 @@ def _grey_levels(image: Image.Image, name: str) -> tuple[float, bool]:
     )
 
 
+def _scale_transparency(image: Image.Image, file: BinaryIO) -> None:
+    """The level that a PNG's chunk tRNS makes transparent, which it states in the file's depth, in that of the picture as it
+    is decoded: 8 bits, of 16 bits a colour the upper half. 16 bits of grey are kept."""
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or isinstance(clear, bytes) or clear is None or image.mode[0] == "I":
+        return
+    depth = (png_chunk(file, b"IHDR") or bytes(9))[8]
+    if depth == 16 and image.mode == "RGB":
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
+    elif depth in (1, 2, 4) and image.mode in ("1", "L"):
+        image.info["transparency"] = clear * 255 // (2**depth - 1)
+
+
 def _grey_8bit(piece: Image.Image, levels: tuple[float, bool]) -> Image.Image:
-    """Grey levels, see :func:`_grey_levels`, rounded to 8 bits."""
+    """Grey levels, see :func:`_grey_levels`, rounded to 8 bits; with an alpha channel where one level is transparent."""
+    from PIL import Image
+
+    info = dict(piece.info)
+    clear = info.pop("transparency", None)
+    grey = _rounded(piece, levels)
+    if clear is not None:
+        grey = Image.merge(
+            "LA", (grey, Image.fromarray(np.where(np.asarray(piece) == clear, 0, 255).astype(np.uint8)))
+        )
+    return _with_info(grey, info)
+
+
+def _rounded(piece: Image.Image, levels: tuple[float, bool]) -> Image.Image:
     from PIL import Image
 
     top, white_is_zero = levels
@@ -244,7 +273,8 @@ def _to_srgb(image: Image.Image, name: str) -> Image.Image:
     """An opaque 8-bit picture in sRGB, converted by its profile; as it is where there is none or a broken one."""
     from PIL import ImageCms
 
-    grey, profile = image.mode in ("L", "1"), image.info.get("icc_profile")
+    grey, space = image.mode in ("L", "1"), image.info.get(SPACE)
+    profile = None if space else image.info.get("icc_profile")
     if image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = _with_info(image.convert("L" if grey else "RGB"), image.info)
     if profile:
@@ -260,17 +290,12 @@ def _to_srgb(image: Image.Image, name: str) -> Image.Image:
             return _transform(image, opened)
         except (ImageCms.PyCMSError, OSError, ValueError, KeyError, TypeError) as error:
             warn(f"the colour profile of {name} cannot be used ({error}): it is read as sRGB")
-    elif "icc_profile" in image.info:
+    elif space is None and "icc_profile" in image.info:
         warn(f"the colour profile of {name} is broken: it is read as sRGB")
     if image.mode == "LAB":
         return _transform(image, ImageCms.createProfile("LAB"))
-    gamma = image.info.get("gamma")
-    if gamma and not profile and "srgb" not in image.info and abs(gamma - SRGB_GAMMA) > GAMMA_SLACK:
-        linear = np.linspace(0, 1, 256) ** (1 / gamma)
-        curve = np.where(
-            linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
-        )  # IEC 61966-2-1
-        image = image.point(np.rint(255 * curve).astype(int).tolist() * len(image.getbands()))
+    if space is not None:
+        return space.to_srgb(image if image.mode in ("RGB", "L") else image.convert("RGB"))
     return image.convert("RGB")
 
 

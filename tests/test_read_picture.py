@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +178,80 @@ def test_a_format_that_needs_a_plugin_says_which(tmp_path):
         ".tif",
         ".avif",
     } <= readable_suffixes() and ".svg" not in readable_suffixes()
+
+
+def png(data, *chunks, depth=8, colour=2):
+    """A PNG (ISO/IEC 15948) of levels [H, W] or [H, W, 3] with more chunks before the pixels."""
+    wide = data.astype(">u2") if depth == 16 else data.astype(np.uint8)
+    rows = np.packbits(np.unpackbits(wide[..., None], axis=-1)[..., 8 - depth :].reshape(len(data), -1), axis=-1) if depth < 8 else wide  # fmt: skip
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", data.shape[1], data.shape[0], depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    made = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(made))
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+ADOBE = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
+
+
+def from_display_p3(levels):
+    """SMPTE EG 432-1's matrix to XYZ, then that of sRGB (IEC 61966-2-1)."""
+    v = levels / 255.0
+    light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)[..., None]
+    xyz = [
+        [0.4865709, 0.2656677, 0.1982173],
+        [0.2289746, 0.6917385, 0.0792869],
+        [0.0, 0.0451134, 1.0439444],
+    ] @ light
+    back = [[3.2404542, -1.5371385, -0.4985314], [-0.9692660, 1.8760108, 0.0415560], [0.0556434, -0.2040259, 1.0572252]]  # fmt: skip
+    return srgb((np.array(back) @ xyz)[..., 0].clip(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "wanted"),
+    [
+        ([(b"cHRM", ADOBE), (b"gAMA", struct.pack(">I", 45470))], from_adobe_rgb),  # 256 / 563
+        ([(b"cICP", bytes([12, 13, 0, 1]))], from_display_p3),
+        ([(b"cICP", bytes([1, 13, 0, 1])), (b"gAMA", struct.pack(">I", 100000))], None),
+        ([(b"sRGB", b"\0"), (b"cHRM", ADOBE)], None),
+        ([(b"cHRM", bytes(32))], None),
+    ],
+)
+def test_colours_that_chunks_of_a_png_state_are_converted(chunks, wanted):
+    found = read_picture(png(NOISE, *chunks), "a.png")
+    assert np.abs(found - (NOISE if wanted is None else wanted(NOISE))).max() <= 1
+    assert wanted is None or np.abs(found - NOISE.astype(int)).max() > 20
+
+
+def test_colours_that_are_not_converted_are_named():
+    with pytest.warns(UserNotice, match=r"a\.png states the colours 9/16 \(cICP\)"):
+        assert np.array_equal(read_picture(png(NOISE, (b"cICP", bytes([9, 16, 0, 1]))), "a.png"), NOISE)
+
+
+def test_exif_says_adobe_rgb(tmp_path):
+    flat = np.zeros((16, 16, 3), np.uint8) + np.array([60, 200, 90], np.uint8)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    Image.fromarray(flat).save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
+    raw = np.asarray(Image.open(tmp_path / "a.jpg"))
+    assert np.abs(read_picture(tmp_path / "a.jpg") - from_adobe_rgb(raw)).max() <= 1
+    assert np.abs(from_adobe_rgb(raw) - raw).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "levels", "clear"),
+    [
+        (16, 0, [300, 301, 60000], 300),
+        (4, 0, [3, 4, 15], 3),
+        (1, 0, [0, 1, 0], 1),
+        (16, 2, [0x1234, 0x5678, 0xFFFF], 0x5678),
+    ],
+)
+def test_the_transparent_level_is_meant_in_the_depth_of_the_file(depth, colour, levels, clear):
+    data = np.array([levels]) if colour == 0 else np.array([[[v] * 3 for v in levels]])
+    trns = struct.pack(">H", clear) if colour == 0 else struct.pack(">3H", clear, clear, clear)
+    found = read_picture(png(data, (b"tRNS", trns), depth=depth, colour=colour), "a.png")[0, :, 0]
+    top = 2**depth - 1
+    wanted = [255 if level == clear else 255 * level / top for level in levels]
+    assert np.abs(found - wanted).max() <= 1
