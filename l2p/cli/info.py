@@ -102,7 +102,10 @@ def gather_part(name: str, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no weights there, or broken ones.
     """
+    from l2p.teachers.installed import read_pipeline_index
+
     index = folder / "model_index.json"
+    config = read_pipeline_index(folder) if index.is_file() else read_json(folder / "config.json")
     kind = "teacher" if index.is_file() else "decoder"
     parts = [p.parent for p in sorted(folder.glob("*/*.safetensors"))] if kind == "teacher" else [folder]
     return {
@@ -110,7 +113,7 @@ def gather_part(name: str, folder: Path) -> dict[str, Any]:
         "kind": kind,
         "parameters": {part.name if part != folder else "decoder": count_parameters(part) for part in parts},
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "config": read_json(index if kind == "teacher" else folder / "config.json"),
+        "config": config,
     }
 
 
@@ -123,7 +126,7 @@ def _print_part(facts: dict[str, Any], as_json: bool) -> None:
 
     from l2p.console import Console
 
-    config = facts["config"]
+    config = _mapping(facts["config"])
     shown = {
         k: v
         for k, v in config.items()
@@ -193,7 +196,7 @@ def count_parameters(folder: Path) -> int:
     """Numbers in a folder's safetensors files, from their headers. Raises UserError when there are none or one is broken."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
     if not files:
         raise UserError(f"{folder} has no weights (*.safetensors): the folder is incomplete")
     total = 0
@@ -201,7 +204,7 @@ def count_parameters(folder: Path) -> int:
         try:
             with safe_open(file, framework="numpy") as weights:
                 total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is broken or cut short ({error})") from None
     return total
 
@@ -233,16 +236,25 @@ def _print_counted(facts: dict[str, Any]) -> None:
     console.print("GB moved: inputs and outputs of every operator, run eagerly, the head whole.")
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """A section of a config; what is none has nothing to show."""
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, (int, float)) else 0
+
+
 def _depth(core: dict[str, Any]) -> str:
     if "class" not in core:  # Z-Image, the first there was
         return f"{core.get('n_layers')} layers of width {core.get('dim')}"
-    layers = core.get("num_layers", 0) + core.get("num_single_layers", 0)
-    width = core.get("num_attention_heads", 0) * core.get("attention_head_dim", 0)
+    layers = _number(core.get("num_layers")) + _number(core.get("num_single_layers"))
+    width = _number(core.get("num_attention_heads")) * _number(core.get("attention_head_dim"))
     return f"{core['class']}, {layers} layers of width {width}"
 
 
 def _steps(config: dict[str, Any]) -> str:
-    scale = config.get("guidance_scale", 1.0)
+    scale = _number(config.get("guidance_scale", 1.0))
     return str(config.get("num_steps")) + (f", guided with {scale:g}" if scale > 1 else "")
 
 
@@ -252,8 +264,8 @@ def _print(facts: dict[str, Any]) -> None:
 
     from l2p.console import Console
 
-    config, recipe = facts["config"], facts["recipe"] or {}
-    core, head, teacher = config.get("core", {}), config.get("head", {}), config.get("teacher", {})
+    config, recipe = facts["config"], _mapping(facts["recipe"])
+    core, head, teacher, source = (_mapping(config.get(key)) for key in ("core", "head", "teacher", "source"))
     depth = _depth(core) if core else "unknown"
     rows = {
         "parameters": f"{facts['parameters'] / 1e6:,.2f} M, {facts['bytes'] / 1e6:,.1f} MB in all",
@@ -262,8 +274,7 @@ def _print(facts: dict[str, Any]) -> None:
         "core": depth,
         "head": ", ".join(f"{key} {value}" for key, value in head.items()),
         "teacher": ", ".join(f"{key} {value}" for key, value in teacher.items() if value is not None),
-        "source": ", ".join(f"{key} {value}" for key, value in (config.get("source") or {}).items())
-        or "made here",
+        "source": ", ".join(f"{key} {value}" for key, value in source.items()) or "made here",
         "recipe": f"{recipe.get('name')} (seed {recipe.get('seed')})" if recipe else "not recorded",
         "last stage": str(config.get("stage") or "none"),
     }
@@ -272,7 +283,7 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(name, escape(value))
     console = Console(highlight=False)
     console.print(table)
-    methods = facts["metrics"] or {}
+    methods = _mapping(facts["metrics"])
     figures = ("attribute_accuracy", "frechet", "psnr_to_teacher", "latency_ms")
     if "student" in methods:
         table = Table("method", *(name.replace("_", " ") for name in figures))

@@ -11,6 +11,8 @@ import torch
 
 from l2p import __version__
 from l2p.checksums import check_file, write_checksums
+from l2p.config import shown
+from l2p.declared import Declared, check_config
 from l2p.decoders.pid import PidSpec, PidStudent
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
@@ -20,6 +22,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 FORMAT_VERSION = 1
 CLASS_NAME = "PidStudent"
 CONFIG = "config.json"
+MOST_STEPS = 1000  # of one picture
 FORMAT = ("format_version", "written_by", "class")
 
 
@@ -87,6 +90,7 @@ def find_decoder(name: str | Path) -> Path:
 def read_spec(folder: Path) -> PidSpec:
     """The spec in a decoder's ``config.json``. Raises UserError when it is of a newer format, or broken."""
     config = read_json(folder / CONFIG)
+    assert isinstance(config, dict)  # as find_decoder saw
     if config.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder} has decoder format {config.get('format_version')}, this is {__version__} and reads "
@@ -95,9 +99,19 @@ def read_spec(folder: Path) -> PidSpec:
     missing = [f.name for f in fields(PidSpec) if f.name not in config]
     if missing:
         raise UserError(f"{folder / CONFIG} is broken (it lacks {', '.join(missing)}): restore the file")
+    for name in ("core", "head", "draft"):
+        if not isinstance(config[name], dict):
+            raise UserError(
+                f"{folder / CONFIG} is broken ({name} is {shown(config[name])}): restore the file"
+            )
+    steps = config["num_steps"]
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+        raise UserError(
+            f"{folder / CONFIG} is broken (num_steps is {shown(steps)}, expected 1 to {MOST_STEPS}): restore the file"
+        )
     try:
         return PidSpec(**{f.name: config[f.name] for f in fields(PidSpec)})
-    except TypeError as error:
+    except (TypeError, ArithmeticError) as error:
         raise UserError(f"{folder / CONFIG} is broken ({error}): restore the file") from error
 
 
@@ -112,6 +126,9 @@ def load_decoder(name: str | Path, device: torch.device | str = "cpu") -> PidStu
     """
     folder = find_decoder(name)
     spec = read_spec(folder)
+    declared = Declared.of(entry.shape for entry in weights.read_entries(folder).values())
+    for part in (spec.core, spec.head, spec.draft, {"num_steps": spec.num_steps, "dim": spec.adapter_width}):
+        check_config(part, declared, folder / CONFIG)
     try:
         with torch.device("meta"):
             student = PidStudent(spec)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from l2p.config import shown
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.hub.client import HubName, download
@@ -38,6 +39,8 @@ PREFIXES = (
 TEXT_PREFIXES = ("text_encoder", "lora_te", "te_", "text_model", "cond_stage_model")
 DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight")
 UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight")
+NAME = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")  # of a layer
+MOST_ALPHA = 1e6
 OTHER_KINDS = {"dora_scale": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", "lora_magnitude_vector": "DoRA"}
 
 
@@ -175,22 +178,45 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
         try:
             raw = json.loads(metadata["lora_adapter_metadata"])
             config = {key.removeprefix("transformer."): value for key, value in raw.items()}
-        except (json.JSONDecodeError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise UserError(f"{path} has broken LoRA metadata: save it again") from None
     return state, _scales(path, config)
 
 
 def _scales(path: Path, config: Any) -> dict[str, float]:
-    """``{"": alpha}`` and alphas by pattern of a peft config; a negative alpha stands for rank-stabilised scaling."""
+    """``{"": alpha}`` and alphas by the layer's name, of a peft config; a negative alpha stands for rank-stabilised scaling."""
     if not config:
         return {}
     try:
-        scales = {"": float(config["lora_alpha"])}
-        scales |= {str(name): float(alpha) for name, alpha in (config.get("alpha_pattern") or {}).items()}
+        scales = {"": _positive(path, config["lora_alpha"])}
+        for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+            scales[_layer_name(path, pattern)] = _positive(path, alpha)
         stabilised = bool(config.get("use_rslora", False))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: its config names no lora_alpha") from None
     return {name: -alpha if stabilised else alpha for name, alpha in scales.items()}
+
+
+def _positive(path: Path, value: Any) -> float:
+    """An alpha as a float. Raises UserError for anything but a number of which there is one."""
+    try:
+        alpha = float(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        alpha = math.nan
+    if not 0 <= alpha <= MOST_ALPHA:
+        raise UserError(f"{path} has an alpha of {shown(value)}, expected a number from 0 to {MOST_ALPHA:g}")
+    return alpha
+
+
+def _layer_name(path: Path, pattern: str) -> str:
+    """The name that a key of ``alpha_pattern`` stands for. To peft it is a regular expression that a layer's name ends in; a
+    stranger's is never run, as it may take forever, and what trainers write are names, their dots perhaps escaped."""
+    name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{path} has alpha_pattern {shown(pattern)}, which is no name of a layer; other patterns are not supported"
+        )
+    return name
 
 
 def _pairs(path: Path, state: dict[str, Tensor], alphas: dict[str, float]) -> dict[str, LowRank]:
@@ -201,16 +227,21 @@ def _pairs(path: Path, state: dict[str, Tensor], alphas: dict[str, float]) -> di
         up = name + UP[DOWN.index(end)]
         if up not in state:
             raise UserError(f"{path} is incomplete: {up} is missing")
-        down, rank = state[name + end], state[name + end].shape[0]
+        down = state[name + end]
         used |= {name + end, up}
-        if down.ndim != 2 or state[up].ndim != 2:
+        if down.ndim != 2 or state[up].ndim != 2 or not down.numel():
             raise UserError(
                 f"{path}: {name} is no linear layer, shapes {list(down.shape)}, {list(state[up].shape)}"
             )
+        if not (down.is_floating_point() and state[up].is_floating_point()):
+            raise UserError(
+                f"{path} holds {name} as {down.dtype} and {state[up].dtype}, expected floating numbers"
+            )
+        rank = down.shape[0]
         alpha = _alpha(name, alphas)
         if f"{name}.alpha" in state:
             used.add(f"{name}.alpha")
-            alpha = float(state[f"{name}.alpha"])
+            alpha = _positive(path, state[f"{name}.alpha"])
         scale = 1.0 if alpha is None else (-alpha / math.sqrt(rank) if alpha < 0 else alpha / rank)
         pairs[name] = LowRank(down, state[up], scale)
     left = sorted(state.keys() - used)
@@ -222,9 +253,9 @@ def _pairs(path: Path, state: dict[str, Tensor], alphas: dict[str, float]) -> di
 
 
 def _alpha(name: str, alphas: dict[str, float]) -> float | None:
-    """The alpha that peft's config gives a layer: that of the pattern that its name ends in, else the common one."""
-    patterns = [p for p in alphas if p and re.search(rf"(^|\.)({p})$", name)]
-    return alphas[patterns[0]] if patterns else alphas.get("")
+    """The alpha that peft's config gives a layer: that of the first name that its own ends in, else the common one."""
+    found = next((layer for layer in alphas if layer and f".{name}".endswith(f".{layer}")), "")
+    return alphas.get(found)
 
 
 def _match(pairs: dict[str, LowRank], shapes: Iterable[str]) -> tuple[dict[str, LowRank], list[str]]:

@@ -19,6 +19,7 @@ import torch
 from l2p import __version__
 from l2p.checksums import check_file, write_checksums
 from l2p.config import shown
+from l2p.declared import Declared, check_config
 from l2p.errors import UserError
 from l2p.files import atomic_path, read_json, write_json
 from l2p.noise import GENERATORS
@@ -281,6 +282,10 @@ def load_student(
     """
     folder = Path(folder)
     spec, config = read_spec(folder), read_config(folder)
+    entries = weights.read_entries(folder)
+    declared = Declared.of(entry.shape for entry in entries.values())
+    for part in (spec.core, spec.head):
+        check_config(part, declared, folder / CONFIG)
     quantization, note = config.get("quantization"), None
     if quantization is not None and not isinstance(quantization, dict):
         raise _broken(folder, f"quantization is {quantization!r}, expected a mapping")
@@ -295,7 +300,6 @@ def load_student(
     except (KeyError, TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split()) or "its sizes do not fit one another"
         raise _broken(folder, reason) from error
-    entries = weights.read_entries(folder)
     weights.check_entries(expected, entries, folder)
     check_file(folder / CONFIG)
     wanted = {name: dtype for name, _ in student.named_parameters()} if dtype is not None else None

@@ -21,7 +21,7 @@ from l2p.teachers.chroma import ChromaTeacher
 from l2p.teachers.dit import DiTTeacher
 from l2p.teachers.flux import FluxTeacher
 from l2p.teachers.flux2 import Flux2KleinTeacher, Flux2Teacher
-from l2p.teachers.installed import check_pipeline_folder, diffusers_class, missing_class
+from l2p.teachers.installed import check_pipeline_folder, diffusers_class, missing_class, read_pipeline_index
 from l2p.teachers.pixart import PixArtTeacher
 from l2p.teachers.protocol import Conditioning, LatentGeometry, Published, Teacher
 from l2p.teachers.qwen_image import QwenImageTeacher
@@ -29,6 +29,7 @@ from l2p.teachers.sana import SanaTeacher
 from l2p.teachers.sd3 import SD3Teacher
 from l2p.teachers.sdxl import SD15Teacher, SDXLTeacher
 from l2p.teachers.text import PipelineEncoder, PromptEncoder, TextEncoder
+from l2p.teachers.tokenizer_file import refusing_panics
 from l2p.teachers.z_image import ZImageTeacher
 
 FAMILIES: dict[str, type[Teacher]] = {
@@ -141,7 +142,7 @@ def family_of(path: str | Path) -> type[Teacher] | None:
     """The family of a teacher that is here already; None for one that would have to be fetched to know."""
     for folder in (BUNDLED / str(path), Path(path)):
         if (folder / "model_index.json").is_file():
-            return FAMILIES.get(read_json(folder / "model_index.json").get("_class_name"))
+            return FAMILIES.get(read_pipeline_index(folder)["_class_name"])
     return None
 
 
@@ -174,10 +175,8 @@ def load_teacher(
         UserError: not a pipeline folder, a family not supported or not installed, or broken weights.
     """
     folder = resolve(path, revision)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder} is no diffusers pipeline: model_index.json is missing")
-    index = read_json(folder / "model_index.json")
-    class_name = index.get("_class_name")
+    index = read_pipeline_index(folder)
+    class_name = index["_class_name"]
     if class_name not in FAMILIES:
         raise UserError(f"{folder} holds a {class_name}; supported teachers: {', '.join(sorted(FAMILIES))}")
     check_pipeline_folder(folder, index)
@@ -185,7 +184,8 @@ def load_teacher(
     pipeline_class = diffusers_class(class_name)
     bound_chat_templates()
     try:
-        pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        with refusing_panics():
+            pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except Exception as error:  # diffusers, transformers and safetensors each raise their own kinds
         reason = missing_class(index) or (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load the teacher in {folder}: {reason}") from error

@@ -7,8 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from l2p.declared import check_part
 from l2p.errors import UserError
 from l2p.files import read_json
+from l2p.teachers.tokenizer_file import check_tokenizer_file
 
 LIBRARIES = ("diffusers", "transformers")
 ATTENTION_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -47,12 +49,23 @@ def attention_of(loader: Any, folder: Path) -> str:
     return "sdpa" if getattr(loader, "_supports_sdpa", False) else "eager"
 
 
+def read_pipeline_index(folder: Path) -> dict[str, Any]:
+    """The ``model_index.json`` of a pipeline's folder. Raises UserError where it is none."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no diffusers pipeline: model_index.json is missing")
+    index = read_json(path)
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise UserError(f"{path} names no pipeline: expected a mapping with the text _class_name")
+    return index
+
+
 def check_pipeline_folder(folder: Path, index: Mapping[str, Any]) -> None:
     """Find what in a pipeline's folder would have code imported that is not diffusers' or transformers' own.
 
     Raises:
         UserError: a part of another library, which diffusers would import by its name; attention code on the Hub; an
-            automatic class with an ``auto_map``.
+            automatic class with an ``auto_map``; or as :func:`l2p.declared.check_part`.
     """
     from diffusers import pipelines
 
@@ -64,6 +77,8 @@ def check_pipeline_folder(folder: Path, index: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{folder / 'model_index.json'} takes {name} from {part!r}: expected a class of diffusers or transformers"
             )
+        check_part(folder / name)
+        check_tokenizer_file(folder / name)
         if name.startswith("tokenizer"):
             check_tokenizer(folder / name)
         for file in sorted((folder / name).glob("*config.json")):

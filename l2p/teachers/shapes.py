@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from l2p.files import read_json
+from l2p.declared import check_part
 from l2p.teachers import BUNDLED, FAMILIES, Teacher, license_of
-from l2p.teachers.installed import diffusers_class
+from l2p.teachers.installed import diffusers_class, read_pipeline_index
 
 
 def local_pipeline(path: str) -> Path | None:
@@ -26,8 +26,8 @@ def meta_teacher(path: str) -> Teacher | None:
         OSError, ValueError: configs that diffusers or transformers cannot read; loading the teacher says which.
     """
     folder = local_pipeline(path)
-    index = read_json(folder / "model_index.json") if folder is not None else {}
-    family = FAMILIES.get(index.get("_class_name")) if isinstance(index, dict) else None
+    index = read_pipeline_index(folder) if folder is not None else {}
+    family = FAMILIES.get(index.get("_class_name"))
     if folder is None or family is None:
         return None
     parts = {
@@ -40,6 +40,7 @@ def meta_teacher(path: str) -> Teacher | None:
 
 
 def _part(folder: Path, library: str, name: str) -> Any:
+    check_part(folder)
     cls = getattr(importlib.import_module(library), name)
     if not issubclass(cls, torch.nn.Module):  # a scheduler or a tokenizer: small, and read as it is
         return cls.from_pretrained(folder)

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from l2p.checksums import check_folder
+from l2p.declared import check_part
 from l2p.errors import UserError, warn
 from l2p.files import read_json
 from l2p.runtime import realign_tensors
 from l2p.teachers.chat_template import bound_chat_templates, one_call
 from l2p.teachers.installed import attention_of, check_tokenizer, diffusers_class, model_class
 from l2p.teachers.protocol import Conditioning
+from l2p.teachers.tokenizer_file import check_tokenizer_file, refusing_panics
 
 MAX_TOKENS = 512  # as in diffusers' ZImagePipeline
 CHUNK = 256  # prompts read at once
@@ -66,7 +68,8 @@ class PromptEncoder(ABC):
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             try:
-                fresh.update(zip(chunk, self._read(chunk), strict=True))
+                with refusing_panics():
+                    fresh.update(zip(chunk, self._read(chunk), strict=True))
             except IndexError as error:
                 raise UserError(
                     f"the tokenizer has tokens that the text encoder does not know ({error}): they do not belong together"
@@ -210,6 +213,8 @@ class TextEncoder(PromptEncoder):
         """
         with one_call(prompts):
             texts = [self.in_template(prompt) for prompt in prompts]
+        if self.tokenizer.pad_token is None:
+            raise UserError("the tokenizer has no pad_token, which prompts of several lengths need")
         found = [self._cut(ids, prompt) for ids, prompt in zip(self._ids(texts), prompts, strict=True)]
         tokens = self.tokenizer.pad(
             {"input_ids": found}, padding=True, padding_side="right", return_tensors="pt", verbose=False
@@ -307,10 +312,12 @@ def read_tokenizer(folder: Path, part: str):
     is_processor = any(
         (folder / part / f"{kind}_config.json").is_file() for kind in ("processor", "preprocessor")
     )
+    check_tokenizer_file(folder / part)
     try:
-        return (AutoProcessor if is_processor else AutoTokenizer).from_pretrained(
-            folder / part, trust_remote_code=False
-        )
+        with refusing_panics():
+            return (AutoProcessor if is_processor else AutoTokenizer).from_pretrained(
+                folder / part, trust_remote_code=False
+            )
     except Exception as error:  # transformers and tokenizers each raise their own kinds
         raise _unreadable(folder, error) from error
 
@@ -318,6 +325,7 @@ def read_tokenizer(folder: Path, part: str):
 def read_model(folder: Path, part: str, loader, dtype: torch.dtype | Literal["auto"] | None) -> nn.Module:
     """The language model in ``folder/part``, strictly. Raises UserError when it is broken or does not fit."""
     check_folder(folder, part)
+    check_part(folder / part)
     try:
         model, report = loader.from_pretrained(
             folder / part,
