@@ -260,7 +260,7 @@ def test_an_odd_lora_ends_in_one_line(tmp_path, name):
 
 @pytest.mark.parametrize("pattern", ["to_q", "^block.to_q$", r"block\.to_q"])
 def test_a_pattern_that_is_a_name_gives_its_layer_an_alpha(tmp_path, pattern):
-    state = {f"{name}.{key}": value for name in ("block", "other") for key, value in HONEST.items()}
+    state = {f"{name}.{key}": value.clone() for name in ("block", "other") for key, value in HONEST.items()}
     save_file(state, tmp_path / "l.safetensors")
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"lora_alpha": 4, "alpha_pattern": {pattern: 8}})

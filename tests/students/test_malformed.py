@@ -211,7 +211,7 @@ CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "no text encoder": ("one", lambda f: shutil.rmtree(f / "text_encoder"), "no text_encoder/ folder"),
     "no tokenizer": ("one", lambda f: shutil.rmtree(f / "tokenizer"), "no tokenizer/ folder"),
-    "text encoder cut": ("one", cut("text_encoder/model.safetensors", lambda n: n - 9), "cannot load the text"),
+    "text encoder cut": ("one", cut("text_encoder/model.safetensors", lambda n: n - 9), "is broken or cut short"),
     "text encoder of less": (
         "one",
         tensors(lambda s: s.pop("norm.weight"), "text_encoder/model.safetensors"),
@@ -235,7 +235,7 @@ CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         ),
         "has no chat template",
     ),
-    "tokenizer is no JSON": ("one", text("tokenizer/tokenizer.json", "{"), "cannot load the text encoder"),
+    "tokenizer is no JSON": ("one", text("tokenizer/tokenizer.json", "{"), "is not valid JSON"),
     "text encoder from this machine": (
         "one",
         lambda f: (shutil.rmtree(f / "text_encoder"), config(text_encoder={"name": "/etc", "revision": "x"})(f)),
