@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from l2p.artifacts import CHECKSUMS
 from l2p.errors import UserError
@@ -68,7 +67,7 @@ def push(
     target = HubName.parse(name)
     if target is None or target.revision is not None:
         raise UserError(f"{name!r} is no name on the Hub, expected USER/NAME; a branch goes into --revision")
-    if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or urlsplit(endpoint).username):
+    if endpoint and (not endpoint.startswith(("http://", "https://")) or "@" in endpoint):
         raise UserError("the endpoint is expected as https://HOST, without a user or a password in it")
     token = token or get_token()
     if not token and not dry_run:

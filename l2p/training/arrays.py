@@ -72,7 +72,7 @@ def fill_array(
         else:
             _forget_damaged(path, done, chunk, what)
     needed = shape[0] if first is None else min(first, shape[0])
-    flags = np.load(done, mmap_mode="r")
+    flags = np.load(done, mmap_mode="r", allow_pickle=False)
     missing = [start for start in range(0, needed, chunk) if not flags[start // chunk]]
     if workers and missing:
         with ProcessPoolExecutor(workers) as pool:
@@ -82,14 +82,14 @@ def fill_array(
     else:
         for start in track(missing, description=what) if missing else ():
             _fill(path, start, chunk, compute)
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _fill(path: Path, start: int, chunk: int, compute: Callable[[int, int], np.ndarray]) -> None:
     with _locked(f"{path}.{start}.lock"):
-        done = np.load(Path(f"{path}.done"), mmap_mode="r+")
+        done = np.load(Path(f"{path}.done"), mmap_mode="r+", allow_pickle=False)
         if not done[start // chunk]:
-            array = np.load(path, mmap_mode="r+")
+            array = np.load(path, mmap_mode="r+", allow_pickle=False)
             stop = min(start + chunk, len(array))
             array[start:stop] = compute(start, stop)
             array.flush()
@@ -112,9 +112,9 @@ def _take_over(path: Path, done: Path, about: dict, chunk: int) -> None:
     note = Path(f"{path}.json")
     if record_of(path).is_file() or not (note.is_file() and path.is_file() and done.is_file()):
         return
-    flags, there = np.load(done), read_json(note)
+    flags, there = np.load(done, allow_pickle=False), read_json(note)
     if flags.dtype == np.uint8 and not differences(there, {key: about[key] for key in there if key in about}):
-        array = np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
         sums = [_checksum(array[i * chunk : (i + 1) * chunk]) if flag else 0 for i, flag in enumerate(flags)]
         with atomic_path(done) as partial, partial.open("wb") as file:
             np.save(file, np.array(sums, np.uint32))
@@ -128,7 +128,10 @@ def _changed(path: Path, done: Path, about: dict) -> str | None:
         return UNKNOWN
     try:
         there = read_sealed(record_of(path), "")["made_from"]
-        array, flags = np.load(path, mmap_mode="r"), np.load(done, mmap_mode="r")
+        array, flags = (
+            np.load(path, mmap_mode="r", allow_pickle=False),
+            np.load(done, mmap_mode="r", allow_pickle=False),
+        )
     except (UserError, KeyError, TypeError, *DAMAGED_ARRAY):
         return UNKNOWN
     parts = -(-about["shape"][0] // about["chunk"])
@@ -141,7 +144,10 @@ def _changed(path: Path, done: Path, about: dict) -> str | None:
 
 def _forget_damaged(path: Path, done: Path, chunk: int, what: str) -> None:
     """Take back the parts whose bytes are not those that were written."""
-    array, flags = np.load(path, mmap_mode="r"), np.load(done, mmap_mode="r+")
+    array, flags = (
+        np.load(path, mmap_mode="r", allow_pickle=False),
+        np.load(done, mmap_mode="r+", allow_pickle=False),
+    )
     for part in np.flatnonzero(flags):
         if _checksum(array[part * chunk : (part + 1) * chunk]) != flags[part]:
             say(

@@ -74,7 +74,7 @@ def folder_pictures(folder: Path, height: int, width: int, path: Path) -> tuple[
                     )
                 place[:] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
             kept.flush()
-    return np.load(path, mmap_mode="r"), captions
+    return np.load(path, mmap_mode="r", allow_pickle=False), captions
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def encode_versions(
         "device": torch.device(teacher.device).type,
     }
     if path is not None and reusable(path, made_from):
-        return torch.from_numpy(np.load(path))
+        return torch.from_numpy(np.load(path, allow_pickle=False))
     from rich.progress import track
 
     height, width = (side // scale for side in pictures.shape[1:3])
