@@ -7,7 +7,11 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import pytest
+
 from l2p.hub.card import write_card
+from l2p.recipe import LoggingConfig
+from l2p.training.engine.loggers import extra_loggers
 
 
 def found(folder: Path, secret: bytes) -> list[str]:
@@ -62,3 +66,29 @@ def test_the_search_finds_what_is_there(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png", pnginfo=info)
     (tmp_path / "d.txt").write_text("nothing")
     assert sorted(found(tmp_path, b"hf_planted")) == ["a.json", "b.ckpt", "c.png"]
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_no_file_of_another_logger_and_no_line_of_it_holds_a_secret(kind, tmp_path, monkeypatch, capfd):
+    """Weights & Biases keeps here, on this machine, what it would send."""
+    library = pytest.importorskip(kind)
+    secrets = {
+        "HF_TOKEN": "hf_planted",
+        "OPENAI_API_KEY": "sk-planted",
+        "AWS_SECRET_ACCESS_KEY": "planted4planted",
+    }
+    secrets["WANDB_API_KEY"] = "planted3planted"
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, 3 * secret)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = LoggingConfig(**{kind: True})
+    (logger,) = extra_loggers(config, tmp_path, "name", "one_step")
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.finalize("success")
+    if kind == "wandb":
+        library.finish()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(("tfevents" if kind == "tensorboard" else ".wandb") in path.name for path in written)
+    said = "".join(capfd.readouterr())
+    for secret in secrets.values():
+        assert found(tmp_path, secret.encode()) == [] and secret not in said
