@@ -35,11 +35,13 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 quickstart: $(STAMP)  ## distil the bundled teacher into a one-step pixel student, and judge it
 	@$(BIN)/l2p distill recipes/quickstart.yaml
 
-# The tests are many small tensors: more threads than two only wait for each other.
-test slow faults test-scale: export OMP_NUM_THREADS ?= 2
+# The tests are many small tensors: a process a core serves them better than threads.
+WORKERS ?= auto
+test: export OMP_NUM_THREADS ?= 1
+slow faults test-scale: export OMP_NUM_THREADS ?= 2
 
 test: $(STAMP)  ## the whole suite but the slow tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 
 slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow

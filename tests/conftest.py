@@ -15,6 +15,13 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On several processes a file stays together, since its fixtures cost more than its tests; the faults are one world."""
+    for item in items:
+        group = "faults" if item.path.parent.name == "faults" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory) -> str:
     """Folder of a random ``ZImagePipeline``: f8, 16 channels, 2 x 2 packing, dim 64; every output is non-trivial."""

@@ -68,6 +68,7 @@ def test_pictures_need_others_to_be_compared_with(l2p, pictures, tmp_path):
     assert code == 0 and json.loads(out)["summary"]["precision"] == 1
 
 
+@pytest.mark.slow
 def test_the_student_alone_and_resumed(l2p, student_folder, tmp_path, monkeypatch):
     argv = ["evaluate", student_folder, "--paths", "l2p", "--num-images", 4, "--out", tmp_path / "out"]
     argv += ["--dtype", "fp32", "--device", "cpu", "--json"]

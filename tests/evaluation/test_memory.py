@@ -23,6 +23,7 @@ def test_resident_memory_is_what_was_touched():
     assert process_status("VmHWM") >= before + held.numel() - (4 << 20)
 
 
+@pytest.mark.slow
 @linux
 def test_a_teacher_needs_its_weights_and_not_the_libraries(tiny_pipeline):
     """The tiny networks take some ten MB, torch and diffusers several hundred; a broken folder has no figure."""

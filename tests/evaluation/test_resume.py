@@ -59,6 +59,7 @@ def timeless(value):
     return value
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_repeats_the_figures_of_a_straight_one(l2p, student, tmp_path):
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     command = ("evaluate", student, "--device", "cpu", "--dtype", "fp32", "--out")

@@ -41,6 +41,7 @@ def test_a_kill_before_every_file_operation(world, name):
     check_kills(world, name, MOST)
 
 
+@pytest.mark.slow
 def test_a_true_kill_leaves_no_more_than_a_snapshot_shows(world):
     world.undisturbed("distill")
     world.clean()

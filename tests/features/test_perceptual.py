@@ -78,6 +78,7 @@ def test_pixelgen_is_its_formula(doubled):
     assert PerceptualDistance(f"pixelgen:{name}")(x, x).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 def test_lpips_is_the_package_s_own_with_weights_from_a_file(tmp_path):
     import lpips
     from safetensors.torch import save_file

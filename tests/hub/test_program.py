@@ -69,6 +69,7 @@ class WholeHead(torch.nn.Module):
             return self.head(features, c, x_in, torch.full((1,), 0.9))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_trace_of_the_head_holds_for_whole_and_for_broken_tiles(portable):
     student, generator = portable.student, torch.Generator().manual_seed(1)

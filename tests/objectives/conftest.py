@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from l2p import flow
 from l2p.lift import Lift
 from l2p.objectives import Batch, StepContext
 from l2p.patches import patchify
+from l2p.recipe import HeadConfig, StudentConfig
+from l2p.students.build import from_teacher
+from l2p.students.student import PixelStudent
+from l2p.teachers import load_teacher
 from l2p.teachers.protocol import Conditioning, LatentGeometry
 
 
@@ -75,5 +80,39 @@ def context(teacher, lift):
         batch = Batch(images, latents, noise, conditioning)
         step = torch.Generator().manual_seed(seed)
         return StepContext(Student(student), teacher, lift, batch, step, num_steps=num_steps)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def real(tiny_pipeline):
+    """A teacher of the real class with nothing left at zero, and a lift of its size."""
+    teacher = load_teacher(tiny_pipeline)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in teacher.transformer.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    basis = torch.linalg.qr(torch.randn(768, 64, generator=generator, dtype=torch.float64))[0]
+    offset = 0.2 * torch.randn(768, generator=generator, dtype=torch.float64)
+    return teacher, Lift(basis, 0.4, offset, 0.8, 0.9, 0.95)
+
+
+@pytest.fixture
+def step(real):
+    """``step(student=None)``: a step of two pictures of a fresh student, whose core is told at most time 0.9."""
+    teacher, lift = real
+
+    def make(student: PixelStudent | None = None) -> StepContext:
+        if student is None:
+            head = HeadConfig("patch", fine_patch=8, width=32, num_blocks=1, head_dim=16, tile=4, halo=2)
+            torch.manual_seed(5)
+            student = from_teacher(
+                teacher, lift, StudentConfig(max_timestep=0.9, project_noise=True, head=head)
+            )
+        noise = torch.cat([flow.noise([seed], 3, 32, 48) for seed in (1, 2)])
+        images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1
+        with torch.no_grad():
+            latents, words = teacher.encode(images), teacher.text_encoder(["a lake", "stars above a house"])
+        return StepContext(student, teacher, lift, Batch(images, latents, noise, words), torch.Generator())
 
     return make

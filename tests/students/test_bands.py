@@ -195,6 +195,7 @@ print(*(peak((3072, 512), budget) - before for budget in (125_000_000, 10**10)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_the_budget_is_kept():
     """Peak of a process of its own, fp32: a picture inside a budget that one band of all of it breaks."""

@@ -123,6 +123,7 @@ print(process_status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_loaded_weights_are_in_memory_once(tmp_path):
     """Neither a mapped file nor another copy lies beside them, at any time."""

@@ -152,6 +152,7 @@ def test_a_new_objective_with_a_critic_is_one_entry(new_run, monkeypatch):
     assert {"nudge/critic_gap", "nudge/pull"} <= set(figures["last_step"])
 
 
+@pytest.mark.slow
 def test_all_objectives_together_on_a_low_rank_student_of_two_steps(new_run):
     pytest.importorskip("peft")
     recipe = new_run("all")

@@ -393,6 +393,7 @@ def test_a_stage_that_lost_quality_says_so(new_run, monkeypatch):
     assert said in result["warnings"]
 
 
+@pytest.mark.slow
 def test_a_small_corpus_is_learned_by_heart(new_run):
     recipe = new_run()
     stage = recipe.one_step
