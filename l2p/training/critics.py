@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from l2p import distributed
 from l2p.errors import UserError
 from l2p.objectives.base import CriticObjective, StepContext
+from l2p.training.engine.log import READ_EVERY, waits
 from l2p.training.optim import build_optimizer
 
 
@@ -29,6 +30,7 @@ class Critics:
 
     def __init__(self, objectives: Iterable[tuple[str, nn.Module]], gradient_clip: float) -> None:
         self.gradient_clip = gradient_clip
+        self._norms: dict[str, Tensor] = {}  # of a GPU: the largest since the last look
         self.objectives = {name: o for name, o in objectives if isinstance(o, CriticObjective)}
         self.optimizers = {
             name: build_optimizer(o, "adamw", o.critic_learning_rate, weight_decay=0.0, betas=o.critic_betas)
@@ -51,18 +53,32 @@ class Critics:
                 sum(found.values()).backward()
                 distributed.average_gradients(objective.parameters())
                 norm = nn.utils.clip_grad_norm_(objective.parameters(), self.gradient_clip or math.inf)
-                if not torch.isfinite(norm):
-                    raise UserError(
-                        f"the critic of objectives.{name} diverged at step {ctx.step} (gradient norm {float(norm)}): "
-                        f"lower objectives.{name}.critic_learning_rate"
-                    )
+                self._guard(name, ctx.step, norm)
                 optimizer.step()
                 torch.clear_autocast_cache()  # it holds the weights as they were before this step
             optimizer.zero_grad(set_to_none=True)
             terms |= {f"{name}/critic_{term}": value.detach() for term, value in found.items()}
         return terms
 
+    def _guard(self, name: str, step: int, norm: Tensor) -> None:
+        """On a GPU a norm is looked at every :data:`READ_EVERY` steps, and before a checkpoint: reading waits."""
+        self._norms[name] = (
+            torch.maximum(norm, self._norms[name]) if name in self._norms else norm
+        )  # NaN stays
+        if not waits(norm) or (step + 1) % READ_EVERY == 0:
+            self._look(name, f" at step {step}")
+
+    def _look(self, name: str, when: str = "") -> None:
+        norm = self._norms.pop(name)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"the critic of objectives.{name} diverged{when} (gradient norm {float(norm)}): "
+                f"lower objectives.{name}.critic_learning_rate"
+            )
+
     def state_dict(self) -> dict[str, Any]:
+        for name in list(self._norms):
+            self._look(name)
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from l2p.errors import UserError
 from l2p.runtime import has_fast_bf16
+from l2p.training.engine.sharded import is_sharded
 
 # Matrices that read from or write to a foreign space (pixels, captions, time) are no hidden layers.
 BORDER_LAYERS = re.compile(
     r"embed|token|final|lm_head|(^|\.)(head\.)?(linear|output|out|readout|to_pixels|conv_in|conv_out|proj_out|proj_in|input)\.weight$"
 )
+
+BATCH = 2**25  # numbers that Muon orthogonalises at a time, unless one matrix has more
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -32,16 +35,82 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim in (2, 4) and min(parameter.shape[:2]) > 1 and not BORDER_LAYERS.search(name)
 
 
-class Fp32Muon(Muon):
-    """timm's Muon with Newton-Schulz in float32, for devices that only emulate bfloat16: half of a step's time there."""
+class GroupedMuon(Muon):
+    """timm's Muon with all matrices of one shape orthogonalised in one batch, and sums and decays in one launch for all.
+
+    Attributes:
+        newton_schulz_dtype: float32 on devices that only emulate bfloat16: half of a step's time there.
+    """
+
+    newton_schulz_dtype = torch.bfloat16
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if any(is_sharded(p) for group in self.param_groups for p in group["params"]):
+            return self._step_of_shards(closure)
+        single = muon.muon
+        muon.muon = partial(grouped_muon, dtype=self.newton_schulz_dtype)
+        try:
+            return super().step(closure)
+        finally:
+            muon.muon = single
+
+    def _step_of_shards(self, closure: Callable[[], Any] | None) -> Any:
+        """One matrix after the other: shards of several do not stack."""
         newton_schulz = muon.zeropower_via_newtonschulz
-        muon.zeropower_via_newtonschulz = partial(newton_schulz, dtype=torch.float32)
+        muon.zeropower_via_newtonschulz = partial(newton_schulz, dtype=self.newton_schulz_dtype)
         try:
             return super().step(closure)
         finally:
             muon.zeropower_via_newtonschulz = newton_schulz
+
+
+def grouped_muon(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_bufs: list[Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    ns_steps: int,
+    ns_coefficients: Any,
+    eps: float,
+    safety_factor: float,
+    adjust_lr_fn: str,
+    scale_eps: bool,
+    dtype: torch.dtype,
+    **_: Any,
+) -> None:
+    """In place of :func:`timm.optim.muon.muon`, which takes one matrix after the other; convolutions are flattened."""
+    coefficients = muon.resolve_ns_coefficients(ns_coefficients, muon._COEFFICIENTS)
+    torch._foreach_mul_(params, 1 - lr * weight_decay)
+    torch._foreach_lerp_(momentum_bufs, grads, 1 - momentum)
+    updates = torch._foreach_lerp(grads, momentum_bufs, momentum) if nesterov else momentum_bufs
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for number, update in enumerate(updates):
+        shapes.setdefault((len(update), update[0].numel()), []).append(number)
+    batches = [
+        (shape, numbers[first : first + many])
+        for shape, numbers in shapes.items()
+        for many in (max(1, BATCH // (shape[0] * shape[1])),)
+        for first in range(0, len(numbers), many)
+    ]
+    for shape, numbers in batches:
+        batch = torch.stack([updates[number].flatten(1) for number in numbers])
+        turned = muon.zeropower_via_newtonschulz(
+            batch,
+            ns_steps,
+            coefficients,
+            eps=eps,
+            safety_factor=safety_factor,
+            dtype=dtype,
+            scale_eps=scale_eps,
+        )
+        scale = muon.get_lr_scale(torch.Size(shape), adjust_lr_fn)
+        turned = turned.to(params[numbers[0]].dtype)
+        moves = [turned[i].view(params[number].shape) for i, number in enumerate(numbers)]
+        torch._foreach_add_([params[number] for number in numbers], moves, alpha=-lr * scale)
 
 
 def build_optimizer(
@@ -75,8 +144,9 @@ def build_optimizer(
         no_weight_decay_list=[name for name, p in named if p.numel() <= max(p.shape, default=1)],
         fallback_list=[name for name, p in named if kind == "adamw" or not is_hidden_matrix(name, p)],
     )
+    on_gpu = named[0][1].device.type == "cuda"
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=on_gpu or None)
     # Nesterov's momentum is Muon's alone: timm would turn the others' AdamW into NAdamW with it.
     groups = [
         {**group, "nesterov": False, "eps": 1e-8}
@@ -84,10 +154,12 @@ def build_optimizer(
         else {**group, "use_muon": True, "nesterov": True}
         for group in groups
     ]
-    kind_of_muon = Muon if has_fast_bf16(named[0][1].device) else Fp32Muon
-    return kind_of_muon(
+    optimizer = GroupedMuon(
         groups, lr=lr, ns_coefficients="original", adjust_lr_fn="match_rms_adamw", betas=betas
     )
+    if not has_fast_bf16(named[0][1].device):
+        optimizer.newton_schulz_dtype = torch.float32
+    return optimizer
 
 
 class WarmupConstantDecay(Scheduler):

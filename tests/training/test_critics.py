@@ -69,6 +69,21 @@ def test_a_critic_that_diverges_is_named():
         Critics([("bad", follower())], 0.0).step(Step)
 
 
+def test_on_a_gpu_a_critic_is_looked_at_now_and_then_and_before_a_checkpoint(monkeypatch):
+    class Step:
+        batch, step = torch.tensor(float("nan")), 7
+        purpose = staticmethod(nullcontext)
+
+    monkeypatch.setattr("l2p.training.critics.waits", lambda norm: True)
+    critics = Critics([("bad", follower())], 0.0)
+    critics.step(Step)
+    with pytest.raises(UserError, match="critic of objectives.bad diverged .gradient norm nan"):
+        critics.state_dict()
+    Step.step = 15
+    with pytest.raises(UserError, match="diverged at step 15"):
+        critics.step(Step)
+
+
 def test_a_weight_changed_under_autocast_is_seen_at_once():
     """Autocast keeps a bf16 copy of each weight; a critic's later updates must not read the old one."""
 
