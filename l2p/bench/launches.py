@@ -6,6 +6,7 @@ their real sizes pass in a second; a tensor on the wrong device raises, as it wo
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,3 +154,24 @@ def counted(device: str = "cuda") -> Iterator[Launches]:
     """A count of what runs on a device within the `with`; to be entered within `FakeTensorMode`."""
     with FusedAttention(), Launches(device) as launches:
         yield launches
+
+
+@contextmanager
+def without_tables() -> Iterator[None]:
+    """Outside the `with` no network finds a table of positions that was made of tensors without numbers inside it."""
+    _forget_tables()
+    try:
+        yield
+    finally:
+        _forget_tables()
+
+
+def _forget_tables() -> None:
+    homes = [
+        m
+        for name, m in sys.modules.items()
+        if name.startswith(("l2p.students", "l2p.teachers", "l2p_kernels"))
+    ]
+    for function in (value for home in homes for value in vars(home).values()):
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()

@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   l2p bench --preset tiny --sizes 256,512 --paths l2p,l2p-unet
   l2p bench --preset base --sizes 1024,2048,4096 --json bench.json --plot bench.png
+  l2p bench --preset base --sizes 4096 --count
   l2p bench --preset base --paths vae-tiled --teacher-steps 0 --sizes 4096 --rounds 1 --time-limit 1200
 """
 PATH_NAMES = (
@@ -36,6 +37,10 @@ BUDGETED = Mode("a path of l2p's own networks", ("memory_budget",))
 ONE_STEP = Mode("a path of one step", ("cuda_graphs",))
 MANY_STEPS = Mode("--paths with l2p-multistep", ("student_steps",))
 LATENT = Mode("a path in latents", ("teacher_steps",))
+TIMED = Mode(
+    "timing",
+    ("paths", "rounds", "warm_up", "batch", "time_limit", "threads", "device", "dtype", "compile", "plot"),
+)  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -87,11 +92,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="write everything as JSON: machine, settings and `rows`"
     )
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="time nothing: launches, bytes and copies of our student's step on a GPU, counted on any machine",
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw time and memory over size, .png, .svg or .pdf")
 
 
 def run(args: argparse.Namespace) -> None:
     paths, sizes = _paths(args.paths), _sizes(args.sizes)
+    modes = [BUDGETED, ONE_STEP, MANY_STEPS, LATENT, TIMED]
+    if args.count:
+        check_modes(args, modes, [])
+        return _count(args.preset, sizes, args.json)
     if args.plot and not args.plot.lower().endswith((".png", ".svg", ".pdf")):
         raise UserError(f"--plot is {args.plot}, expected a file that ends in .png, .svg or .pdf")
     if args.plot and args.plot == args.json:
@@ -103,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
         MANY_STEPS: "l2p-multistep" in paths,
         LATENT: bool({*paths} - {*STUDENTS}),
     }
-    check_modes(args, uses, [mode for mode, used in uses.items() if used])
+    check_modes(args, modes, [TIMED, *(mode for mode, used in uses.items() if used)])
     import sys
 
     from l2p import runtime
@@ -153,6 +167,38 @@ def run(args: argparse.Namespace) -> None:
 
         plot(rows, args.plot, f"preset {args.preset}, {common['dtype']}, {facts['machine']['device']}")
     _print(facts)
+
+
+def _count(preset: str, sizes: list[tuple[int, int]], json_file: str | None) -> None:
+    from rich.table import Table
+
+    from l2p import runtime
+    from l2p.bench.step_count import count_step
+    from l2p.console import Console
+    from l2p.files import write_json
+
+    runtime.silence_libraries()
+    rows = []
+    for height, width in sizes:
+        counts, copied = count_step(preset, height, width)
+        parts = {name: {"launches": c.total, "bytes_moved": c.moved} for name, c in counts.items()}
+        to_host = [size.numel() for size in copied] + counts["whole"].to_host
+        row = {"preset": preset, "height": height, "width": width, "dtype": "bf16", **parts}
+        row |= {"bytes_to_host": sum(to_host), "bytes_to_device": sum(counts["whole"].to_device)}
+        row["waits"] = counts["whole"].waits
+        rows.append(row)
+        table = Table(
+            "part", "launches", "GB moved", title=f"{preset}, {height} x {width}, bf16: counts, not timings"
+        )
+        for name, part in parts.items():
+            table.add_row(name, str(part["launches"]), f"{part['bytes_moved'] / 1e9:.2f}")
+        table.caption = (
+            f"{sum(to_host) / 1e6:.1f} MB to the host in {len(to_host)} copy, {row['bytes_to_device']} bytes from it, "
+            f"{len(row['waits'])} waits besides"
+        )
+        Console(highlight=False, soft_wrap=True).print(table)
+    if json_file:
+        write_json(json_file, {"rows": rows})
 
 
 def _paths(text: str) -> list[str]:

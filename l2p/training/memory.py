@@ -11,7 +11,6 @@ What is not counted: the libraries' own memory (CUDA's context, NCCL's buffers, 
 from __future__ import annotations
 
 import math
-import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from l2p.bench.launches import without_tables
 from l2p.errors import UserError
 from l2p.files import read_json
 from l2p.hub.client import TEXTS, HubName, download
@@ -193,27 +193,6 @@ def _teacher(family: type[Teacher], folder: Path, name: str) -> Teacher:
 
 
 @contextmanager
-def _without_tables() -> Iterator[None]:
-    """Outside the `with` no network finds a table of positions that was made of tensors without numbers inside it."""
-    _forget_tables()
-    try:
-        yield
-    finally:
-        _forget_tables()
-
-
-def _forget_tables() -> None:
-    homes = [
-        m
-        for name, m in sys.modules.items()
-        if name.startswith(("l2p.students", "l2p.teachers", "l2p_kernels"))
-    ]
-    for function in (value for home in homes for value in vars(home).values()):
-        if hasattr(function, "cache_clear"):
-            function.cache_clear()
-
-
-@contextmanager
 def _made_in(dtype: torch.dtype) -> Iterator[None]:
     """Networks made inside the `with` have their weights in this dtype; fake ones cannot be cast afterwards."""
     before = torch.get_default_dtype()
@@ -301,7 +280,7 @@ def stage_bytes(recipe: Recipe, stage: str, checkpointing: bool) -> StageBytes:
         if name not in uncounted
     }
     found = parts(recipe, checkpointing)
-    with found.mode, _without_tables():
+    with found.mode, without_tables():
         student, teacher = found.student, found.teacher
         objectives = nn.ModuleDict(
             {

@@ -69,10 +69,10 @@ def test_presets():
 
 
 def test_info_of_a_preset(l2p, monkeypatch):
-    monkeypatch.setattr(counting, "SIDES", (1024, 8192))
+    monkeypatch.setattr(counting, "SIDES", (1024,))
     code, out, _ = l2p("info", "z-image", "--json")
     facts = json.loads(out)
-    assert code == 0 and [row["side"] for row in facts["pictures"]] == [1024, 8192]
+    assert code == 0 and [row["side"] for row in facts["pictures"]] == [1024]
     assert facts["pictures"][0]["core_parameters"] == pytest.approx(6.15e9, rel=0.01)
     code, out, _ = l2p("info", "tiny")
-    assert code == 0 and "8192 px" in out
+    assert code == 0 and "1024 px" in out

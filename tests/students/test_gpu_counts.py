@@ -2,80 +2,47 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from l2p.bench.launches import counted, fake
-from l2p.students import tiled_inference
+from l2p.bench.launches import counted
+from l2p.bench.step_count import count_step
 from l2p.students.heads.block import gated_product, scaled_norm
-from l2p.students.pipeline import StudentPipeline
-from l2p.students.presets import preset_spec
-from l2p.students.student import PixelStudent
-from l2p.teachers.protocol import Conditioning
 
-SIDE, TOKENS = 4096, 40
+SIDE = 4096
 
 
 @pytest.fixture(scope="module")
 def on_gpu():
-    """A `base` student of 4096 px in bf16 on a fake GPU, captions of 40 tokens, and what the parts of a warm step take."""
-    with torch.device("meta"):
-        student = PixelStudent(preset_spec("base", SIDE, SIDE)).to(torch.bfloat16).eval()
-    with FakeTensorMode(), torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        fake(student)
-        embeds = torch.empty(1, TOKENS, 512, dtype=torch.bfloat16, device="cuda")
-        words = Conditioning(embeds, torch.tensor([TOKENS]))
-        pipeline = StudentPipeline(student, lambda prompts: words, torch.bfloat16)
-        patch.setattr(tiled_inference, "default_budget", lambda device: 40 * 10**9)
-        taken = []
-        patch.setattr(tiled_inference, "on_host", lambda x: taken.append(x) or np.zeros(x.shape, np.uint8))
-        counts = {}
-
-        def part(owner, name, label):
-            run = getattr(owner, name)
-
-            def timed(*args, **kwargs):
-                with counted() as count:
-                    out = run(*args, **kwargs)
-                counts.setdefault(label, []).append(count)
-                return out
-
-            patch.setattr(owner, name, timed)
-
-        pipeline.generate_arrays(["a lake"], [1], SIDE, SIDE)  # tables are made
-        part(student.core, "run", "core")
-        part(student.head, "rows", "head")
-        taken.clear()
-        with counted() as whole:
-            pipeline.generate_arrays(["a lake"], [1], SIDE, SIDE)
-    return {"whole": [whole], **counts}, taken
+    return count_step("base", SIDE, SIDE)
 
 
 def test_a_warm_step_neither_waits_nor_copies_but_its_result(on_gpu):
-    counts, taken = on_gpu
-    (whole,) = counts["whole"]
+    counts, copied = on_gpu
+    whole = counts["whole"]
     assert whole.waits == whole.to_host == whole.to_device == []
-    assert [x.shape for x in taken] == [(3 * SIDE * SIDE + 1,)]  # 8 bits, and one for NaN
+    assert copied == [(3 * SIDE * SIDE + 1,)]  # 8 bits, and one for NaN
     assert whole.kernels["philox_normal"] == 1
     assert whole.total <= 460
 
 
 def test_the_core_is_at_most_350_launches(on_gpu):
-    (core,) = on_gpu[0]["core"]
+    core = on_gpu[0]["core"]
     assert core.total <= 350 and core.moved < 7e9
 
 
 def test_the_head_is_one_band_of_at_most_120_launches(on_gpu):
-    (head,) = on_gpu[0]["head"]
+    head = on_gpu[0]["head"]
     assert head.total <= 80 and head.moved < 15.6e9
     assert not head.kernels["native_layer_norm"] > 7 and not head.kernels["mm"] > 12  # no stripes
 
 
 def test_one_picture_is_scaled_by_its_norm(on_gpu):
     """Of the head's blocks: two passes over 256 MB of the fine grid less in each; on a CPU, the same numbers."""
-    assert on_gpu[0]["head"][0].kernels["native_layer_norm"] == 7
+    assert on_gpu[0]["head"].kernels["native_layer_norm"] == 7
     x, scale = torch.randn(1, 3, 5, 8), torch.randn(1, 1, 1, 8)
     with torch.no_grad():
         weighted = torch.nn.functional.layer_norm(x, (8,), scale.flatten(), eps=1e-6)
@@ -84,7 +51,7 @@ def test_one_picture_is_scaled_by_its_norm(on_gpu):
 
 def test_one_picture_is_gated_by_its_product(on_gpu):
     """The branches of the head's two blocks: a gate in the weight, a sum in the product."""
-    head = on_gpu[0]["head"][0]
+    head = on_gpu[0]["head"]
     assert head.kernels["addmm"] >= 4 and not head.kernels["addcmul"]
     x, gate, values, weight = (
         torch.randn(size) for size in ((1, 3, 5, 8), (1, 1, 1, 8), (1, 3, 5, 6), (8, 6))
@@ -104,6 +71,19 @@ def test_what_is_counted():
     assert count.kernels == {"mm": 1, "_to_copy": 2, "mul_": 1} and count.bytes["mul_"] == 2 * 4 * 16 * 4
     assert count.bytes["mm"] == 4 * (8 * 4 + 16 * 4 + 8 * 16)
     assert count.to_host == [4 * 8 * 16] and count.to_device == [12] and count.waits == ["_to_copy"]
+
+
+def test_the_command_counts(l2p, tmp_path):
+    code, out, err = l2p(
+        "bench", "--count", "--preset", "tiny", "--sizes", "256", "--json", tmp_path / "count.json"
+    )
+    (row,) = json.loads((tmp_path / "count.json").read_text())["rows"]
+    counts, _ = count_step("tiny", 256, 256)
+    assert code == 0 and err == "" and "tiny, 256 x 256" in out
+    assert row["head"] == {"launches": counts["head"].total, "bytes_moved": counts["head"].moved}
+    assert row["waits"] == [] and row["bytes_to_host"] == 3 * 256**2 + 1
+    code, _, err = l2p("bench", "--count", "--rounds", "3")
+    assert code == 2 and err.startswith("l2p: --rounds goes with timing")
 
 
 def test_a_tensor_on_the_wrong_device_is_found():
