@@ -50,7 +50,7 @@ OPTIONS = "name: x\ncorpus: {{quality: {{scorer: s, options: {{a: {} }}}}}}\n"
         (OPTIONS.format("[" * 24 + "]" * 24), OPTIONS.format("[" * 15 + "]" * 15), "nested deeper than 24"),
         (
             OPTIONS.format(f"[{'1,' * yaml_file.MOST_NODES}]"),
-            OPTIONS.format(f"[{'1,' * (yaml_file.MOST_NODES // 20)}]"),
+            OPTIONS.format(f"[{'1,' * (yaml_file.MOST_NODES // 100)}]"),
             "more than 20000 values",
         ),
         (

@@ -94,11 +94,11 @@ STRANGE = [
 def test_a_recipe_alone_sends_no_variable_and_no_prompt_to_a_strange_address(l2p, recipe, url, key):
     (Path.cwd() / "private.txt").write_text("my password\n")
     path = recipe(LLM.format(url=url, key=key, prompts=str(Path.cwd() / "private.txt")))
+    with pytest.raises(UserError, match="a file alone"):  # words about other keys are no word about this one
+        load_recipe(path, [f"name=a-{url.rpartition('/')[2]}", f"corpus.quality={{scorer: '{url}'}}"])
     for verb in ("distill", "synthesize"):
         code, _, err = l2p(verb, path, "--dry-run")
         assert code == 2 and "which a file alone may not ask for" in err and err.count("\n") == 1, err
-    with pytest.raises(UserError, match="a file alone"):  # words about other keys are no word about this one
-        load_recipe(path, [f"name=a-{url.rpartition('/')[2]}", f"corpus.quality={{scorer: '{url}'}}"])
     words = [f"corpus.llm.base_url={url}", f"corpus.llm.key_env={key}"]
     assert load_recipe(path, words).corpus.llm.base_url == url
     if key != "OPENAI_API_KEY":
