@@ -355,7 +355,7 @@ def test_a_recipe_that_holds_a_token_is_not_published(l2p, hub, student_folder, 
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(student_folder / part, tmp_path / "student" / part)
     code, _, err = l2p("push", tmp_path / "student", NAME)
-    assert code == 2 and "looks like a Hub token" in err and "abcdefgh" not in err and not hub.repos
+    assert code == 2 and "looks like a token or a key" in err and "abcdefgh" not in err and not hub.repos
 
 
 def test_an_endpoint_with_a_password_is_refused(l2p, hub, student_folder):
