@@ -145,17 +145,16 @@ class _Unpickler(pickle.Unpickler):
 def _reader(step: Path) -> Any:
     """torch's reader of a step's folder, that takes tensors alone, and those from the folder's own files.
 
-    torch itself would unpickle `.metadata`, and every entry in it that is no tensor. Raises ValueError.
+    torch itself would unpickle `.metadata`, and every entry in it that is no tensor: READABLE knows none of those.
+    Raises ValueError, UnpicklingError.
     """
     from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+    from torch.distributed.checkpoint.metadata import Metadata
 
     with (step / ".metadata").open("rb") as file:
         metadata = _Unpickler(file).load()
     if not isinstance(metadata, Metadata):
         raise ValueError("its .metadata is no checkpoint's")
-    if not all(isinstance(entry, TensorStorageMetadata) for entry in metadata.state_dict_metadata.values()):
-        raise ValueError("its .metadata lists what is no tensor")
     if any(Path(info.relative_path).name != info.relative_path for info in metadata.storage_data.values()):
         raise ValueError("its .metadata names files of another folder")
 
