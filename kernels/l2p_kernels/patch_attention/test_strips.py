@@ -32,14 +32,15 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*((case, torch.float32) for case in CASES), (CASES[1], torch.float16)], ids=str
+)
 def test_matches_the_fp64_reference(case, dtype):
     errors = errors_against_reference(case, "triton_strips", dtype, DEVICE)
     assert max(errors.values()) <= TOLERANCE[dtype], errors
 
 
-@pytest.mark.parametrize("capability", (80, 90, 100, 120))
+@pytest.mark.parametrize("capability", (80, 90, 100))
 def test_whole_and_half_tiles_give_the_same(capability, monkeypatch):
     """What each kind of matrix instruction has registers for; the interpreter takes the last elsewhere."""
     chosen = strips.options("forward", capability)
@@ -47,7 +48,6 @@ def test_whole_and_half_tiles_give_the_same(capability, monkeypatch):
         80: (4, False),
         90: (8, True),
         100: (8, False),
-        120: (4, False),
     }[capability]
     if DEVICE == "cpu":
         monkeypatch.setattr(strips, "_capability", lambda x: capability)
