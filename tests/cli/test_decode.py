@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from l2p.decoders.build import from_teacher
 from l2p.decoders.io import save_decoder
+from l2p.errors import UserNotice
 from l2p.recipe import HeadConfig
 from l2p.teachers import load_teacher
 
@@ -79,6 +80,11 @@ def test_a_prompt_stopped_early(l2p, weights, tiny_pipeline, tmp_path):
     (row,) = json.loads(out)
     assert code == 0 and row["width"] == 128 and 0 < row["sigma"] <= 0.5
     assert row["steps_skipped"] > 0 and row["seconds_saved"] > 0
+    with pytest.warns(UserNotice, match="--stop-at-sigma 0.01 skips none of 2 steps"):
+        l2p(
+            "decode", "a house", "--teacher", tiny_pipeline, "--weights", weights, "--stop-at-sigma", 0.01, "--height", 32,
+            "--width", 32, "--teacher-steps", 2, "--threads", 1, "--dtype", "fp32", "--out", tmp_path / "i.png",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
