@@ -33,7 +33,7 @@ def poisoned():
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), [*((case, torch.float32) for case in CASES), (CASES[1], torch.float16)], ids=str
+    ("case", "dtype"), [*((case, DTYPES[0]) for case in CASES), (CASES[1], torch.float16)], ids=str
 )
 def test_matches_the_fp64_reference(case, dtype):
     errors = errors_against_reference(case, "triton_strips", dtype, DEVICE)
