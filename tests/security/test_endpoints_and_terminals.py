@@ -192,7 +192,7 @@ def test_honest_texts_are_not_masked():
 def test_a_recipe_that_holds_a_key_is_refused_before_it_is_kept(l2p, tmp_path, line):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"name: x\noutput_dir: {tmp_path / 'out'}\n{line}\n")
-    code, out, err = l2p("distill", path)
+    code, out, err = l2p("distill", path, "--dry-run")
     assert code == 2 and "holds what looks like a key" in err and err.count("\n") == 1
     assert not any(part in out + err for part in ("abc", "swordfish")) and not (tmp_path / "out").exists()
     path.write_text("name: x\ncorpus: {quality: {scorer: s, options: {max_tokens: 5, weights: a/b}}}\n")
