@@ -15,6 +15,7 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """On several processes a file stays together, since its fixtures cost more than its tests; the faults are one world."""
     for item in items:
