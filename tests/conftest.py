@@ -15,12 +15,10 @@ import pytest
 import torch
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """On several processes a file stays together, since its fixtures cost more than its tests; the faults are one world."""
-    for item in items:
-        group = "faults" if item.path.parent.name == "faults" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = "faults" if item.path.parent.name == "faults" else item.path.relative_to(item.config.rootpath)
+    item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
 @pytest.fixture(scope="session")
