@@ -155,6 +155,7 @@ print(faults(2**25), faults(2**24))  # which finds room in what the one before h
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the habit of glibc")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     _, given_back, _, kept = map(int, done.stdout.split())

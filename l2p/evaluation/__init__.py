@@ -34,7 +34,7 @@ _HOME = {
     "lpips_distance": "perceptual",
     "native_crops": "native",
     "patch_frechet": "native",
-    "precision_recall": "precision_recall",
+    "precision_recall": "precision_and_recall",
     "psnr": "psnr_ssim",
     "radial_power_spectrum": "spectrum",
     "repeated_share": "repetition",

@@ -10,7 +10,7 @@ from torch import Tensor
 from l2p.evaluation.bootstrap import bootstrap_interval
 from l2p.evaluation.frechet import gaussian_distance, symmetric_root
 from l2p.evaluation.kid import kernel_distance, kernel_interval
-from l2p.evaluation.precision_recall import precision_recall
+from l2p.evaluation.precision_and_recall import precision_recall
 
 KEPT = 4096  # features kept of a set (2 MB): more sharpen no figure here
 K = 3  # neighbours of precision and recall

@@ -21,7 +21,7 @@ from torch import Tensor
 from l2p.evaluation.distances import KEPT, K
 from l2p.evaluation.frechet import FeatureStatistics, frechet_distance
 from l2p.evaluation.kid import kernel_distance
-from l2p.evaluation.precision_recall import precision_recall
+from l2p.evaluation.precision_and_recall import precision_recall
 from l2p.features import FeatureNetwork
 from l2p.images import to_uint8
 from l2p.runtime import no_autocast

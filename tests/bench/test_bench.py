@@ -45,6 +45,7 @@ def test_rows_of_two_paths_with_json_and_plot(l2p, tmp_path):
     assert err.count("128 x 64:") == 4 and "l2p" in out and "taesd" in out
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_row(monkeypatch):
     """A worker that takes too long, and one that cannot be built."""
     jobs = [Job("l2p", "tiny", 64, 64), Job("nothing", "tiny", 64, 64)]

@@ -37,6 +37,7 @@ def test_shares_in_any_order_make_the_corpus_of_one_process(corpora, straight, t
     assert (folder / "manifest.json").read_bytes() == (straight / "manifest.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_at_once_of_which_one_dies(corpora, tmp_path):
     """Three at a time, with a list of prompts that all but the first wait for; then two go on where they stopped."""
     command = [sys.executable, corpora.__file__, str(tmp_path), "--share"]

@@ -38,6 +38,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(corpora, straight, tmp_path):
     """At every moment: nothing lost, nothing doubled, every byte the same."""
     command = [sys.executable, corpora.__file__, str(tmp_path), *KILLS]

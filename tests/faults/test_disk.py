@@ -108,6 +108,7 @@ def check_vanished(world, name: str, parts: int) -> None:
         world.check_resumed(name, what)
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes(world):
     check_vanished(world, "generate", 1)
 

@@ -116,6 +116,7 @@ def run_with_critics(new_run, name, dtype="fp32", **changes):
     return recipe
 
 
+@pytest.mark.slow
 def test_kill_and_resume_equals_straight_with_critics_too(new_run, monkeypatch):
     straight = run_with_critics(new_run, "straight")
     distill.run(straight, progress=False)

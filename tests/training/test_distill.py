@@ -331,6 +331,7 @@ def test_resume_from_a_checkpoint_of_ones_choice(new_run, straight, tmp_path):
     assert not (Path(recipe.output_dir) / "logs" / "one_step.csv").exists()  # no step was left to train
 
 
+@pytest.mark.slow
 def test_every_stage_starts_from_the_average_before_it_and_in_bf16_too(new_run):
     recipe = new_run()
     recipe.dtype = "bf16"

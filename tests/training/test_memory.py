@@ -45,6 +45,7 @@ def allocated(run) -> int:
         pytest.param("fp32", True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_step_is_counted_as_the_allocator_sees_it(recipe, tiny_pipeline, dtype, checkpointing):
     recipe.dtype, recipe.one_step.objectives["pairs"]["perceptual_fraction"] = dtype, 1.0
     counted = stage_bytes(recipe, "one_step", checkpointing)
