@@ -112,7 +112,6 @@ def check_file(world, name: str, path: str, interrupted: bool, damages) -> list[
     [
         ("train-head", "latents.npy", "byte in the middle"),
         ("train-head", "latents.npy.done", "byte in the middle"),
-        ("train-head", ".l2p.json", "byte in the middle"),
         ("train-head", "pixel_head/model.safetensors", "byte at two thirds"),
     ],
 )

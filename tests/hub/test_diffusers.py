@@ -146,7 +146,8 @@ pipe("a lake", height=32, width=48, num_inference_steps=1, generator=generator).
 
 
 @pytest.mark.parametrize(
-    ("dtype", "short", "accelerate"), [("float32", "fp32", "yes"), ("bfloat16", "bf16", "no")]
+    ("dtype", "short", "accelerate"),
+    [("float32", "fp32", "yes"), pytest.param("bfloat16", "bf16", "no", marks=pytest.mark.slow)],
 )
 def test_with_diffusers_alone_it_is_the_same_picture(
     exported, run_folder, tmp_path, dtype, short, accelerate
