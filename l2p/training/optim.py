@@ -46,22 +46,15 @@ class GroupedMuon(Muon):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         if any(is_sharded(p) for group in self.param_groups for p in group["params"]):
-            return self._step_of_shards(closure)
-        single = muon.muon
-        muon.muon = partial(grouped_muon, dtype=self.newton_schulz_dtype)
+            name, run = "zeropower_via_newtonschulz", muon.zeropower_via_newtonschulz  # shards do not stack
+        else:
+            name, run = "muon", grouped_muon
+        original = getattr(muon, name)
+        setattr(muon, name, partial(run, dtype=self.newton_schulz_dtype))
         try:
             return super().step(closure)
         finally:
-            muon.muon = single
-
-    def _step_of_shards(self, closure: Callable[[], Any] | None) -> Any:
-        """One matrix after the other: shards of several do not stack."""
-        newton_schulz = muon.zeropower_via_newtonschulz
-        muon.zeropower_via_newtonschulz = partial(newton_schulz, dtype=self.newton_schulz_dtype)
-        try:
-            return super().step(closure)
-        finally:
-            muon.zeropower_via_newtonschulz = newton_schulz
+            setattr(muon, name, original)
 
 
 def grouped_muon(
