@@ -70,7 +70,7 @@ class StepContext:
 
     Args:
         student: ``(x_t [B, 3, H, W], t [B], conditioning, r [B]) -> x_0 [B, 3, H, W]``, r being where its step ends; in two
-            parts too, ``look`` and ``paint``, as :class:`l2p.students.student.PixelStudent` has them.
+            parts too, ``forward_features`` and ``forward_head``, as :class:`l2p.students.student.PixelStudent` has them.
         generator: its seed is that of every stream of random numbers of this step, see :meth:`purpose`.
         step: number of the optimiser step.
         num_steps: steps the student draws a picture in.

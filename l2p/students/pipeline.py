@@ -219,7 +219,7 @@ class StudentPipeline:
         memory_budget: int | None = None,
         guidance_scale: float | None = None,
     ) -> Pictures:
-        """Pictures uint8 [B, height, width, 3], one a prompt and seed; very large ones lie in a file (`painting`).
+        """Pictures uint8 [B, height, width, 3], one a prompt and seed; very large ones lie in a file (`tiled_inference`).
 
         Sides are multiples of 8. Whole patches of noise are drawn and the picture is cut from them, so that the student
         never sees a patch that it was not trained for.
